@@ -1,0 +1,61 @@
+"""Variational autoencoders as Pyro programs.
+
+    import pyro_vae as pv
+
+    data = pv.load_data("mnist")
+    vae = pv.build("mixture", "diagonal", data)
+    run = pv.fit(vae, data, epochs=50)
+    print(pv.log_likelihood(run.program, data.observed("test"), num_samples=5000))
+
+Importing this package changes no global state, and imports torch only when something is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_data": "pyro_vae.data",
+    "Data": "pyro_vae.data",
+    "build": "pyro_vae.spec",
+    "Spec": "pyro_vae.spec",
+    "fit": "pyro_vae.training.fit",
+    "load": "pyro_vae.training.run",
+    "Run": "pyro_vae.training.run",
+    "log_likelihood": "pyro_vae.evaluation.importance",
+    "LogLikelihood": "pyro_vae.evaluation.result",
+    "evaluate": "pyro_vae.evaluation.evaluate",
+    "encode": "pyro_vae.programs.latents",
+    "decode": "pyro_vae.programs.latents",
+    "sample": "pyro_vae.programs.latents",
+    "reconstruct": "pyro_vae.programs.latents",
+    "Program": "pyro_vae.programs.contract",
+    "UserError": "pyro_vae.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from pyro_vae.data import Data, load_data
+    from pyro_vae.errors import UserError
+    from pyro_vae.evaluation.evaluate import evaluate
+    from pyro_vae.evaluation.importance import log_likelihood
+    from pyro_vae.evaluation.result import LogLikelihood
+    from pyro_vae.programs.contract import Program
+    from pyro_vae.programs.latents import decode, encode, reconstruct, sample
+    from pyro_vae.spec import Spec, build
+    from pyro_vae.training.fit import fit
+    from pyro_vae.training.run import Run, load
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,12 @@
+"""The command line: one file per command, each importing what it uses when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run ``pyro-vae``: exit status 0; 2 and one line for what the user can mend; 1 for a fault of ours."""
+    from pyro_vae.cli.app import run
+
+    sys.exit(run(sys.argv[1:] if args is None else args))

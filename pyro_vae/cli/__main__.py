@@ -1,0 +1,5 @@
+"""``python -m pyro_vae.cli``."""
+
+from pyro_vae.cli import main
+
+main()

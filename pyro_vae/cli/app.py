@@ -1,0 +1,77 @@
+"""All commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from pyro_vae.cli import evaluate, interpolate, list_, manifold, reconstruct, sample, show, train
+from pyro_vae.errors import UserError
+
+app = typer.Typer(
+    name="pyro-vae",
+    help="Variational autoencoders as Pyro programs: declare, train, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from pyro_vae import __version__
+
+        print(f"pyro-vae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("sample")(sample.sample)
+app.command("reconstruct")(reconstruct.reconstruct)
+app.command("interpolate")(interpolate.interpolate)
+app.command("manifold")(manifold.manifold)
+app.command("list")(list_.list_)
+app.command("show")(show.show)
+
+
+def run(args: list[str]) -> int:
+    """Run one command line and return its exit status."""
+    try:
+        status: Any = app(args, prog_name="pyro-vae", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except UserError as error:
+        return _refuse(str(error))
+    except (KeyboardInterrupt, EOFError):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        # typer carries a click of its own in some versions: its errors are known by what they can do
+        if type(error).__name__ == "Abort":
+            print("interrupted", file=sys.stderr)
+            return 130
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            return _refuse(error.format_message())
+        traceback.print_exc()
+        print("This is a fault of pyro-vae; please report it with the lines above.", file=sys.stderr)
+        return 1
+
+
+def _refuse(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2

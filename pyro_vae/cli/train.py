@@ -1,0 +1,150 @@
+"""``pyro-vae train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pyro_vae.cli.options import DataRoot, Device
+
+if TYPE_CHECKING:
+    from pyro_vae.data import Data
+
+BLOCKS = ("prior", "likelihood", "posterior", "encoder", "decoder")
+
+
+def train(
+    data: Annotated[str, typer.Argument(metavar="[DATA]", help="A data set, a .npy or .npz file, or a folder of images.")] = "digits",
+    model: Annotated[str | None, typer.Option(help="A declared model, or the path of a .toml or .py file.")] = None,
+    guide: Annotated[str | None, typer.Option(help="A declared guide, or the path of a .toml file.")] = None,
+    prior: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the model's.")] = None,
+    likelihood: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the model's.")] = None,
+    posterior: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the guide's.")] = None,
+    encoder: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the guide's.")] = None,
+    decoder: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the model's.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="dotted.key=value", help="Any key of the two specs.")] = None,
+    objective: Annotated[str, typer.Option(metavar="NAME[:key=value,...]", help="What is minimised.")] = "elbo",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows [default: 50].", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.", show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step [default: 128].", show_default=False)] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak step size [default: 0.002].", show_default=False)] = None,
+    schedule: Annotated[str | None, typer.Option(help="one-cycle, cosine or constant [default: one-cycle].", show_default=False)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adam, adamw, adamax, rmsprop, adagrad or sgd [default: adam].", show_default=False)] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient.", show_default=False)] = None,
+    average: Annotated[float | None, typer.Option(help="Decay of the averaged weights, 0 for none [default: 0.999].", show_default=False)] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better validation ELBO.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the shuffles and the noise.")] = 0,
+    device: Device = "auto",
+    binarization: Annotated[str | None, typer.Option(help="none, static, dynamic or threshold [default: the data set's].", show_default=False)] = None,
+    dequantization: Annotated[str | None, typer.Option(help="none or uniform [default: uniform under a density].", show_default=False)] = None,
+    validation: Annotated[int | None, typer.Option(help="Rows held back for validation.", show_default=False)] = None,
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory [default: runs/DATA-MODEL-GUIDE].", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it was declared.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train a model and a guide on DATA, and write a run directory."""
+    from pyro_vae.cli.runs import say
+    from pyro_vae.errors import UserError
+    from pyro_vae.training.fit import fit
+
+    if resume:
+        _resume(out, data_root, device, quiet)
+        return
+    if epochs is not None and epochs < 1:
+        raise UserError(f"--epochs {epochs}: expected at least 1")
+    settings: dict[str, Any] = {
+        "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip_norm": clip_norm, "patience": patience,
+    }  # fmt: skip
+    settings = {k: v for k, v in settings.items() if v is not None}
+    if average is not None:
+        settings["average"] = average or None
+    blocks = dict(zip(BLOCKS, (prior, likelihood, posterior, encoder, decoder), strict=True))
+    overrides = {k: v for k, v in blocks.items() if v is not None} | _assignments(set_ or [])
+    program, prepared, names = _declare(
+        data, model, guide, overrides, seed, data_root, {"binarization": binarization, "validation": validation}, dequantization
+    )
+    path = out if out is not None else _free_name(prepared.name, *names)
+    run = fit(
+        program, prepared, epochs=epochs, steps=steps, out=path, device=device, progress=not quiet, objective=objective, seed=seed, **settings
+    )
+    _report(run, say)
+
+
+def _declare(
+    name: str,
+    model: str | None,
+    guide: str | None,
+    overrides: dict[str, Any],
+    seed: int,
+    root: str | None,
+    preparation: dict[str, Any],
+    dequantization: str | None,
+) -> tuple[Any, Data, tuple[str, str]]:
+    """The program, the data prepared for its likelihood, and the names the two were declared by."""
+    from pyro_vae import registry
+    from pyro_vae.data import load_data
+    from pyro_vae.declared import find
+    from pyro_vae.errors import UserError
+    from pyro_vae.programs.file import load_program
+    from pyro_vae.spec import DEFAULT_GUIDE, DEFAULT_MODEL, Spec, build, read
+
+    model, guide_name = model or DEFAULT_MODEL, guide or DEFAULT_GUIDE
+    path = find("models", model)
+    if path.suffix == ".py":
+        if guide is not None or overrides:
+            raise UserError(f"{model} is a whole Pyro program with its own guide: --guide, blocks and --set do not apply")
+        data = load_data(name, root, dequantization=dequantization or "none", **preparation)
+        return load_program(model, data.event_shape, seed=seed), data, (path.stem, "own")
+    spec = Spec(model=read("models", model), guide=read("guides", guide_name)).override(overrides)
+    kind = registry.get("likelihoods", spec.model.likelihood.name).data  # type: ignore[attr-defined]
+    if kind != "binary" and preparation["binarization"] is None:
+        preparation = {**preparation, "binarization": "none"}
+    data = load_data(name, root, **preparation)
+    if dequantization is None and kind == "real" and data.binarization == "none" and (data.levels or 0) > 2:
+        dequantization = "uniform"
+    if dequantization and dequantization != data.dequantization:
+        data = load_data(name, root, dequantization=dequantization, **preparation)
+    return build(spec.model, spec.guide, data, seed=seed), data, (Path(model).stem, Path(guide_name).stem)
+
+
+def _resume(out: Path | None, root: str | None, device: str, quiet: bool) -> None:
+    from pyro_vae.cli.runs import say
+    from pyro_vae.errors import UserError
+    from pyro_vae.training.fit import fit
+    from pyro_vae.training.run import Run, read_record, rebuild
+
+    if out is None:
+        raise UserError("--resume needs --out, the run directory to go on with")
+    record = read_record(out)
+    program = rebuild(out, record)
+    data = Run(program, out, record).load_data(root)
+    if data.source != record["data"] and root is not None:
+        data.source.update(record["data"])  # moved to another root: the same data all the same
+    _report(fit(program, data, out=out, device=device, resume=True, progress=not quiet, **record["training"]), say)
+
+
+def _assignments(texts: list[str]) -> dict[str, Any]:
+    from pyro_vae.spec import parse_assignment
+
+    return dict(parse_assignment(text) for text in texts)
+
+
+def _free_name(*names: str) -> Path:
+    """``runs/DATA-MODEL-GUIDE``, numbered where it is taken."""
+    base = Path("runs") / "-".join(names)
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path
+
+
+def _report(run: Any, say: Any) -> None:
+    last = run.metrics[-1]
+    best = min(run.metrics, key=lambda m: m.get("validation_loss", -m["epoch"]))
+    figure = f"validation ELBO {-best['validation_loss']:.2f} nats per image (epoch {best['epoch']})" if "validation_loss" in best else f"training loss {last['train_loss']:.2f} nats per image"
+    say(f"trained {last['step']} steps in {sum(m['seconds'] for m in run.metrics):.0f} s: {figure}")
+    print(run.path)

@@ -1,0 +1,123 @@
+"""A user's own array: which arrays are data, and how they are stored.
+
+==================================  =============================  =======
+array                               stored                         levels
+==================================  =============================  =======
+uint8                               as it is                       256
+bool                                uint8                          2
+other integers, all in 0 ... 255    uint8                          256
+float16, float32, float64           float32, values as they are    None
+==================================  =============================  =======
+
+Levels of shape (N, H, W) become (N, 1, H, W). Levels of shape (N, H, W, C), with C of 1, 3 or 4 and smaller than H
+and W, become (N, C, H, W). Floats keep their shape, whatever it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.rows import RowView
+from pyro_vae.data.splits import Filed
+from pyro_vae.errors import UserError
+
+IN_MEMORY_BYTES = 256 * 2**20
+"""Memory-mapped arrays above this size stay on the disk."""
+
+CHUNK_VALUES = 2**22
+
+
+def from_array(name: str, x: np.ndarray, y: np.ndarray | None = None) -> Filed:
+    """Check an array and its labels, and say how they are stored.
+
+    Args:
+        name: how errors and :class:`~pyro_vae.data.Data` name it.
+        x: ``(N, *event)``, in memory or memory-mapped.
+        y: ``(N,)`` integers, or None.
+
+    Raises:
+        UserError: a kind, shape, size or value that is no data; one line that says what to do.
+    """
+    if x.dtype.kind not in "buif":
+        raise UserError(f"{name} holds {x.dtype}: expected uint8, bool, integers or floats; convert it to one of them")
+    if x.ndim < 2:
+        raise UserError(
+            f"{name} has shape {x.shape}: expected (N, *event) with one row per datum; "
+            "reshape it, to (N, 1) if a datum is one number"
+        )
+    if x.size == 0:
+        raise UserError(f"{name} has shape {x.shape}: expected an array that is not empty; check how it was saved")
+    if len(x) < 3:
+        raise UserError(f"{name} has {len(x)} rows: expected at least 3, one for each split; give more rows")
+    levels = _levels(name, x)
+    event_shape, channels_last = _layout(x.shape[1:], levels)
+    dtype = torch.float32 if levels is None else torch.uint8
+    view = RowView(x, None, dtype, event_shape, channels_last)
+    large = isinstance(x, np.memmap) and x.nbytes > IN_MEMORY_BYTES
+    with np.errstate(over="ignore", under="ignore"):
+        rows = view if large else view[:]
+    return Filed(
+        name=name,
+        x=rows,
+        levels=levels,
+        labels=None if y is None else _labels(name, y, len(x)),
+        binarization="static" if levels == 2 else "none",
+    )
+
+
+def _levels(name: str, x: np.ndarray) -> int | None:
+    if x.dtype == np.bool_:
+        return 2
+    if x.dtype == np.uint8:
+        return 256
+    if x.dtype.kind == "f":
+        _check_finite(name, x)
+        return None
+    low = min(int(part.min()) for _, part in _chunks(x))
+    high = max(int(part.max()) for _, part in _chunks(x))
+    if low < 0 or high > 255:
+        raise UserError(
+            f"{name} holds {x.dtype} from {low} to {high}: expected levels from 0 to 255; "
+            "rescale it to uint8, or save it as float32 for a continuous likelihood"
+        )
+    return 256
+
+
+def _check_finite(name: str, x: np.ndarray) -> None:
+    count, first = 0, -1
+    for start, part in _chunks(x):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            bad = ~np.isfinite(part.astype(np.float32))
+        if bad.any():
+            count += int(bad.sum())
+            if first < 0:
+                first = start + int(bad.reshape(len(part), -1).any(1).argmax())
+    if count:
+        raise UserError(
+            f"{name} has {count} values that are NaN or infinite in float32, the first in row {first}: "
+            "expected finite numbers; remove or fill those rows"
+        )
+
+
+def _chunks(x: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    rows = max(1, CHUNK_VALUES * len(x) // x.size)
+    return [(start, x[start : start + rows]) for start in range(0, len(x), rows)]
+
+
+def _layout(event: tuple[int, ...], levels: int | None) -> tuple[tuple[int, ...], bool]:
+    if levels is not None and len(event) == 2:
+        return (1, *event), False
+    if levels is not None and len(event) == 3 and event[2] in (1, 3, 4) and event[2] < min(event[:2]):
+        return (event[2], *event[:2]), True
+    return event, False
+
+
+def _labels(name: str, y: np.ndarray, n: int) -> Tensor:
+    if y.shape != (n,) or y.dtype.kind not in "bui":
+        raise UserError(
+            f"the labels of {name} are {y.dtype} of shape {y.shape}: expected integers of shape ({n},); "
+            "give one class number per row"
+        )
+    return torch.from_numpy(y.astype(np.int64))

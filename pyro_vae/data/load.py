@@ -1,0 +1,96 @@
+"""Data by name or by path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.data import digits, files, image_folder, mat, static_mnist, torchvision_sets, toys
+from pyro_vae.data.data import Data
+from pyro_vae.data.names import DATA_SETS, TOYS
+from pyro_vae.data.preparation import check_preparation
+from pyro_vae.data.roots import data_root
+from pyro_vae.data.splits import Filed, split
+from pyro_vae.errors import UserError, nearest
+
+LOADERS: dict[str, Callable[[Path], Filed]] = {
+    "digits": digits.load,
+    "mnist": torchvision_sets.mnist,
+    "static-mnist": static_mnist.load,
+    "fashion-mnist": torchvision_sets.fashion_mnist,
+    "kmnist": torchvision_sets.kmnist,
+    "omniglot": mat.omniglot,
+    "frey-face": mat.frey_face,
+    "cifar10": torchvision_sets.cifar10,
+}
+
+
+def load_data(
+    name: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    binarization: str | None = None,
+    dequantization: str = "none",
+    validation: int | None = None,
+) -> Data:
+    """A data set by name, or a user's own from a .npy file, a .npz file or a folder of images.
+
+    A name of :data:`~pyro_vae.data.DATA_SETS` always means that data set; write ``./mnist`` for a folder of that
+    name. How arrays and folders are read is told in :mod:`pyro_vae.data.arrays` and
+    :mod:`pyro_vae.data.image_folder`.
+
+    Args:
+        name: a name of :data:`~pyro_vae.data.DATA_SETS`, or a path.
+        root: the folder where data sets lie; else the environment variable ``PYRO_VAE_DATA``, else
+            ``~/.cache/pyro_vae``. MNIST, its kin and CIFAR-10 are downloaded there when they are missing.
+        binarization: none, static, dynamic or threshold; where None, what is usual for the data: dynamic for digits,
+            MNIST and its kin and Omniglot, static for binary data, none for the rest and for dequantized data.
+        dequantization: none or uniform.
+        validation: how many rows validate; 0 trains on all. Where None: 10,000 for MNIST and its kin and
+            static-mnist, 5,000 for CIFAR-10, 1,345 for Omniglot, 200 for Frey faces, a tenth of any other.
+
+    Raises:
+        UserError: an unknown name, files that are missing or damaged, arrays that are no data, or a preparation that
+            the data cannot have.
+
+    Example:
+        >>> load_data("moons")
+        Data(moons: 8,000 train, 1,000 validation, 1,000 test, shape (2,), floats)
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f"data must be a name or a path, not {type(name).__name__}: {nearest('', DATA_SETS)}")
+    key = os.fspath(name)
+    source: dict[str, Any] = {"name": key if key in DATA_SETS else str(Path(key).expanduser().absolute())}
+    if root is not None and key in LOADERS:
+        source["root"] = str(data_root(root).absolute())
+    source["validation"] = validation
+    filed = _read(key, root)
+    if binarization is None:
+        binarization = filed.binarization if dequantization == "none" else "none"
+    check_preparation(filed.name, filed.levels, binarization, dequantization)
+    return split(filed, validation, source).with_(binarization=binarization, dequantization=dequantization)
+
+
+def _read(key: str, root: str | os.PathLike[str] | None) -> Filed:
+    if key in TOYS:
+        return toys.load(key)
+    if key in LOADERS:
+        return LOADERS[key](data_root(root))
+    path = Path(key).expanduser()
+    if path.is_dir():
+        return image_folder.load(path)
+    if path.suffix.lower() in files.READERS:
+        return files.load(path)
+    if path.is_file():
+        raise UserError(
+            f"cannot read {key!r}: the extension {path.suffix!r} is unknown; give a .npy file, a .npz file or a folder "
+            "of images"
+        )
+    if path.suffix or os.sep in key:
+        raise UserError(f"there is no file or folder {key!r}: check the path, or {nearest(path.name, DATA_SETS)}")
+    raise UserError(
+        f"unknown data set {key!r}: {nearest(key.lower().replace('_', '-'), DATA_SETS)} "
+        "(or give a path to a .npy file, a .npz file or a folder of images)"
+    )

@@ -1,0 +1,126 @@
+r"""From levels as stored to what a program sees: scaling, binarization, dequantization.
+
+For a level :math:`k \in \{0, \dots, L-1\}` and :math:`u \sim U(0, 1)`,
+
+- none: :math:`x = k / (L - 1)`;
+- dynamic and static: :math:`x \sim \text{Bernoulli}(k / (L - 1))`, drawn anew each minibatch or once and for all;
+- threshold: :math:`x = 1` where :math:`k / (L - 1) > 1/2`, else 0;
+- uniform dequantization: :math:`x = (k + u) / L`, so that
+  :math:`\log P(k) \ge \mathbb{E}_u \log p(x) - D \log L` for a density p.
+
+References: Salakhutdinov & Murray, *On the quantitative analysis of deep belief networks*, 2008
+(https://www.cs.toronto.edu/~rsalakhu/papers/dbn_ais.pdf), for binarization; Theis, van den Oord & Bethge,
+*A note on the evaluation of generative models*, 2016 (https://arxiv.org/abs/1511.01844), for dequantization.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.names import BINARIZATIONS, DEQUANTIZATIONS, SPLITS
+from pyro_vae.data.rows import Rows
+from pyro_vae.errors import UserError, nearest
+from pyro_vae.seeding import generator
+
+BLOCK = 1000
+"""Rows that are drawn together, by one seed; the draw for a row depends on its block and on nothing else."""
+
+# Separate streams of random numbers; any integers do, but changing one changes what was published with it.
+DRAW_STREAM = 7001
+STATIC_STREAM = 7002
+
+# u lies on a grid of midpoints of 2**15 cells: with up to 256 levels, k + u is then exact in float32, so that x
+# stays inside its own bin and strictly inside (0, 1). A plain uniform rounds up to the next level once in 2**17.
+DEQUANTIZATION_CELLS = 2.0**15
+
+
+def prepare(
+    stored: Tensor,
+    levels: int | None,
+    binarization: str,
+    dequantization: str,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The float32 tensor that a program sees, from levels (or floats) as stored; fresh draws at each call.
+
+    Torch operations on the tensor's device only, with no decision that depends on values: `make_fx` can trace it.
+
+    Args:
+        stored: uint8 levels, or floats (which pass as they are), of any shape.
+        levels: the number of levels, or None for floats.
+        binarization: one of none, static (already drawn: passes), dynamic, threshold.
+        dequantization: none or uniform.
+        generator: draws from it; from torch's global generator of the device where None.
+    """
+    x = stored.to(torch.float32)
+    if levels is None:
+        return x
+    if binarization == "threshold":
+        return (2.0 * x > levels - 1).to(torch.float32)  # in whole numbers: exact
+    if binarization == "dynamic":
+        return _bernoulli(x, levels, generator).to(torch.float32)
+    if dequantization == "uniform":
+        u = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32)
+        return (x + (torch.floor(u * DEQUANTIZATION_CELLS) + 0.5) / DEQUANTIZATION_CELLS) / levels
+    return x / (levels - 1)
+
+
+def is_random(binarization: str, dequantization: str) -> bool:
+    """Whether :func:`prepare` draws."""
+    return binarization == "dynamic" or dequantization == "uniform"
+
+
+def _bernoulli(x: Tensor, levels: int, generator: torch.Generator | None) -> Tensor:
+    # torch.rand is in [0, 1): level 0 is never 1 and the highest level always is.
+    return torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32) < x / (levels - 1)
+
+
+def block_generator(seed: int, split: str, block: int) -> torch.Generator:
+    """The private generator of one block of rows of one split."""
+    return generator(DRAW_STREAM, seed, SPLITS.index(split), block)
+
+
+def binarize_once(stored: Rows, levels: int, split: str) -> Tensor:
+    """Levels 0 and 1 as uint8, drawn from grey levels with a fixed seed, block by block.
+
+    The result is in memory also where ``stored`` is memory-mapped: a draw that holds must be kept.
+    """
+    drawn = torch.empty(tuple(stored.shape), dtype=torch.uint8)
+    for block, start in enumerate(range(0, len(stored), BLOCK)):
+        private = generator(STATIC_STREAM, SPLITS.index(split), block)
+        grey = stored[start : start + BLOCK].to(torch.float32)
+        drawn[start : start + BLOCK] = _bernoulli(grey, levels, private).to(torch.uint8)
+    return drawn
+
+
+def check_preparation(name: str, levels: int | None, binarization: str, dequantization: str) -> None:
+    """Refuse what cannot be done to data with these levels.
+
+    Raises:
+        UserError: an unknown kind, binarization of floats or of binary data, dequantization of anything but levels.
+    """
+    if binarization not in BINARIZATIONS:
+        raise UserError(f"binarization {binarization!r} is unknown: {nearest(str(binarization), BINARIZATIONS)}")
+    if dequantization not in DEQUANTIZATIONS:
+        raise UserError(
+            f"dequantization {dequantization!r} is unknown: {nearest(str(dequantization), DEQUANTIZATIONS)}"
+        )
+    if binarization != "none" and levels is None:
+        raise UserError(
+            f"binarization {binarization!r} needs grey levels, and {name} holds floats, which have none: "
+            "use binarization 'none', or give the data as uint8"
+        )
+    if binarization in ("dynamic", "threshold") and levels == 2:
+        raise UserError(f"binarization {binarization!r} of {name}: it is binary already; use 'static'")
+    if dequantization != "none" and (levels is None or levels <= 2):
+        what = "holds floats" if levels is None else "is binary"
+        raise UserError(
+            f"dequantization {dequantization!r} needs more than two levels, and {name} {what}: "
+            "use dequantization 'none'"
+        )
+    if dequantization != "none" and binarization != "none":
+        raise UserError(
+            f"dequantization {dequantization!r} and binarization {binarization!r} exclude each other ({name}): "
+            "set one of them to 'none'"
+        )

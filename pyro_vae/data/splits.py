@@ -1,0 +1,120 @@
+"""From what a loader read to the three splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.data import Data
+from pyro_vae.data.names import SPLITS
+from pyro_vae.data.rows import Rows, cut, take
+from pyro_vae.errors import UserError
+
+SPLIT_SEED = 20_130
+
+
+@dataclass(frozen=True, eq=False)
+class Filed:
+    """What a loader read, before it is split.
+
+    Args:
+        name: the data set's name.
+        x: ``(N, *event)``: training and validation in file order, or everything where ``test`` is None.
+        levels: 256, 17, 2, or None for floats.
+        test: ``(n, *event)`` where the data come with a test split of their own.
+        labels: int64 ``(N,)`` of ``x``, or None.
+        test_labels: int64 ``(n,)`` of ``test``, or None.
+        validation: how many rows of ``x`` validate by default; a tenth where None.
+        held_out: how many rows of ``x`` test where there is no ``test``; a tenth where None.
+        binarization: the default.
+        label_names: the classes' names, or None.
+    """
+
+    name: str
+    x: Rows
+    levels: int | None
+    test: Rows | None = None
+    labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    validation: int | None = None
+    held_out: int | None = None
+    binarization: str = "none"
+    label_names: tuple[str, ...] | None = None
+
+
+def split(filed: Filed, validation: int | None, source: dict[str, Any]) -> Data:
+    """Cut into train, validation and test; not yet binarized.
+
+    Where the data have a test split, the last ``validation`` rows of the rest validate. Elsewhere a fixed permutation
+    decides: a tenth tests, a tenth (or ``validation`` rows) validates, the rest trains; rows stay in file order
+    within a split. The test rows do not depend on ``validation``.
+
+    Raises:
+        UserError: ``validation`` is not a number of rows that leaves any to train on.
+    """
+    n = len(filed.x)
+    if filed.test is not None:
+        size = _validation_size(validation, _usual(filed.validation, n), n, filed.name)
+        y = filed.labels
+        return Data(
+            name=filed.name,
+            train=cut(filed.x, 0, n - size),
+            validation=cut(filed.x, n - size, n),
+            test=filed.test,
+            levels=filed.levels,
+            labels={
+                "train": None if y is None else y[: n - size],
+                "validation": None if y is None else y[n - size :],
+                "test": filed.test_labels,
+            },
+            source=source,
+            label_names=filed.label_names,
+        )
+    rest = n - _usual(filed.held_out, n)
+    size = _validation_size(validation, _usual(filed.validation, n), rest, filed.name)
+    order = fixed_permutation(n)
+    rows = {
+        "train": order[: rest - size].sort().values,
+        "validation": order[rest - size : rest].sort().values,
+        "test": order[rest:].sort().values,
+    }
+    return Data(
+        name=filed.name,
+        train=take(filed.x, rows["train"]),
+        validation=take(filed.x, rows["validation"]),
+        test=take(filed.x, rows["test"]),
+        levels=filed.levels,
+        labels={name: None if filed.labels is None else filed.labels[rows[name]] for name in SPLITS},
+        rows=dict(rows),
+        source=source,
+        label_names=filed.label_names,
+    )
+
+
+def fixed_permutation(n: int) -> Tensor:
+    """The permutation of 0 to n - 1 by which data without a split are cut; the same on every machine and version."""
+    # NumPy promises the stream of a bit generator, not what `permutation` makes of it; so rank the raw bits.
+    raw = np.random.PCG64(SPLIT_SEED).random_raw(n)
+    return torch.from_numpy(np.argsort(raw, kind="stable").astype(np.int64))
+
+
+def _usual(count: int | None, n: int) -> int:
+    # A file that is cut short, for a quick trial say, keeps its proportions instead of its counts.
+    return max(1, n // 10) if count is None or 2 * count >= n else count
+
+
+def _validation_size(asked: int | None, default: int, available: int, name: str) -> int:
+    if asked is None:
+        return default
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
+        raise UserError(f"validation {asked!r} is not a number of rows: give 0 to train on all, or a positive integer")
+    if asked >= available:
+        raise UserError(
+            f"validation {asked} leaves nothing to train on: {name} has {available} rows beside the test split; "
+            f"give at most {available - 1}"
+        )
+    return asked

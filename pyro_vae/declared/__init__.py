@@ -1,0 +1,45 @@
+"""Where the declared models and guides lie: beside this file in a wheel, in ``models/`` and ``guides/`` in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pyro_vae.errors import UserError, nearest
+
+Kind = Literal["models", "guides"]
+
+
+def folder(kind: Kind) -> Path:
+    """The folder of the declared models or guides."""
+    here = Path(__file__).resolve().parent
+    installed = here / kind
+    return installed if installed.is_dir() else here.parent.parent / kind
+
+
+def names(kind: Kind) -> list[str]:
+    """The declared names, in alphabetical order."""
+    return sorted(path.stem for path in folder(kind).iterdir() if path.suffix in (".toml", ".py"))
+
+
+def find(kind: Kind, source: str | Path) -> Path:
+    """The file of a declared name, or of a path that ends in ``.toml`` or ``.py``."""
+    path = Path(source)
+    if path.suffix in (".toml", ".py") or len(path.parts) > 1:
+        if path.suffix not in (".toml", ".py") or not path.is_file():
+            raise UserError(f"no {kind[:-1]} file {str(source)!r}: expected a .toml or .py file that exists")
+        return path
+    for suffix in (".toml", ".py"):
+        declared = folder(kind) / f"{source}{suffix}"
+        if declared.is_file():
+            return declared
+    raise UserError(f"unknown {kind[:-1]} {str(source)!r}: {nearest(str(source), names(kind))} (or give the path of a .toml file)")
+
+
+def heading(path: Path) -> str:
+    """The first line of a declared file without its comment mark: its mathematics and reference."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.strip().lstrip("#").strip().strip('"').strip()
+        if text:
+            return text
+    return ""

@@ -1,0 +1,40 @@
+"""The one exception that a user can mend.
+
+Everything the library refuses because of what it was given is a :class:`UserError` whose message names the
+value, what was expected and what to do, in one line. The command line turns it into exit status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend; ``str(error)`` is one line that says how."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class ProgramError(UserError):
+    """A Pyro program that breaks the contract of :mod:`pyro_vae.programs.contract`."""
+
+
+class NumericalError(UserError):
+    """A loss or gradient became NaN or infinite during training."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A clause that names the valid spellings nearest to ``name``, all of them where none is near.
+
+    >>> nearest("bernouli", ["bernoulli", "normal"])
+    "did you mean 'bernoulli'?"
+    >>> nearest("zzz", ["bernoulli", "normal"])
+    'choose from bernoulli, normal'
+    """
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "choose from " + ", ".join(valid) if valid else "there is none"

@@ -1,0 +1,97 @@
+"""From log-weights to a log-likelihood, its error and its diagnostics.
+
+    log p(x) = log E_q[w],   w = p(x, z) / q(z | x),   estimated by L = log (1/K) sum_k w_k      (IWAE bound)
+
+L lies below log p(x) by Var(w) / (2 K E[w]^2) to first order. With normalised weights v_k = w_k / sum w, leaving draw k out
+changes L to L + log((1 - v_k) K / (K - 1)): the jackknife then gives both the bias and the standard error of
+the bias-corrected estimate, whatever K (Efron & Stein 1981, https://doi.org/10.1214/aos/1176345462; for this bound, Nowozin 2018,
+https://openreview.net/forum?id=HyZoi-WRb).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from arviz_stats.base import array_stats
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One block's estimates, each ``(batch,)`` in float64 on the CPU, in nats.
+
+    ``log_likelihood`` is L; ``bias`` the jackknife estimate of E[L] - log p(x), at most about 0; ``mc_se`` the jackknife
+    standard error of ``log_likelihood - bias``; ``ess`` the effective sample size (sum w)^2 / sum w^2; ``khat`` the Pareto
+    shape of the largest weights.
+    """
+
+    log_likelihood: Tensor
+    bias: Tensor
+    mc_se: Tensor
+    ess: Tensor
+    khat: Tensor
+
+
+def estimate(log_weight: Tensor) -> Estimate:
+    """Reduce log-weights ``(num_samples, batch)`` once, in float64.
+
+    Weights that are equal to rounding have zero error, full effective sample size and k = -inf. A single draw has no
+    error estimate: ``mc_se``, ``bias`` and ``khat`` are NaN.
+    """
+    khat = pareto_khat(log_weight).to(log_weight.device)
+    log_weight = log_weight.detach().double()
+    num_samples = log_weight.shape[0]
+    total = torch.logsumexp(log_weight, 0)
+    log_likelihood = total - math.log(num_samples)
+    weight = (log_weight - total).exp()
+    ess = 1.0 / weight.square().sum(0)
+    if num_samples == 1:
+        nan = torch.full_like(total, math.nan)
+        bias, mc_se = nan, nan
+    else:
+        # log-mean-exp without draw k, minus the one with it; a draw that holds all the weight has no jackknife
+        shift = torch.log1p(-weight.clamp(max=1.0)) + math.log(num_samples / (num_samples - 1))
+        bias = (num_samples - 1) * shift.mean(0)
+        mc_se = ((num_samples - 1) * shift.var(0, correction=0)).sqrt()
+        lost = ~torch.isfinite(shift).all(0)
+        bias[lost], mc_se[lost], khat[lost] = -math.inf, math.inf, math.inf
+        equal = torch.isneginf(khat)
+        bias[equal], mc_se[equal] = 0.0, 0.0
+        ess = torch.where(equal, torch.full_like(ess, num_samples), ess)
+    return Estimate(*(t.cpu() for t in (log_likelihood, bias, mc_se, ess, khat)))
+
+
+MIN_DRAWS = 25  # fewer draws have a tail of under five weights, to which no Pareto distribution is fitted
+
+
+def pareto_khat(log_weight: Tensor) -> Tensor:
+    """Pareto k ``(batch,)`` of log-weights ``(num_samples, batch)``, by ArviZ, in float64 on the CPU.
+
+    -inf where all weights are equal, +inf where one is infinite or NaN, NaN for fewer than 25 draws.
+    Vehtari et al. 2024, Pareto smoothed importance sampling, https://arxiv.org/abs/1507.02646.
+    """
+    values = log_weight.detach().double().cpu().numpy().T
+    size = np.abs(values).max(axis=1, initial=1.0, where=np.isfinite(values))
+    spread = values.max(axis=1) - values.min(axis=1)
+    # Equal weights differ by the rounding of sums of the size of log p(x): they have no tail to fit.
+    equal = (values.shape[1] > 1) & (spread <= 64 * torch.finfo(log_weight.dtype).eps * size)
+    broken = np.isnan(values).any(axis=1) | np.isposinf(values).any(axis=1)
+    khat = np.where(equal, -np.inf, np.where(broken, np.inf, np.nan))
+    for row in np.flatnonzero(~equal & ~broken) if values.shape[1] >= MIN_DRAWS else []:
+        with contextlib.suppress(ValueError), np.errstate(all="ignore"):  # ValueError: the largest weights are all equal
+            # ArviZ takes minus the log-weights; weights of zero (a draw outside the support) are far below any tail.
+            k = array_stats.psislw(-np.maximum(values[row], values[row].max() - 700.0), r_eff=1.0)[1]
+            khat[row] = np.inf if np.isnan(k) else k  # NaN: one weight dwarfs all others
+    return torch.from_numpy(khat)
+
+
+def good_khat(num_samples: int) -> float:
+    """The k below which an estimate of ``num_samples`` draws can be relied on: min(1 - 1 / log10 S, 0.7).
+
+    Vehtari et al. 2024, https://arxiv.org/abs/1507.02646, section 3.2.4.
+    """
+    return min(1 - 1 / math.log10(max(num_samples, 11)), 0.7)

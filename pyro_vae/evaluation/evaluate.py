@@ -1,0 +1,119 @@
+"""Everything that is reported of a program on a split of a data set, as plain numbers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data import Data
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.importance import log_likelihood
+from pyro_vae.evaluation.result import LogLikelihood
+from pyro_vae.programs.contract import OBSERVED, Program, check, takes_y
+from pyro_vae.programs.latents import encode, to_program
+from pyro_vae.seeding import generator
+
+ACTIVE_VARIANCE = 0.01
+ACTIVE_IMAGES = 500
+SUBSET_SEED = 20_140_414  # of --limit: the same images for every run
+
+
+def evaluate(
+    program: Program,
+    data: Data,
+    *,
+    split: str = "test",
+    num_samples: int = 5000,
+    limit: int | None = None,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, Any], LogLikelihood]:
+    """Importance-weighted NLL of a split, with everything that stands beside it.
+
+    Args:
+        program: any Program.
+        data: the data set it was trained on, prepared as it was then.
+        split: ``train``, ``validation`` or ``test``.
+        num_samples: K.
+        limit: evaluate a random subset of so many images, the same for every program.
+        seed: of the importance samples; the data are drawn with a seed of their own.
+        chunk_size: see :func:`log_likelihood`.
+        progress: called with the number of images after every block.
+
+    Returns:
+        The figures of ``evaluate --json``, and the per-image result they were made of.
+    """
+    start = time.perf_counter()
+    rows = chosen_rows(len(data.stored(split)), limit)
+    x = data.observed(split, rows=rows)
+    y = _labels(data, split, rows) if takes_y(program) else None
+    result = log_likelihood(
+        program, x, y, num_samples=num_samples, seed=seed, chunk_size=chunk_size, progress=progress
+    )
+    train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
+    train_y = _labels(data, "train", train_rows) if y is not None else None
+    figures = result.summary()
+    figures |= {
+        "bits_per_dim": bits_per_dim(program, data, result.nll, x[:2], None if y is None else y[:2]),
+        "active_units": active_units(program, data.observed("train", rows=train_rows), train_y),
+        "split": split,
+        "binarization": data.binarization,
+        "dequantization": data.dequantization,
+        "seed": seed,
+        "chunk_size": result.chunk_size,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    return figures, result
+
+
+def chosen_rows(num_rows: int, limit: int | None) -> Tensor:
+    """All rows, or a random subset of ``limit`` rows by a fixed seed, in file order."""
+    if num_rows == 0:
+        raise UserError("the split has no rows: choose another --split")
+    if limit is None or limit >= num_rows:
+        return torch.arange(num_rows)
+    if limit < 1:
+        raise UserError(f"expected limit of at least 1, got {limit}")
+    return torch.randperm(num_rows, generator=generator(SUBSET_SEED))[:limit].sort().values
+
+
+def bits_per_dim(program: Program, data: Data, nll: float, x: Tensor, y: Tensor | None = None) -> float | None:
+    """NLL in bits per dimension of the stored levels; None where a density was put on data with no levels to return to.
+
+    A probability of levels needs no more than its unit; a density of dequantized data, p(levels) >= the integral over
+    the bin, adds log(levels) per dimension (Theis, van den Oord & Bethge 2016, https://arxiv.org/abs/1511.01844).
+    """
+    dims = math.prod(data.event_shape)
+    with torch.no_grad():
+        support = check(program, to_program(program, x), y).model.nodes[OBSERVED]["fn"].support
+    if support.is_discrete:
+        return nll / (dims * math.log(2))
+    if data.log_jacobian is not None:
+        return (nll + data.log_jacobian) / (dims * math.log(2))
+    return None
+
+
+def active_units(program: Program, x: Tensor, y: Tensor | None = None) -> list[int]:
+    """Per latent site, the units whose guide mean varies over the images x by more than 0.01.
+
+    Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.2: A_u = Cov_x(E_q[u | x]) > 0.01, over 500
+    training images in their code.
+    """
+    means = encode(program, x, y)
+    sites = means.values() if isinstance(means, dict) else [means]
+    if len(x) < 2:
+        return [0 for _ in sites]
+    return [int((site.double().var(0) > ACTIVE_VARIANCE).sum()) for site in sites]
+
+
+def _labels(data: Data, split: str, rows: Tensor) -> Tensor:
+    labels = data.labels.get(split)
+    if labels is None:
+        raise UserError(f"the program is conditional, model(x, y), and {data.name} has no labels")
+    return labels[rows]

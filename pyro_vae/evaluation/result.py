@@ -1,0 +1,139 @@
+"""The one result of every estimator of log p(x)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evaluation.estimators import good_khat
+
+BAD_FRACTION = 0.01  # of images with k above the threshold, from which on the mean is not to be trusted
+
+
+class UnreliableEstimateWarning(UserWarning):
+    """The importance weights say that an estimate of log p(x) is not to be trusted."""
+
+
+@dataclass(frozen=True, eq=False)
+class LogLikelihood:
+    """Per-image log p(x) in nats, with its evidence; every tensor is ``(N,)``, float64, on the CPU.
+
+    Attributes:
+        log_likelihood: the importance-weighted bound log (1/K) sum_k w_k, higher is better.
+        bias: jackknife estimate of its O(1/K) bias, at most about 0: ``log_likelihood - bias`` is the corrected estimate.
+        mc_se: standard error of the corrected estimate over redrawn samples.
+        ess: effective sample size (sum w)^2 / sum w^2, out of ``num_samples``.
+        khat: Pareto k of the largest weights; NaN for fewer than 25 draws.
+        reconstruction: E_q log p(x | z).
+        kl: E_q[log q(z | x) - log p(z)], over all latent sites.
+        num_samples: K.
+        seed: of the draws.
+        chunk_size: images times samples in one pass; another size draws other numbers.
+    """
+
+    log_likelihood: Tensor
+    bias: Tensor
+    mc_se: Tensor
+    ess: Tensor
+    khat: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    num_samples: int
+    seed: int
+    chunk_size: int
+
+    def __len__(self) -> int:
+        return len(self.log_likelihood)
+
+    @property
+    def elbo(self) -> Tensor:
+        """Per-image evidence lower bound, ``reconstruction - kl``."""
+        return self.reconstruction - self.kl
+
+    @property
+    def nll(self) -> float:
+        """Mean of -log p(x) over images, in nats per image."""
+        return -float(self.log_likelihood.mean())
+
+    @property
+    def nll_mc_se(self) -> float:
+        """Monte Carlo standard error of ``nll`` over redrawn samples: sqrt(sum of mc_se^2) / N."""
+        return float(self.mc_se.square().sum().sqrt()) / len(self)
+
+    @property
+    def nll_data_se(self) -> float:
+        """Standard error of ``nll`` over images drawn anew: sd(log p) / sqrt(N); NaN for one image."""
+        return float(self.log_likelihood.std()) / math.sqrt(len(self)) if len(self) > 1 else math.nan
+
+    @property
+    def nll_bias(self) -> float:
+        """Estimated bias of ``nll``, at least about 0: the bound's looseness to first order in 1/K."""
+        return -float(self.bias.mean())
+
+    @property
+    def khat_threshold(self) -> float:
+        """The k up to which an image's estimate can be relied on at this K."""
+        return good_khat(self.num_samples)
+
+    @property
+    def khat_bad_fraction(self) -> float:
+        """The fraction of images with k above the threshold; NaN where k is unknown."""
+        known = self.khat[~self.khat.isnan()]
+        return float((known > self.khat_threshold).double().mean()) if len(known) else math.nan
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What stands against the number: each a line with the figure, the cause and the remedy."""
+        found = []
+        lost = int((~torch.isfinite(self.log_likelihood)).sum())
+        if lost:
+            found.append(
+                f"{lost} of {len(self)} images have no finite log p(x): the guide draws no latents under which the model "
+                "allows them; check the data's range, or train longer"
+            )
+        if self.khat_bad_fraction > BAD_FRACTION:
+            found.append(
+                f"Pareto k is above {self.khat_threshold:.2f} for {self.khat_bad_fraction:.1%} of {len(self)} images (worst "
+                f"{float(self.khat.nan_to_num(-math.inf).max()):.2f}): the guide is too narrow for their posteriors, and log p(x) "
+                "is likely underestimated; use a more expressive guide or annealed importance sampling, more samples alone help little"
+            )
+        if self.num_samples < 25:
+            found.append(
+                f"K = {self.num_samples} draws are too few for Pareto k: nothing vouches for the estimate; use at least 1000"
+            )
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers for a table or JSON; what is undefined is None."""
+        median = lambda t: float(t.nanmedian())  # noqa: E731
+        numbers = {
+            "nll": self.nll,
+            "nll_mc_se": self.nll_mc_se,
+            "nll_data_se": self.nll_data_se,
+            "nll_bias": self.nll_bias,
+            "elbo": float(self.elbo.mean()),
+            "reconstruction": float(self.reconstruction.mean()),
+            "kl": float(self.kl.mean()),
+            "ess_median": median(self.ess),
+            "khat_median": median(self.khat),
+            "khat_bad_fraction": self.khat_bad_fraction,
+        }
+        plain: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        return {**plain, "num_samples": self.num_samples, "num_data": len(self), "warnings": list(self.warnings)}
+
+    def __str__(self) -> str:
+        lines = [
+            f"NLL {self.nll:.2f} +- {self.nll_mc_se:.2g} (Monte Carlo) +- {self.nll_data_se:.2g} (data) nats per image, "
+            f"K = {self.num_samples}, N = {len(self)}",
+            f"ELBO {float(self.elbo.mean()):.2f} = reconstruction {float(self.reconstruction.mean()):.2f} - KL "
+            f"{float(self.kl.mean()):.2f}; ESS median {float(self.ess.median()):.0f}, Pareto k median {float(self.khat.nanmedian()):.2f}",
+        ]
+        return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
+
+    def __repr__(self) -> str:
+        return f"<LogLikelihood: {self}>"

@@ -1,0 +1,38 @@
+"""What every likelihood is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+class Likelihood(nn.Module, ABC):
+    """A density p(x | z) on events of ``event_shape``, given the features that a decoder made of z.
+
+    A subclass writes :meth:`forward`, owns the linear heads on the features, and says its ``formula`` and the ``data``
+    it takes: ``"binary"`` (0 and 1), ``"lattice"`` (level / (levels - 1), a probability for each level) or
+    ``"real"`` (a density; data with declared levels are dequantized first).
+    """
+
+    formula: ClassVar[str]
+    data: ClassVar[Literal["binary", "lattice", "real"]]
+
+    def __init__(self, feature_shape: Shape, event_shape: Shape) -> None:
+        super().__init__()
+        self.feature_shape, self.event_shape = tuple(feature_shape), tuple(event_shape)
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Distribution:
+        """p(x | z) with batch shape ``(*leading,)`` for ``features`` ``(*leading, *feature_shape)``."""
+
+    def start_at(self, mean: Tensor) -> None:
+        """Start where p(x | z) has about the mean image ``(*event_shape)`` of the training data; by default, do nothing."""
+
+    def extra_repr(self) -> str:
+        """Formula and shapes, for ``repr``."""
+        return f"{self.formula}, event_shape={self.event_shape}"

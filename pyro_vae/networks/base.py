@@ -1,0 +1,64 @@
+"""What every encoder and decoder is."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+Activation = Literal["relu", "silu", "gelu", "tanh", "elu", "softplus", "leaky-relu"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "leaky-relu": nn.LeakyReLU,
+}
+
+
+def activation(name: Activation) -> nn.Module:
+    """The elementwise nonlinearity called ``name``."""
+    return _ACTIVATIONS[name]()
+
+
+def linear(fan_in: int, fan_out: int) -> nn.Linear:
+    """A dense layer with Glorot-uniform weights and zero bias (Glorot & Bengio 2010)."""
+    layer = nn.Linear(fan_in, fan_out)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Network(nn.Module, ABC):
+    """A map of ``(*leading, *in_shape)`` to ``(*leading, *out_shape)``, for any leading axes.
+
+    A subclass writes :meth:`features` for one leading axis; constructors take ``in_shape`` (and, a decoder,
+    ``data_shape``: the event it is to describe) by position and a user's options by keyword.
+    """
+
+    in_shape: Shape
+    out_shape: Shape
+
+    def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(*leading, *out_shape)`` of ``x`` ``(*leading, *in_shape)``."""
+        leading = x.shape[: x.dim() - len(self.in_shape)]
+        y = self.features(x.reshape(math.prod(leading), *self.in_shape))
+        return y.reshape(*leading, *self.out_shape)
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """Features ``(n, *out_shape)`` of ``x`` ``(n, *in_shape)``."""
+
+    def extra_repr(self) -> str:
+        """Shapes, for ``repr``."""
+        return f"in_shape={self.in_shape}, out_shape={self.out_shape}"

@@ -1,0 +1,29 @@
+"""What every objective is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from pyro_vae.programs.contract import Program
+
+
+class Objective(ABC):
+    """A loss to be minimised over the parameters of a program."""
+
+    formula: ClassVar[str]
+
+    @abstractmethod
+    def __call__(
+        self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The reported loss and the scalar to differentiate, both mean nats per image, with fresh draws.
+
+        Args:
+            program: the Program to train.
+            x: a minibatch ``(batch, *event)``.
+            y: what a conditional program is conditioned on.
+            step: the number of optimizer steps taken so far, for schedules that are part of the loss.
+        """

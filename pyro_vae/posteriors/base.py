@@ -1,0 +1,38 @@
+"""What every posterior is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+class Posterior(nn.Module, ABC):
+    """A density q(z | x) over latents of ``latent_shape``, given the features that an encoder made of x.
+
+    A subclass writes :meth:`forward`, owns the linear heads on the features, and says its ``formula``, its
+    ``support`` and what it costs to score a z that it did not draw: ``"cheap"`` (about one evaluation),
+    ``"sequential"`` (one evaluation per latent dimension) or ``"impossible"``.
+    """
+
+    formula: ClassVar[str]
+    support: ClassVar[constraints.Constraint] = constraints.real_vector
+    scoring: ClassVar[Literal["cheap", "sequential", "impossible"]] = "cheap"
+    reparameterized: ClassVar[bool] = True
+
+    def __init__(self, feature_shape: Shape, latent_shape: Shape) -> None:
+        super().__init__()
+        self.feature_shape, self.latent_shape = tuple(feature_shape), tuple(latent_shape)
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Distribution:
+        """q(z | x) with batch shape ``(*leading,)`` for ``features`` ``(*leading, *feature_shape)``."""
+
+    def extra_repr(self) -> str:
+        """Formula and shape, for ``repr``."""
+        return f"{self.formula}, latent_shape={self.latent_shape}"

@@ -1,0 +1,1 @@
+"""p(z): one file per family. ``prior(like)`` returns a distribution with event shape ``prior.latent_shape``."""

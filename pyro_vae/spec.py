@@ -1,0 +1,289 @@
+"""What a user declares, and the only place that turns a name into an object.
+
+A model file says ``program``, ``latent_dim``, ``prior``, ``likelihood`` and ``decoder``; a guide file says
+``posterior`` and ``encoder``. Each block is a name, or a name with options::
+
+    # p(z) = sum_k w_k N(mu_k, diag s_k^2), p(x|z) = Bernoulli(f(z)).
+    latent_dim = 40
+    prior = { name = "gaussian-mixture", components = 100 }
+    likelihood = "bernoulli"
+    decoder = { name = "mlp", hidden = [500, 500] }
+
+The same types take TOML, dicts and keyword arguments, and refuse what is misspelt with the nearest valid names.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tomli_w
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer
+from torch import Tensor, nn
+
+from pyro_vae import registry
+from pyro_vae.declared import find, names
+from pyro_vae.errors import UserError, nearest
+from pyro_vae.networks.wrapped import Wrapped
+from pyro_vae.programs.vae import VAE
+from pyro_vae.seeding import seeded
+
+DEFAULT_MODEL = "mixture"
+DEFAULT_GUIDE = "diagonal"
+Shape = tuple[int, ...]
+
+
+class Block(BaseModel):
+    """A registered name and the options declared for it."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_serializer
+    def _plain(self) -> str | dict[str, Any]:
+        return {"name": self.name, **self.options} if self.options else self.name
+
+    def __str__(self) -> str:
+        options = ",".join(f"{k}={_toml_value(v)}" for k, v in self.options.items())
+        return self.name + (f":{options}" if options else "")
+
+
+def parse_block(kind: str, value: Any) -> Block:
+    """A validated block from ``"name"``, ``"name:key=value,..."``, ``{"name": ..., key: value}`` or a :class:`Block`."""
+    if isinstance(value, Block):
+        name, options = value.name, dict(value.options)
+    elif isinstance(value, str):
+        name, _, text = value.partition(":")
+        options = dict(parse_assignment(part) for part in _split(text)) if text else {}
+    elif isinstance(value, dict):
+        options = dict(value)
+        name = options.pop("name", None)
+        if not isinstance(name, str):
+            raise UserError(f"{kind[:-1]}: expected a name, or a table with a name; got {value!r}")
+    else:
+        raise UserError(f"{kind[:-1]}: expected a name, or a table with a name; got {value!r}")
+    return Block(name=name, options=registry.validate(kind, name, options))
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """``key=value`` as a pair; the value is read as TOML, or else taken as a string.
+
+    >>> parse_assignment("hidden=[300, 300]"), parse_assignment("activation=tanh")
+    (('hidden', [300, 300]), ('activation', 'tanh'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"expected key=value, got {text!r}")
+    try:
+        parsed = tomllib.loads(f"v = {value.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return key.strip(), parsed
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "[{") - (char in "]}")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
+
+
+def _of(kind: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse_block(kind, value))
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSpec(_Declared):
+    """p(z) p(x | z)."""
+
+    program: Literal["vae"] = "vae"
+    latent_dim: Annotated[int, Field(ge=1, le=100_000)] = 40
+    prior: Annotated[Block, _of("priors")] = Block(name="standard-normal")
+    likelihood: Annotated[Block, _of("likelihoods")] = Block(name="bernoulli")
+    decoder: Annotated[Block, _of("decoders")] = Block(name="mlp")
+
+
+class GuideSpec(_Declared):
+    """q(z | x)."""
+
+    posterior: Annotated[Block, _of("posteriors")] = Block(name="diagonal-normal")
+    encoder: Annotated[Block, _of("encoders")] = Block(name="mlp")
+
+
+class Spec(_Declared):
+    """A model and a guide: all that is needed to build a program for data of a known shape."""
+
+    model: ModelSpec = ModelSpec()
+    guide: GuideSpec = GuideSpec()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return self.model_dump(exclude_none=True)
+
+    def to_toml(self) -> str:
+        """TOML that :meth:`from_toml` reads back as the same spec."""
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Spec:
+        """A validated spec from tables ``model`` and ``guide``."""
+        return validated(cls, data, "the spec")
+
+    @classmethod
+    def from_toml(cls, text: str) -> Spec:
+        """A validated spec from TOML."""
+        return cls.from_dict(parse_toml(text, "the spec"))
+
+    def override(self, assignments: dict[str, Any]) -> Spec:
+        """A copy with dotted keys replaced: ``{"latent_dim": 10, "prior.components": 500}``."""
+        data = self.to_dict()
+        for key, value in assignments.items():
+            head, *rest = key.split(".")
+            part = "model" if head in ModelSpec.model_fields else "guide"
+            if head not in data[part]:
+                raise UserError(f"unknown key {key!r}: {nearest(head, [*ModelSpec.model_fields, *GuideSpec.model_fields])}")
+            if not rest:
+                data[part][head] = value
+            elif len(rest) == 1:
+                block = data[part][head]
+                if not isinstance(block, (str, dict)):
+                    raise UserError(f"unknown key {key!r}: {head} is a plain value, it has no options")
+                data[part][head] = {**({"name": block} if isinstance(block, str) else block), rest[0]: value}
+            else:
+                raise UserError(f"unknown key {key!r}: expected at most one dot, as in prior.components")
+        return Spec.from_dict(data)
+
+
+def validated(cls: type[Any], data: Any, where: str) -> Any:
+    """``data`` as the pydantic type ``cls``; one :class:`UserError` line for the first thing wrong with it."""
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            owner: Any = cls
+            for part in first["loc"][:-1]:
+                owner = owner.model_fields[part].annotation
+            raise UserError(f"{where}: unknown key {key!r}: {nearest(str(first['loc'][-1]), owner.model_fields)}") from None
+        if first["type"] == "value_error":
+            raise UserError(f"{where}: {first['ctx']['error']}") from None
+        raise UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """TOML as a dict, :class:`UserError` where it is none."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not valid TOML: {error}") from None
+
+
+def read(kind: Literal["models", "guides"], source: str | Path | dict[str, Any] | ModelSpec | GuideSpec) -> Any:
+    """A :class:`ModelSpec` or :class:`GuideSpec` from a declared name, the path of a TOML file, a dict, or itself."""
+    cls: type[Any] = ModelSpec if kind == "models" else GuideSpec
+    if isinstance(source, cls):
+        return source
+    if isinstance(source, dict):
+        return validated(cls, source, f"the {kind[:-1]}")
+    path = find(kind, source)
+    if path.suffix == ".py":
+        raise UserError(f"{source} is a whole Pyro program: it holds its own guide, and is built by pyro_vae.programs.file.load")
+    return validated(cls, parse_toml(path.read_text(encoding="utf-8"), str(path)), path.name)
+
+
+def declared(kind: Literal["models", "guides"]) -> list[str]:
+    """The names that :func:`read` finds among the declared models or guides."""
+    return names(kind)
+
+
+def event_shape_of(data: Any) -> Shape:
+    """The shape of one datum: of a data set of ours, a tensor ``(N, *event)``, or a tuple, which is the shape itself."""
+    if isinstance(data, (tuple, list, torch.Size)):
+        shape = tuple(int(n) for n in data)
+    elif isinstance(data, Tensor):
+        shape = tuple(data.shape[1:])
+    elif hasattr(data, "event_shape"):
+        shape = tuple(data.event_shape)
+    else:
+        raise UserError(f"expected data, a tensor (N, *event) or an event shape; got {type(data).__name__}")
+    if not shape or math.prod(shape) < 1:
+        raise UserError(f"expected events of at least one axis and one element, got shape {shape}")
+    return shape
+
+
+def build(
+    model: str | Path | dict[str, Any] | ModelSpec = DEFAULT_MODEL,
+    guide: str | Path | dict[str, Any] | GuideSpec = DEFAULT_GUIDE,
+    data: Any = None,
+    *,
+    seed: int = 0,
+    **overrides: Any,
+) -> VAE:
+    """Build the VAE that a model and a guide declare.
+
+    Args:
+        model: a declared name, the path of a TOML file, a dict or a :class:`ModelSpec`.
+        guide: likewise, or a :class:`GuideSpec`.
+        data: what the program will describe: a data set of ours (its mean image then starts the output bias), a
+            tensor ``(N, *event)``, or the event shape itself.
+        seed: of the initial weights; torch's generators are left as they were.
+        overrides: any key of the two specs (``prior="vamp:components=500"``, ``latent_dim=10``), and for ``encoder`` and
+            ``decoder`` also an ``nn.Module`` of yours that maps ``(n, *in)`` to ``(n, *features)``.
+
+    Returns:
+        A program in float32 on the CPU; ``program.spec`` is the spec (None where it holds a module of yours).
+
+    Raises:
+        UserError: an unknown or misspelt name, key or option; a network that cannot take events of this shape;
+            blocks that do not fit each other.
+    """
+    if data is None:
+        raise UserError("build needs the data, a tensor of it, or its event shape: build(model, guide, data)")
+    modules = {k: overrides.pop(k) for k in ("encoder", "decoder") if isinstance(overrides.get(k), nn.Module)}
+    spec = Spec(model=read("models", model), guide=read("guides", guide)).override(overrides)
+    program = construct(spec, event_shape_of(data), seed=seed, **modules)
+    if hasattr(data, "mean_image"):
+        program.likelihood.start_at(data.mean_image())
+    program.spec = None if modules else spec
+    return program
+
+
+def construct(
+    spec: Spec, event_shape: Shape, *, seed: int = 0, encoder: nn.Module | None = None, decoder: nn.Module | None = None
+) -> VAE:
+    """The program of a validated spec for events of a given shape; :class:`UserError` where the blocks do not fit."""
+    latent_shape: Shape = (spec.model.latent_dim,)
+
+    def make(kind: str, block: Block, *shapes: Shape) -> Any:
+        return registry.get(kind, block.name)(*shapes, **registry.validate(kind, block.name, block.options))
+
+    with seeded(seed):
+        enc = Wrapped(event_shape, encoder) if encoder else make("encoders", spec.guide.encoder, event_shape)
+        posterior = make("posteriors", spec.guide.posterior, enc.out_shape, latent_shape)
+        prior = make("priors", spec.model.prior, latent_shape)
+        dec = Wrapped(latent_shape, decoder) if decoder else make("decoders", spec.model.decoder, latent_shape, event_shape)
+        likelihood = make("likelihoods", spec.model.likelihood, dec.out_shape, event_shape)
+    if repr(prior.support) != repr(posterior.support):
+        raise UserError(
+            f"the prior {spec.model.prior.name!r} lives on {prior.support}, the posterior {spec.guide.posterior.name!r} on "
+            f"{posterior.support}: choose two with the same support"
+        )
+    return cast(VAE, VAE(prior, dec, likelihood, enc, posterior))
+
+
+def _toml_value(value: Any) -> str:
+    text = tomli_w.dumps({"v": value}).partition("=")[2].strip()
+    return text.strip('"') if isinstance(value, str) else text.replace("\n", "").replace("    ", "").replace(",]", "]")

@@ -1,0 +1,1 @@
+"""Training by SVI, and the run directory it leaves."""

@@ -1,0 +1,29 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_vae.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` (or ``cuda:1``) or ``mps``; refused where absent."""
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise UserError(f"unknown device {name!r}: choose from {', '.join(DEVICES)}")
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda': no CUDA device is available here; use --device cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps': no Apple GPU is available here; use --device cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: expected cuda or cuda:N") from None
+    if kind == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise UserError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices here")
+    return device

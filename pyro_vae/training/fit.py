@@ -1,0 +1,135 @@
+"""Train a Program by SVI."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vae import registry
+from pyro_vae.data import Data
+from pyro_vae.errors import UserError
+from pyro_vae.programs.contract import check, check_observed, dtype_of, require_program, takes_y
+from pyro_vae.spec import parse_block, validated
+from pyro_vae.training.checkpoint import resume_from
+from pyro_vae.training.devices import resolve_device
+from pyro_vae.training.loop import Trainer
+from pyro_vae.training.progress import Progress
+from pyro_vae.training.run import Run, create, make_record, read_record, remember_shape, require_free
+from pyro_vae.training.settings import Settings
+from pyro_vae.training.source import Source, make_source
+
+CHECKED_ROWS = 1000  # rows of data held to the likelihood's support at once
+Callback = Callable[[dict[str, Any]], Any]
+
+
+def fit(
+    program: Any,
+    data: Any,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a program in place by stochastic variational inference, and keep its best weights.
+
+    Args:
+        program: any Program: what :func:`pyro_vae.build` returns, or a module of yours with ``model(x)`` and ``guide(x)``.
+        data: a data set of :func:`pyro_vae.load_data`; a tensor ``(N, *event)``, all of whose rows train; or a map-style
+            ``torch.utils.data.Dataset`` whose items are x, or start with x.
+        epochs: passes over the training rows, 50 unless ``steps`` is given.
+        steps: optimizer steps, instead of epochs.
+        out: the run directory to write; None to keep everything in memory.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``mps``; the program is moved there and stays.
+        resume: go on from the checkpoint in ``out``, which must have been made with the same settings.
+        callback: called with the metrics of every epoch; training stops early where it returns True.
+        progress: draw a progress bar with the current ELBO on standard error.
+        settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
+            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``seed``.
+
+    Returns:
+        The run; ``run.program is program``.
+
+    Raises:
+        UserError: data that the likelihood or a network cannot take, a setting out of range, an output directory that
+            cannot be used.
+        NumericalError: the loss became NaN or infinite; the last checkpoint is kept.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
+        >>> run = pv.fit(vae, torch.randn(100, 3), epochs=2, batch_size=50)
+        >>> len(run.metrics)
+        2
+    """
+    require_program(program)
+    if epochs is not None and steps is not None:
+        raise UserError("give epochs or steps, not both")
+    if "objective" in settings:
+        settings["objective"] = parse_block("objectives", settings["objective"])
+    chosen = validated(Settings, {"epochs": None if steps else epochs if epochs is not None else 50, "steps": steps, **settings}, "fit")
+    target = resolve_device(device)
+    source = make_source(data, takes_y(program), target, dtype_of(program))
+    event_shape = _admit(program.to(target), data, source)
+    path = Path(out) if out is not None else None
+    record = make_record(program, event_shape, data, chosen)
+    trainer = Trainer(program, source, chosen, _objective(chosen), target, path)
+    if resume:
+        if path is None:
+            raise UserError("resume needs out, the run directory to go on from")
+        _require_same(record, read_record(path), path)
+        resume_from(path, trainer)
+    elif path is not None:
+        require_free(path)
+        create(path, record, data)
+    remember_shape(program, event_shape)
+    with Progress(trainer.total_steps, trainer.step, visible=progress) as bar:
+        trainer.run(bar, callback)
+    return Run(program, path, record, trainer.metrics)
+
+
+def _objective(settings: Settings) -> Any:
+    block = settings.objective
+    return registry.get("objectives", block.name)(**registry.validate("objectives", block.name, block.options))
+
+
+def _admit(program: Any, data: Any, source: Source) -> tuple[int, ...]:
+    """Hold the program to its contract and the data to the likelihood's support, before anything is written."""
+    with torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
+        x, y = source.batch(torch.arange(min(8, source.num_rows)))
+        if not torch.isfinite(x).all():
+            raise UserError("the data have NaN or infinite values; remove or impute them")
+        traces = check(program, x, y)
+        whole = source.num_rows if isinstance(data, torch.Tensor) else min(source.num_rows, CHECKED_ROWS)
+        for first in range(0, whole, CHECKED_ROWS):
+            check_observed(traces, source.batch(torch.arange(first, min(first + CHECKED_ROWS, whole)))[0])
+    if isinstance(data, Data) and data.levels and data.binarization == "none" and data.dequantization == "none":
+        support = traces.model.nodes["x"]["fn"].support
+        if not support.is_discrete:
+            _warn_lattice(data)
+    return tuple(x.shape[1:])
+
+
+def _warn_lattice(data: Data) -> None:
+    warnings.warn(
+        f"a density is put on {data.name}, whose values lie on {data.levels} levels: its log-likelihood grows without bound as "
+        'scales shrink, and has no bits per dimension; load the data with dequantization="uniform"',
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _require_same(new: dict[str, Any], old: dict[str, Any], path: Path) -> None:
+    for table in ("program", "model", "guide", "data", "training"):
+        if new.get(table) != old.get(table):
+            keys = set(new.get(table) or {}) | set(old.get(table) or {})
+            differ = sorted(k for k in keys if (new.get(table) or {}).get(k) != (old.get(table) or {}).get(k))
+            raise UserError(f"cannot resume {path}: its {table}.{differ[0]} is {(old.get(table) or {}).get(differ[0])!r}, not {(new.get(table) or {}).get(differ[0])!r}")

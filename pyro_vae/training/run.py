@@ -1,0 +1,220 @@
+"""A run: the directory that training leaves, and the program it holds.
+
+    spec.toml                what was declared: model, guide, data, training settings, versions
+    weights.safetensors      the best weights
+    checkpoint.safetensors   the newest state of training, to resume from
+    metrics.jsonl            a line per epoch
+    rows.safetensors         which rows of the user's data went into which split
+    evaluation.json, *.png   what was made of it since
+
+Nothing in it is code, and loading it runs none.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import tomli_w
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.data import Data, load_data
+from pyro_vae.errors import UserError
+from pyro_vae.spec import Spec, construct, parse_toml
+from pyro_vae.training.devices import resolve_device
+from pyro_vae.training.files import read_tensors, read_text, write_tensors, write_text
+from pyro_vae.training.settings import Settings
+
+SPEC, WEIGHTS, CHECKPOINT, METRICS, ROWS = (
+    "spec.toml",
+    "weights.safetensors",
+    "checkpoint.safetensors",
+    "metrics.jsonl",
+    "rows.safetensors",
+)
+RECORDED = ("pyro-vae", "torch", "torchvision", "pyro-ppl", "numpy", "scipy", "arviz-base", "arviz-stats", "safetensors", "pydantic")
+
+
+@dataclass
+class Run:
+    """A trained program, how it was trained, and where it lies.
+
+    Attributes:
+        program: the program, with its best weights.
+        path: the run directory, or None where none was asked for.
+        record: what ``spec.toml`` holds, as plain tables.
+        metrics: one dict per epoch.
+    """
+
+    program: Any
+    path: Path | None
+    record: dict[str, Any]
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one datum."""
+        return tuple(self.record["program"]["event_shape"])
+
+    @property
+    def spec(self) -> Spec | None:
+        """The declared model and guide, or None for a program of the user's own."""
+        return Spec.from_dict({k: self.record[k] for k in ("model", "guide")}) if "model" in self.record else None
+
+    def load_data(self, root: str | None = None) -> Data:
+        """The data set that the run was trained on, as it was prepared then."""
+        source = self.record.get("data")
+        if source is None:
+            raise UserError(f"{self.path} was trained on a tensor or Dataset of yours: hand the data to the function itself")
+        return load_data(**{**source, **({"root": root} if root is not None else {})})
+
+    def __repr__(self) -> str:
+        best = min((m for m in self.metrics if "validation_loss" in m), key=lambda m: m["validation_loss"], default=None)
+        figure = f", best validation ELBO {-best['validation_loss']:.2f} in epoch {best['epoch']}" if best else ""
+        return f"<Run {self.path or 'in memory'}: {type(self.program).__name__}, {len(self.metrics)} epochs{figure}>"
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything a run depends on."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def make_record(program: Any, event_shape: tuple[int, ...], data: Any, settings: Settings) -> dict[str, Any]:
+    """What ``spec.toml`` will hold."""
+    spec: Spec | None = getattr(program, "spec", None)
+    dtype = next((p.dtype for p in program.parameters()), torch.float32)
+    identity = {"class": type(program).__name__, "event_shape": list(event_shape), "dtype": str(dtype).removeprefix("torch.")}
+    source = getattr(program, "source", None)
+    record: dict[str, Any] = {"program": {**identity, **(source or {})}}
+    if spec is not None:
+        record |= spec.to_dict()
+    if isinstance(data, Data):
+        record["data"] = {k: v for k, v in data.source.items() if v is not None}
+    record["training"] = settings.to_dict()
+    record["versions"] = versions()
+    return record
+
+
+def create(path: Path, record: dict[str, Any], data: Any) -> None:
+    """Make a new run directory; refuses one that holds a run, or other files, or cannot be written."""
+    require_free(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the output directory {path}: {error.strerror}; choose another --out") from error
+    if isinstance(data, Data) and any(rows is not None for rows in data.rows.values()):
+        write_tensors(path / ROWS, {split: rows for split, rows in data.rows.items() if rows is not None})
+    write_text(path / SPEC, tomli_w.dumps(record))
+
+
+def require_free(path: Path) -> None:
+    """:class:`UserError` where ``path`` cannot become a new run directory."""
+    if (path / SPEC).exists():
+        raise UserError(f"{path} already holds a run: choose another --out, or --resume it")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is not an empty directory: choose another --out")
+
+
+def write_metrics(path: Path, metrics: list[dict[str, Any]]) -> None:
+    """All metrics lines."""
+    write_text(path / METRICS, "".join(json.dumps(m) + "\n" for m in metrics))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The metrics lines of a run."""
+    text = read_text(path / METRICS)
+    try:
+        return [json.loads(line) for line in text.splitlines() if line]
+    except ValueError:
+        raise UserError(f"{path / METRICS} is damaged: restore it, or train again") from None
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The tables of a run's ``spec.toml``."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"no run directory {str(path)!r}: expected one written by pyro-vae train --out")
+    record = parse_toml(read_text(path / SPEC), str(path / SPEC))
+    program = record.get("program")
+    shape = program.get("event_shape") if isinstance(program, dict) else None
+    if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise UserError(f"{path / SPEC} does not say the program's event_shape: it is no run's spec")
+    return record
+
+
+def load(path: str | Path, program: Any = None, device: str = "cpu") -> Run:
+    """Load a run.
+
+    Args:
+        path: the run directory.
+        program: the program to fill, for one that was not declared (a class of yours, a ``.py`` file); a declared one is
+            rebuilt from the directory alone.
+        device: where to put the program: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Returns:
+        The run, its program holding the best weights.
+
+    Raises:
+        UserError: no run there, a file missing or damaged, weights that do not match the program by name, shape and dtype.
+    """
+    path = Path(path)
+    record = read_record(path)
+    target = resolve_device(device)
+    shape = tuple(record["program"]["event_shape"])
+    if program is None:
+        program = rebuild(path, record)
+    tensors, _ = read_tensors(path / WEIGHTS)
+    fill(program, tensors, str(path / WEIGHTS))
+    remember_shape(program, shape)
+    return Run(program.to(target), path, record, read_metrics(path))
+
+
+def rebuild(path: Path, record: dict[str, Any]) -> nn.Module:
+    """The program that a run's record declares, its weights not yet filled in."""
+    if "model" not in record or "guide" not in record:
+        kind = record["program"].get("file", record["program"].get("class", "a program of yours"))
+        raise UserError(f"{path} holds the weights of {kind}, which was not declared: hand the program over, load(path, program=...) or --model FILE.py")
+    spec = Spec.from_dict({k: record[k] for k in ("model", "guide")})
+    program = construct(spec, tuple(record["program"]["event_shape"]))
+    program.spec = spec
+    return cast(nn.Module, program.to(_dtype(record)))
+
+
+def _dtype(record: dict[str, Any]) -> torch.dtype:
+    dtype = getattr(torch, str(record["program"].get("dtype", "float32")), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"the run's dtype {record['program'].get('dtype')!r} is no floating dtype of torch")
+    return dtype
+
+
+def fill(program: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Copy tensors into a program after checking every name, shape and dtype."""
+    state = program.state_dict()
+    missing, extra = sorted(set(state) - set(tensors)), sorted(set(tensors) - set(state))
+    if missing or extra:
+        what = f"no {missing[0]!r}" if missing else f"{extra[0]!r}, which the program lacks"
+        raise UserError(f"{where} has {what}: it holds the weights of another program")
+    for name, tensor in tensors.items():
+        if tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
+            raise UserError(
+                f"{where}: {name!r} is {tensor.dtype} {tuple(tensor.shape)}, the program's is {state[name].dtype} "
+                f"{tuple(state[name].shape)}: it holds the weights of another program"
+            )
+    program.load_state_dict(tensors)
+
+
+def remember_shape(program: Any, shape: tuple[int, ...]) -> None:
+    """Let a program that does not say its event shape know it, so that it can be sampled from."""
+    if getattr(program, "event_shape", None) is None:
+        program.event_shape = shape

@@ -1,0 +1,90 @@
+"""How a program is trained: validated once, recorded in the run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from pyro_vae.errors import UserError
+from pyro_vae.spec import Block, parse_block
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """The settings of :func:`pyro_vae.fit`.
+
+    Attributes:
+        epochs: passes over the training rows; None where ``steps`` says how long.
+        steps: optimizer steps; the last epoch is cut short.
+        batch_size: images per step; rows that do not fill the last minibatch of an epoch wait for the next shuffle.
+        lr: the (peak) step size.
+        optimizer: a PyTorch optimizer.
+        schedule: ``one-cycle`` (up to ``lr`` over the first 30 % of steps, down to almost 0; Smith & Topin 2018), ``cosine`` (down to 0)
+            or ``constant``.
+        clip_norm: the largest norm of the whole gradient, or None.
+        average: decay of the exponential moving average of the weights that is evaluated and kept (with a faster decay over
+            the first steps), or None.
+        patience: epochs without a better validation ELBO before training stops, or None; needs a validation split.
+        objective: what is minimised.
+        seed: of shuffling, binarization and latents.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: Annotated[int, Field(ge=1)] | None = 50
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    lr: Positive = 2e-3
+    optimizer: Literal["adam", "adamw", "adamax", "rmsprop", "adagrad", "sgd"] = "adam"
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    clip_norm: Positive | None = None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    patience: Annotated[int, Field(ge=1)] | None = None
+    objective: Annotated[Block, BeforeValidator(lambda v: parse_block("objectives", v))] = Block(name="elbo")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without what is None."""
+        return self.model_dump(exclude_none=True)
+
+    def length(self, num_rows: int) -> tuple[int, int]:
+        """Steps per epoch, and steps in all."""
+        per_epoch = max(1, num_rows // self.batch_size)
+        return per_epoch, self.steps if self.steps is not None else per_epoch * (self.epochs or 1)
+
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+}
+FUSED = {"adam", "adamw", "sgd", "adagrad"}
+
+
+def make_optimizer(settings: Settings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of the settings, fused where PyTorch has it so."""
+    if not parameters:
+        raise UserError("the program has no parameter that requires a gradient: there is nothing to train")
+    kind = parameters[0].device.type
+    extra: dict[str, Any] = {"fused": True} if settings.optimizer in FUSED and kind in ("cpu", "cuda") else {}
+    return OPTIMIZERS[settings.optimizer](parameters, lr=settings.lr, **extra)  # type: ignore[call-arg]
+
+
+def make_schedule(
+    settings: Settings, optimizer: torch.optim.Optimizer, total_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning-rate schedule over all steps."""
+    if settings.schedule == "one-cycle" and total_steps > 3:
+        momentum = settings.optimizer in ("adam", "adamw", "adamax")
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=settings.lr, total_steps=total_steps + 1, cycle_momentum=momentum
+        )
+    if settings.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)

@@ -1,0 +1,115 @@
+"""Where minibatches come from: a data set of ours, a tensor, or any map-style ``torch.utils.data.Dataset``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from pyro_vae.data import Data
+from pyro_vae.errors import UserError
+
+ON_DEVICE_BYTES = 2**31  # data up to this size are moved to the device whole
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+class Source(ABC):
+    """Rows to train on; ``batch(rows)`` is what a program sees of them, on the device and in the dtype asked for."""
+
+    def __init__(self, num_rows: int, conditional: bool) -> None:
+        if num_rows < 1:
+            raise UserError("the training data have no rows")
+        self.num_rows, self.conditional = num_rows, conditional
+
+    @abstractmethod
+    def batch(self, rows: Tensor) -> Batch:
+        """x ``(batch, *event)``, and y for a conditional program."""
+
+    def validation(self) -> Batch | None:
+        """The whole validation split on the CPU, drawn once with a fixed seed; None where there is none."""
+        return None
+
+
+class _Rows(Source):
+    """A tensor of stored rows, moved to the device where it fits, and a function that makes data of them."""
+
+    def __init__(self, stored: Any, labels: Tensor | None, conditional: bool, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(len(stored), conditional)
+        if conditional and labels is None:
+            raise UserError("the program is conditional, model(x, y), and the data have no labels")
+        if isinstance(stored, Tensor) and stored.numel() * stored.element_size() <= ON_DEVICE_BYTES:
+            stored = stored.to(device)
+        self.stored, self.labels, self.device, self.dtype = stored, labels, device, dtype
+
+    def _take(self, rows: Tensor) -> Tensor:
+        if isinstance(self.stored, Tensor):
+            return self.stored[rows.to(self.stored.device)].to(self.device)
+        return self.stored[rows].to(self.device)
+
+    def _labels(self, rows: Tensor) -> Tensor | None:
+        return self.labels[rows].to(self.device) if self.conditional and self.labels is not None else None
+
+
+class DataSource(_Rows):
+    """A data set of ours: binarized and dequantized afresh in every minibatch, where it is."""
+
+    def __init__(self, data: Data, conditional: bool, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(data.train, data.labels.get("train"), conditional, device, dtype)
+        self.data = data
+
+    def batch(self, rows: Tensor) -> Batch:
+        """Fresh data of the stored rows."""
+        return self.data.prepare(self._take(rows)).to(self.dtype), self._labels(rows)
+
+    def validation(self) -> Batch | None:
+        """The validation split as evaluation sees it."""
+        if len(self.data.validation) == 0:
+            return None
+        return self.data.observed("validation"), self.data.labels.get("validation") if self.conditional else None
+
+
+class TensorSource(_Rows):
+    """A tensor ``(N, *event)``, as it is."""
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The rows in the program's dtype."""
+        return self._take(rows).to(self.dtype), self._labels(rows)
+
+
+class DatasetSource(Source):
+    """Any map-style Dataset whose items are x, or start with x (and y)."""
+
+    def __init__(self, dataset: Dataset[Any], conditional: bool, device: torch.device, dtype: torch.dtype) -> None:
+        if not hasattr(dataset, "__len__"):
+            raise UserError(f"{type(dataset).__name__} has no length: expected a map-style Dataset")
+        super().__init__(len(dataset), conditional)
+        self.dataset, self.device, self.dtype = dataset, device, dtype
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The items, collated."""
+        items = default_collate([self.dataset[int(i)] for i in rows])
+        x, y = (items[0], items[1] if len(items) > 1 else None) if isinstance(items, (tuple, list)) else (items, None)
+        if not isinstance(x, Tensor):
+            raise UserError(f"the items of {type(self.dataset).__name__} must be tensors, or start with one")
+        if self.conditional and y is None:
+            raise UserError(f"the program is conditional, model(x, y), and {type(self.dataset).__name__} gives no y")
+        return x.to(self.device, self.dtype), y.to(self.device) if self.conditional and y is not None else None
+
+
+def make_source(data: Any, conditional: bool, device: torch.device, dtype: torch.dtype) -> Source:
+    """The source that fits what the user gave."""
+    if isinstance(data, Data):
+        return DataSource(data, conditional, device, dtype)
+    if isinstance(data, Tensor):
+        if data.dim() < 2:
+            raise UserError(f"expected data (N, *event), got a tensor of shape {tuple(data.shape)}")
+        return TensorSource(data, None, conditional, device, dtype)
+    if isinstance(data, Dataset):
+        return DatasetSource(data, conditional, device, dtype)
+    raise UserError(
+        f"expected a data set of load_data, a tensor (N, *event) or a torch Dataset, got {type(data).__name__}"
+    )
