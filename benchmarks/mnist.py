@@ -3,7 +3,8 @@
     python benchmarks/mnist.py --seeds 0 1 2 [--model mixture] [--epochs 100] [--work runs/benchmark]
 
 MNIST is looked for under PYRO_VAE_DATA. Every seed is one `pyro-vae train` and one `pyro-vae evaluate`, run as a user would run
-them; a seed whose run is already whole is not run again. The table goes to benchmarks/results/mnist.md, the figures to mnist.json.
+them; a seed whose run is already whole is not run again. The table goes to benchmarks/results/mnist.md, the figures
+beside it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def table(args: argparse.Namespace, results: list[dict]) -> str:
         f"`pyro-vae evaluate RUN`: 50,000 training images; dynamic binarization; K = {results[0]['num_samples']:,}; "
         f"all {results[0]['num_data']:,} test images.",
         "",
-        "| seed | test NLL (nats) | Monte Carlo error | data error | ELBO | bad Pareto k | active units | training (min) | evaluation (min) |",
+        "| seed | test NLL (nats) | Monte Carlo error | data error | ELBO | bad Pareto k | active units | training (min) | "
+        "evaluation (min) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
@@ -62,10 +64,16 @@ def table(args: argparse.Namespace, results: list[dict]) -> str:
         )
     if len(results) > 1:
         nlls = [r["nll"] for r in results]
-        lines += ["", f"Over {len(nlls)} seeds: {statistics.mean(nlls):.2f} +- {statistics.stdev(nlls):.2f} (standard deviation)."]
+        lines += [
+            "",
+            f"Over {len(nlls)} seeds: {statistics.mean(nlls):.2f} +- {statistics.stdev(nlls):.2f} (standard deviation).",
+        ]
     import torch
 
-    lines += ["", f"{os.cpu_count()} CPU cores ({platform.machine()}), PyTorch {torch.__version__}, Python {platform.python_version()}."]
+    lines += [
+        "",
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), PyTorch {torch.__version__}, Python {platform.python_version()}.",
+    ]
     return "\n".join(lines)
 
 

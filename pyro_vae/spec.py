@@ -153,7 +153,9 @@ class Spec(_Declared):
             head, *rest = key.split(".")
             part = "model" if head in ModelSpec.model_fields else "guide"
             if head not in data[part]:
-                raise UserError(f"unknown key {key!r}: {nearest(head, [*ModelSpec.model_fields, *GuideSpec.model_fields])}")
+                raise UserError(
+                    f"unknown key {key!r}: {nearest(head, [*ModelSpec.model_fields, *GuideSpec.model_fields])}"
+                )
             if not rest:
                 data[part][head] = value
             elif len(rest) == 1:
@@ -177,7 +179,9 @@ def validated(cls: type[Any], data: Any, where: str) -> Any:
             owner: Any = cls
             for part in first["loc"][:-1]:
                 owner = owner.model_fields[part].annotation
-            raise UserError(f"{where}: unknown key {key!r}: {nearest(str(first['loc'][-1]), owner.model_fields)}") from None
+            raise UserError(
+                f"{where}: unknown key {key!r}: {nearest(str(first['loc'][-1]), owner.model_fields)}"
+            ) from None
         if first["type"] == "value_error":
             raise UserError(f"{where}: {first['ctx']['error']}") from None
         raise UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
@@ -198,9 +202,11 @@ def read(kind: Literal["models", "guides"], source: str | Path | dict[str, Any] 
         return source
     if isinstance(source, dict):
         return validated(cls, source, f"the {kind[:-1]}")
-    path = find(kind, source)
+    path = find(kind, cast(Any, source))
     if path.suffix == ".py":
-        raise UserError(f"{source} is a whole Pyro program: it holds its own guide, and is built by pyro_vae.programs.file.load")
+        raise UserError(
+            f"{source} is a whole Pyro program: it holds its own guide, and is built by pyro_vae.programs.file.load"
+        )
     return validated(cls, parse_toml(path.read_text(encoding="utf-8"), str(path)), path.name)
 
 
@@ -274,7 +280,11 @@ def construct(
         enc = Wrapped(event_shape, encoder) if encoder else make("encoders", spec.guide.encoder, event_shape)
         posterior = make("posteriors", spec.guide.posterior, enc.out_shape, latent_shape)
         prior = make("priors", spec.model.prior, latent_shape)
-        dec = Wrapped(latent_shape, decoder) if decoder else make("decoders", spec.model.decoder, latent_shape, event_shape)
+        dec = (
+            Wrapped(latent_shape, decoder)
+            if decoder
+            else make("decoders", spec.model.decoder, latent_shape, event_shape)
+        )
         likelihood = make("likelihoods", spec.model.likelihood, dec.out_shape, event_shape)
     if repr(prior.support) != repr(posterior.support):
         raise UserError(

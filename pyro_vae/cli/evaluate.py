@@ -12,7 +12,9 @@ from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, S
 def evaluate(
     run: RunPath,
     samples: Annotated[int, typer.Option(min=1, help="Importance samples per image, K.")] = 5000,
-    limit: Annotated[int | None, typer.Option(min=1, help="A random subset of so many images, by a fixed seed.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="A random subset of so many images, by a fixed seed.", show_default=False)
+    ] = None,
     split: Split = "test",
     seed: Seed = 0,
     device: Device = "auto",
@@ -66,8 +68,14 @@ def _table(figures: dict[str, Any]) -> str:
         ("bits per dimension", number("bits_per_dim", 4)),
         ("active units", " + ".join(str(n) for n in f["active_units"])),
         ("ESS, median", f"{number('ess_median', 0)} of {f['num_samples']}"),
-        ("Pareto k, median", f"{number('khat_median')} (bad: {'-' if f['khat_bad_fraction'] is None else format(f['khat_bad_fraction'], '.1%')})"),
-        ("binarization", f["binarization"] if f["dequantization"] == "none" else f"dequantization {f['dequantization']}"),
+        (
+            "Pareto k, median",
+            f"{number('khat_median')} (bad: {'-' if f['khat_bad_fraction'] is None else format(f['khat_bad_fraction'], '.1%')})",
+        ),
+        (
+            "binarization",
+            f["binarization"] if f["dequantization"] == "none" else f"dequantization {f['dequantization']}",
+        ),
         ("seconds", number("seconds", 1)),
     ]
     width, right = max(len(a) for a, _ in rows), max(len(b) for _, b in rows)

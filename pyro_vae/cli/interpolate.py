@@ -1,2 +1,32 @@
-def interpolate():
-    pass
+"""``pyro-vae interpolate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pyro_vae.cli.options import DataRoot, Device, ProgramFile, RunPath, Seed, Split
+from pyro_vae.cli.pictures import Out
+
+
+def interpolate(
+    run: RunPath,
+    out: Out = None,
+    num: Annotated[int, typer.Option(min=1, help="How many pairs of data.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Pictures on the way, its ends included.")] = 10,
+    split: Split = "test",
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    model: ProgramFile = None,
+) -> None:
+    """Draw the way from one datum to another, straight in latent space."""
+    from pyro_vae.analysis.pictures import interpolations
+    from pyro_vae.cli.pictures import destination, finish, some_rows
+    from pyro_vae.cli.runs import open_run
+
+    path = destination(run, out, "interpolate")
+    loaded = open_run(run, device, model)
+    x, y = some_rows(loaded, split, 2 * num, seed, data_root)
+    finish(interpolations(loaded.program, x, steps, None if y is None else y[:num]), path)

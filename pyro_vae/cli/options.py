@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory written by pyro-vae train.", show_default=False)]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory written by pyro-vae train.", show_default=False)
+]
 DataRoot = Annotated[
     str | None, typer.Option("--data-root", help="Where data sets lie [env: PYRO_VAE_DATA].", show_default=False)
 ]
@@ -17,6 +19,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the draws.")]
 Picture = Annotated[Path, typer.Option("--out", help="The PNG file to write.", show_default=False)]
 ProgramFile = Annotated[
     str | None,
-    typer.Option("--model", metavar="FILE.py", help="The program of a run that was trained on a .py file.", show_default=False),
+    typer.Option(
+        "--model", metavar="FILE.py", help="The program of a run that was trained on a .py file.", show_default=False
+    ),
 ]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]

@@ -1,2 +1,115 @@
-def show():
-    pass
+"""``pyro-vae show``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pyro_vae.spec import Spec
+
+
+def show(
+    model: Annotated[
+        str, typer.Argument(help="A declared model, or the path of a .toml or .py file.", show_default=False)
+    ],
+    guide: Annotated[
+        str | None, typer.Argument(help="A declared guide, or the path of a .toml file.", show_default=False)
+    ] = None,
+    shape: Annotated[str, typer.Option(metavar="N,N,...", help="The shape of one datum.")] = "1,28,28",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="dotted.key=value", help="Any key of the two specs.")
+    ] = None,
+    python: Annotated[bool, typer.Option("--python", help="Print the Python alone, to be piped into a file.")] = False,
+) -> None:
+    """Print a model and guide: formula, sites, parameters, declaration, and the Python they stand for."""
+    from pathlib import Path
+
+    from pyro_vae.declared import find, heading
+    from pyro_vae.errors import UserError
+    from pyro_vae.spec import DEFAULT_GUIDE
+
+    event_shape = _shape(shape)
+    path = find("models", model)
+    if path.suffix == ".py":
+        if guide is not None or set_:
+            raise UserError(f"{model} is a whole Pyro program with its own guide: a guide and --set do not apply")
+        _show_file(path, event_shape, python)
+        return
+    guide = guide or DEFAULT_GUIDE
+    headings = (heading(path), heading(find("guides", guide)))
+    from pyro_vae.analysis.source import python_source
+    from pyro_vae.spec import build
+
+    spec = _declared(model, guide, set_ or [])
+    program = build(spec.model, spec.guide, event_shape)
+    source = python_source(spec, event_shape, headings)
+    if python:
+        print(source)
+        return
+    print(f"# {Path(model).stem}, {Path(guide).stem}\n")
+    parts = (program.prior, program.likelihood, program.posterior)
+    print("\n".join([*(f"    {part.formula}" for part in parts), "", *(f"{line}  " for line in headings)]).rstrip())
+    _print_contents(program)
+    print(f"\n## Declaration\n\n```toml\n{spec.to_toml().strip()}\n```")
+    print(f"\n## The Python that it stands for\n\n```python\n{source}\n```")
+
+
+def _show_file(path: Any, event_shape: tuple[int, ...], python: bool) -> None:
+    """A whole Pyro program in a file of its own."""
+    from pyro_vae.declared import heading
+    from pyro_vae.programs.file import load_program
+    from pyro_vae.training.run import remember_shape
+
+    source = path.read_text(encoding="utf-8").rstrip()
+    if python:
+        print(source)
+        return
+    program = load_program(path, event_shape)
+    remember_shape(program, event_shape)
+    print(f"# {path.stem}\n\n{heading(path)}")
+    _print_contents(program)
+    print(f"\n## The Python that it is\n\n```python\n{source}\n```")
+
+
+def _declared(model: str, guide: str, assignments: list[str]) -> Spec:
+    from pyro_vae.spec import Spec, parse_assignment, read
+
+    spec = Spec(model=read("models", model), guide=read("guides", guide))
+    return spec.override(dict(parse_assignment(text) for text in assignments))
+
+
+def _print_contents(program: Any) -> None:
+    """Sites and parameters as tables."""
+    from pyro_vae.analysis import describe
+    from pyro_vae.cli.tables import markdown
+
+    rows = [
+        (s.part, s.name, s.distribution, _axes(s.batch_shape), _axes(s.event_shape), s.role)
+        for s in describe.sites(program)
+    ]
+    print("\n## Sites\n")
+    print(markdown(("program", "site", "distribution", "batch shape", "event shape", "role"), rows))
+    found = describe.parameters(program)
+    frozen = sum(p.count for p in found) - describe.total(found)
+    print(
+        f"\n## Parameters: {describe.total(found):,}"
+        + (f" and {frozen:,} that are held fixed" if frozen else "")
+        + "\n"
+    )
+    print(markdown(("parameter", "shape", "count"), [(p.name, _axes(p.shape), f"{p.count:,}") for p in found]))
+
+
+def _axes(shape: tuple[Any, ...]) -> str:
+    return "(" + ", ".join(str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """``1,28,28`` as a tuple of positive integers."""
+    from pyro_vae.errors import UserError
+
+    parts = text.strip("() ").rstrip(",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--shape {text!r}: expected positive integers separated by commas, as in 1,28,28")
+    return tuple(int(part) for part in parts)

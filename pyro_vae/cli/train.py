@@ -16,32 +16,62 @@ BLOCKS = ("prior", "likelihood", "posterior", "encoder", "decoder")
 
 
 def train(
-    data: Annotated[str, typer.Argument(metavar="[DATA]", help="A data set, a .npy or .npz file, or a folder of images.")] = "digits",
+    data: Annotated[
+        str, typer.Argument(metavar="[DATA]", help="A data set, a .npy or .npz file, or a folder of images.")
+    ] = "digits",
     model: Annotated[str | None, typer.Option(help="A declared model, or the path of a .toml or .py file.")] = None,
     guide: Annotated[str | None, typer.Option(help="A declared guide, or the path of a .toml file.")] = None,
     prior: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the model's.")] = None,
-    likelihood: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the model's.")] = None,
-    posterior: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the guide's.")] = None,
+    likelihood: Annotated[
+        str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the model's.")
+    ] = None,
+    posterior: Annotated[
+        str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the guide's.")
+    ] = None,
     encoder: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the guide's.")] = None,
     decoder: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the model's.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="dotted.key=value", help="Any key of the two specs.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="dotted.key=value", help="Any key of the two specs.")
+    ] = None,
     objective: Annotated[str, typer.Option(metavar="NAME[:key=value,...]", help="What is minimised.")] = "elbo",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows [default: 50].", show_default=False)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training rows [default: 50].", show_default=False)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step [default: 128].", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="Peak step size [default: 0.002].", show_default=False)] = None,
-    schedule: Annotated[str | None, typer.Option(help="one-cycle, cosine or constant [default: one-cycle].", show_default=False)] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adam, adamw, adamax, rmsprop, adagrad or sgd [default: adam].", show_default=False)] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="one-cycle, cosine or constant [default: one-cycle].", show_default=False)
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="adam, adamw, adamax, rmsprop, adagrad or sgd [default: adam].", show_default=False),
+    ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient.", show_default=False)] = None,
-    average: Annotated[float | None, typer.Option(help="Decay of the averaged weights, 0 for none [default: 0.999].", show_default=False)] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better validation ELBO.", show_default=False)] = None,
+    average: Annotated[
+        float | None,
+        typer.Option(help="Decay of the averaged weights, 0 for none [default: 0.999].", show_default=False),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better validation ELBO.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the shuffles and the noise.")] = 0,
     device: Device = "auto",
-    binarization: Annotated[str | None, typer.Option(help="none, static, dynamic or threshold [default: the data set's].", show_default=False)] = None,
-    dequantization: Annotated[str | None, typer.Option(help="none or uniform [default: uniform under a density].", show_default=False)] = None,
+    compile_: Annotated[
+        str | None, typer.Option("--compile", help="auto, on or off: compile a whole step into one graph [default: auto].", show_default=False)
+    ] = None,
+    binarization: Annotated[
+        str | None,
+        typer.Option(help="none, static, dynamic or threshold [default: the data set's].", show_default=False),
+    ] = None,
+    dequantization: Annotated[
+        str | None, typer.Option(help="none or uniform [default: uniform under a density].", show_default=False)
+    ] = None,
     validation: Annotated[int | None, typer.Option(help="Rows held back for validation.", show_default=False)] = None,
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory [default: runs/DATA-MODEL-GUIDE].", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory [default: runs/DATA-MODEL-GUIDE].", show_default=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it was declared.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -56,7 +86,9 @@ def train(
     if epochs is not None and epochs < 1:
         raise UserError(f"--epochs {epochs}: expected at least 1")
     settings: dict[str, Any] = {
-        "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip_norm": clip_norm, "patience": patience,
+        "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip_norm": clip_norm,
+        "patience": patience,
+        "compile": compile_,
     }  # fmt: skip
     settings = {k: v for k, v in settings.items() if v is not None}
     if average is not None:
@@ -64,11 +96,27 @@ def train(
     blocks = dict(zip(BLOCKS, (prior, likelihood, posterior, encoder, decoder), strict=True))
     overrides = {k: v for k, v in blocks.items() if v is not None} | _assignments(set_ or [])
     program, prepared, names = _declare(
-        data, model, guide, overrides, seed, data_root, {"binarization": binarization, "validation": validation}, dequantization
+        data,
+        model,
+        guide,
+        overrides,
+        seed,
+        data_root,
+        {"binarization": binarization, "validation": validation},
+        dequantization,
     )
     path = out if out is not None else _free_name(prepared.name, *names)
     run = fit(
-        program, prepared, epochs=epochs, steps=steps, out=path, device=device, progress=not quiet, objective=objective, seed=seed, **settings
+        program,
+        prepared,
+        epochs=epochs,
+        steps=steps,
+        out=path,
+        device=device,
+        progress=not quiet,
+        objective=objective,
+        seed=seed,
+        **settings,
     )
     _report(run, say)
 
@@ -95,7 +143,9 @@ def _declare(
     path = find("models", model)
     if path.suffix == ".py":
         if guide is not None or overrides:
-            raise UserError(f"{model} is a whole Pyro program with its own guide: --guide, blocks and --set do not apply")
+            raise UserError(
+                f"{model} is a whole Pyro program with its own guide: --guide, blocks and --set do not apply"
+            )
         data = load_data(name, root, dequantization=dequantization or "none", **preparation)
         return load_program(model, data.event_shape, seed=seed), data, (path.stem, "own")
     spec = Spec(model=read("models", model), guide=read("guides", guide_name)).override(overrides)
@@ -145,6 +195,10 @@ def _free_name(*names: str) -> Path:
 def _report(run: Any, say: Any) -> None:
     last = run.metrics[-1]
     best = min(run.metrics, key=lambda m: m.get("validation_loss", -m["epoch"]))
-    figure = f"validation ELBO {-best['validation_loss']:.2f} nats per image (epoch {best['epoch']})" if "validation_loss" in best else f"training loss {last['train_loss']:.2f} nats per image"
+    figure = (
+        f"validation ELBO {-best['validation_loss']:.2f} nats per image (epoch {best['epoch']})"
+        if "validation_loss" in best
+        else f"training loss {last['train_loss']:.2f} nats per image"
+    )
     say(f"trained {last['step']} steps in {sum(m['seconds'] for m in run.metrics):.0f} s: {figure}")
     print(run.path)

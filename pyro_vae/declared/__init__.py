@@ -33,7 +33,9 @@ def find(kind: Kind, source: str | Path) -> Path:
         declared = folder(kind) / f"{source}{suffix}"
         if declared.is_file():
             return declared
-    raise UserError(f"unknown {kind[:-1]} {str(source)!r}: {nearest(str(source), names(kind))} (or give the path of a .toml file)")
+    raise UserError(
+        f"unknown {kind[:-1]} {str(source)!r}: {nearest(str(source), names(kind))} (or give the path of a .toml file)"
+    )
 
 
 def heading(path: Path) -> str:

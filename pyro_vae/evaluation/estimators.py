@@ -36,13 +36,16 @@ class Estimate:
     khat: Tensor
 
 
-def estimate(log_weight: Tensor) -> Estimate:
+def estimate(log_weight: Tensor, size: Tensor | None = None) -> Estimate:
     """Reduce log-weights ``(num_samples, batch)`` once, in float64.
+
+    ``size`` ``(batch,)`` is the largest sum of the absolute terms that make a log-weight: weights that differ by less than
+    its rounding are equal. Without it, the largest log-weight stands for it.
 
     Weights that are equal to rounding have zero error, full effective sample size and k = -inf. A single draw has no
     error estimate: ``mc_se``, ``bias`` and ``khat`` are NaN.
     """
-    khat = pareto_khat(log_weight).to(log_weight.device)
+    khat = pareto_khat(log_weight, size).to(log_weight.device)
     log_weight = log_weight.detach().double()
     num_samples = log_weight.shape[0]
     total = torch.logsumexp(log_weight, 0)
@@ -68,21 +71,27 @@ def estimate(log_weight: Tensor) -> Estimate:
 MIN_DRAWS = 25  # fewer draws have a tail of under five weights, to which no Pareto distribution is fitted
 
 
-def pareto_khat(log_weight: Tensor) -> Tensor:
+def pareto_khat(log_weight: Tensor, size: Tensor | None = None) -> Tensor:
     """Pareto k ``(batch,)`` of log-weights ``(num_samples, batch)``, by ArviZ, in float64 on the CPU.
 
     -inf where all weights are equal, +inf where one is infinite or NaN, NaN for fewer than 25 draws.
     Vehtari et al. 2024, Pareto smoothed importance sampling, https://arxiv.org/abs/1507.02646.
     """
     values = log_weight.detach().double().cpu().numpy().T
-    size = np.abs(values).max(axis=1, initial=1.0, where=np.isfinite(values))
-    spread = values.max(axis=1) - values.min(axis=1)
-    # Equal weights differ by the rounding of sums of the size of log p(x): they have no tail to fit.
-    equal = (values.shape[1] > 1) & (spread <= 64 * torch.finfo(log_weight.dtype).eps * size)
+    terms = np.abs(values).max(axis=1, initial=1.0, where=np.isfinite(values))
+    if size is not None:
+        terms = np.maximum(terms, size.detach().double().cpu().numpy())
+    with np.errstate(invalid="ignore"):  # infinite weights have no spread
+        spread = values.max(axis=1) - values.min(axis=1)
+    # Equal weights differ by the rounding of their terms, which may be far larger than log p(x): no tail to fit.
+    equal = (values.shape[1] > 1) & (spread <= 64 * torch.finfo(log_weight.dtype).eps * terms)
     broken = np.isnan(values).any(axis=1) | np.isposinf(values).any(axis=1)
     khat = np.where(equal, -np.inf, np.where(broken, np.inf, np.nan))
     for row in np.flatnonzero(~equal & ~broken) if values.shape[1] >= MIN_DRAWS else []:
-        with contextlib.suppress(ValueError), np.errstate(all="ignore"):  # ValueError: the largest weights are all equal
+        with (
+            contextlib.suppress(ValueError),
+            np.errstate(all="ignore"),
+        ):  # ValueError: the largest weights are all equal
             # ArviZ takes minus the log-weights; weights of zero (a draw outside the support) are far below any tail.
             k = array_stats.psislw(-np.maximum(values[row], values[row].max() - 700.0), r_eff=1.0)[1]
             khat[row] = np.inf if np.isnan(k) else k  # NaN: one weight dwarfs all others

@@ -53,9 +53,7 @@ def evaluate(
     rows = chosen_rows(len(data.stored(split)), limit)
     x = data.observed(split, rows=rows)
     y = _labels(data, split, rows) if takes_y(program) else None
-    result = log_likelihood(
-        program, x, y, num_samples=num_samples, seed=seed, chunk_size=chunk_size, progress=progress
-    )
+    result = log_likelihood(program, x, y, num_samples=num_samples, seed=seed, chunk_size=chunk_size, progress=progress)
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
     train_y = _labels(data, "train", train_rows) if y is not None else None
     figures = result.summary()

@@ -36,7 +36,7 @@ def log_likelihood(
     chunk_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
-    """log p(x) of every row of x, by importance sampling from the guide.
+    """Log p(x) of every row of x, by importance sampling from the guide.
 
     The work is cut into fixed blocks of images and samples, each seeded from (seed, first image, first sample): a
     row's estimate depends on its place in x, and on nothing that was drawn before. Dropout is off.
@@ -114,12 +114,14 @@ def _block(
     program: Program, x: Tensor, y: Tensor | None, num_samples: int, samples: int, seed: int, first_image: int
 ) -> tuple[Estimate, Tensor, Tensor]:
     """Estimates of one block of images, with the means over draws of log p(x | z) and of log q(z | x) - log p(z)."""
-    log_weight, reconstruction, kl = [], torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
+    log_weight, sizes = [], []
+    reconstruction, kl = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
     for first_sample in range(0, num_samples, samples):
         drawn = min(samples, num_samples - first_sample)
         with seeded(derive_seed(seed, first_image, first_sample), x.device):
             terms: Any = draw_terms(program, x, y, num_samples=drawn)
         log_weight.append(terms.log_weight)
+        sizes.append((terms.log_likelihood.abs() + terms.log_prior.abs() + terms.log_guide.abs()).amax(0))
         reconstruction += terms.log_likelihood.double().sum(0).cpu() / num_samples
         kl += (terms.log_guide - terms.log_prior).double().sum(0).cpu() / num_samples
-    return estimate(torch.cat(log_weight)), reconstruction, kl
+    return estimate(torch.cat(log_weight), torch.stack(sizes).amax(0)), reconstruction, kl

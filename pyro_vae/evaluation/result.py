@@ -98,9 +98,10 @@ class LogLikelihood:
             )
         if self.khat_bad_fraction > BAD_FRACTION:
             found.append(
-                f"Pareto k is above {self.khat_threshold:.2f} for {self.khat_bad_fraction:.1%} of {len(self)} images (worst "
-                f"{float(self.khat.nan_to_num(-math.inf).max()):.2f}): the guide is too narrow for their posteriors, and log p(x) "
-                "is likely underestimated; use a more expressive guide or annealed importance sampling, more samples alone help little"
+                f"Pareto k is above {self.khat_threshold:.2f} for {self.khat_bad_fraction:.1%} of {len(self)} images "
+                f"(worst {float(self.khat.nan_to_num(-math.inf).max()):.2f}): the guide is too narrow for their posteriors, "
+                "and log p(x) is likely underestimated; use a more expressive guide or annealed importance sampling, more "
+                "samples alone help little"
             )
         if self.num_samples < 25:
             found.append(
@@ -131,7 +132,8 @@ class LogLikelihood:
             f"NLL {self.nll:.2f} +- {self.nll_mc_se:.2g} (Monte Carlo) +- {self.nll_data_se:.2g} (data) nats per image, "
             f"K = {self.num_samples}, N = {len(self)}",
             f"ELBO {float(self.elbo.mean()):.2f} = reconstruction {float(self.reconstruction.mean()):.2f} - KL "
-            f"{float(self.kl.mean()):.2f}; ESS median {float(self.ess.median()):.0f}, Pareto k median {float(self.khat.nanmedian()):.2f}",
+            f"{float(self.kl.mean()):.2f}; ESS median {float(self.ess.median()):.0f}, "
+            f"Pareto k median {float(self.khat.nanmedian()):.2f}",
         ]
         return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 

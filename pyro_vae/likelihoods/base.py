@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor, nn
 
@@ -15,12 +16,20 @@ class Likelihood(nn.Module, ABC):
     """A density p(x | z) on events of ``event_shape``, given the features that a decoder made of z.
 
     A subclass writes :meth:`forward`, owns the linear heads on the features, and says its ``formula`` and the ``data``
-    it takes: ``"binary"`` (0 and 1), ``"lattice"`` (level / (levels - 1), a probability for each level) or
-    ``"real"`` (a density; data with declared levels are dequantized first).
+    it takes, with their ``support``:
+
+    ============= ===================================================================================================
+    ``"binary"``  0 and 1
+    ``"lattice"`` level / (levels - 1): a probability for each level
+    ``"count"``   0, 1, 2, ...: a probability for each count
+    ``"unit"``    a density on (0, 1); data with declared levels are dequantized first
+    ``"real"``    a density on the real line; likewise
+    ============= ===================================================================================================
     """
 
     formula: ClassVar[str]
-    data: ClassVar[Literal["binary", "lattice", "real"]]
+    data: ClassVar[Literal["binary", "lattice", "count", "unit", "real"]]
+    support: ClassVar[constraints.Constraint]  # of one entry of the event
 
     def __init__(self, feature_shape: Shape, event_shape: Shape) -> None:
         super().__init__()

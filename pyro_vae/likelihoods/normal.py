@@ -49,7 +49,9 @@ class Normal(Likelihood):
         if scale == "decoder":
             self.head.set_bias(raw, param=1)
         elif isinstance(scale, str):
-            self.raw_scale = nn.Parameter(torch.full((1,) * len(event_shape) if scale == "shared" else event_shape, raw))
+            self.raw_scale = nn.Parameter(
+                torch.full((1,) * len(event_shape) if scale == "shared" else event_shape, raw)
+            )
 
     def forward(self, features: Tensor) -> Distribution:
         """Normal with event shape ``event_shape``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pyro_vae.networks.base import Activation, Network, Shape, activation, linear
 from pyro_vae.registry import register
 
-Widths = Annotated[list[Annotated[int, Field(ge=1, le=1_000_000)]], Field(min_length=1, max_length=64)]
+Widths = Annotated[Sequence[Annotated[int, Field(ge=1, le=1_000_000)]], Field(min_length=1, max_length=64)]
 
 
 class _Dense(Network):
@@ -45,7 +46,12 @@ class MLP(_Dense):
     """h_i = activation(W_i h_(i-1) + b_i), one layer per entry of ``hidden``."""
 
     def __init__(
-        self, in_shape: Shape, data_shape: Shape | None = None, *, hidden: Widths = [500, 500], activation: Activation = "silu"
+        self,
+        in_shape: Shape,
+        data_shape: Shape | None = None,
+        *,
+        hidden: Widths = (500, 500),
+        activation: Activation = "silu",
     ) -> None:
         widths = [math.prod(in_shape), *hidden]
         layers: list[nn.Module] = []
@@ -73,7 +79,7 @@ class GatedMLP(_Dense):
     https://arxiv.org/abs/1705.07120
     """
 
-    def __init__(self, in_shape: Shape, data_shape: Shape | None = None, *, hidden: Widths = [300, 300]) -> None:
+    def __init__(self, in_shape: Shape, data_shape: Shape | None = None, *, hidden: Widths = (300, 300)) -> None:
         widths = [math.prod(in_shape), *hidden]
         layers: list[nn.Module] = [_Gate(i, o) for i, o in zip(widths, hidden, strict=False)]
         super().__init__(in_shape, layers, hidden[-1])

@@ -39,7 +39,9 @@ class Head(nn.Module):
             y = self.map(features.reshape(-1, *self.feature_shape))
         else:
             y = self.map(features.reshape(*leading, -1))
-        return tuple(p.reshape(*leading, *self.event_shape) for p in y.chunk(self.num_params, 1 if self.convolutional else -1))
+        return tuple(
+            p.reshape(*leading, *self.event_shape) for p in y.chunk(self.num_params, 1 if self.convolutional else -1)
+        )
 
     @torch.no_grad()
     def set_bias(self, value: Tensor | float, param: int = 0) -> None:

@@ -23,7 +23,7 @@ class Wrapped(Network):
                 y = module.eval()(torch.zeros(2, *in_shape, dtype=like.dtype, device=like.device))
         except Exception as error:
             raise UserError(
-                f"the network {type(module).__name__} does not take a batch of shape (2, {', '.join(map(str, in_shape))}): {error}"
+                f"the network {type(module).__name__} does not take a batch of shape {(2, *in_shape)}: {error}"
             ) from error
         finally:
             module.train(training)

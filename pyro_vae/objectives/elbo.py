@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.trace_elbo import _compute_log_r
@@ -20,7 +19,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Objective
-from pyro_vae.programs.contract import Program, arguments, is_random, isolated, latent_sites
+from pyro_vae.programs.contract import Program, Traced, arguments, is_random, isolated, latent_sites
 from pyro_vae.registry import register
 
 
@@ -35,7 +34,7 @@ class TensorTraceELBO(Trace_ELBO):
             loss, surrogate = loss + a / self.num_particles, surrogate + b / self.num_particles
         return loss, surrogate
 
-    def _differentiable_loss_particle(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Any, Any]:
+    def _differentiable_loss_particle(self, model_trace: Traced, guide_trace: Traced) -> tuple[Any, Any]:
         elbo: Any = 0.0
         surrogate: Any = 0.0
         log_r = None
@@ -63,7 +62,7 @@ class MeanFieldELBO(TensorTraceELBO):
     latent needs a reparameterized guide, and the guide must draw the latents in the order of the model.
     """
 
-    def _differentiable_loss_particle(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Any, Any]:
+    def _differentiable_loss_particle(self, model_trace: Traced, guide_trace: Traced) -> tuple[Any, Any]:
         names, guide_names = list(latent_sites(model_trace)), list(latent_sites(guide_trace))
         if names != guide_names:
             raise UserError(
@@ -79,7 +78,9 @@ class MeanFieldELBO(TensorTraceELBO):
                 continue
             guide_site = guide_trace.nodes[name]
             if not guide_site["fn"].has_rsample:
-                raise UserError(f"the analytic KL needs a reparameterized guide, and {name!r} is not; use the objective elbo")
+                raise UserError(
+                    f"the analytic KL needs a reparameterized guide, and {name!r} is not; use the objective elbo"
+                )
             try:
                 kl = kl_divergence(guide_site["fn"], site["fn"])
             except NotImplementedError:

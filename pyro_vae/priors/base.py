@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -18,16 +18,31 @@ GuideDensity = Callable[[Tensor], Distribution]
 class Prior(nn.Module, ABC):
     """A density p(z) over latents of shape ``latent_shape``.
 
-    A subclass writes :meth:`forward` and says its ``formula`` and ``support``; the keyword-only arguments of its
-    constructor are what a user may declare.
+    A subclass writes :meth:`forward` and says its ``formula`` and ``support`` (None where that is the guide's, whatever
+    it be); the keyword-only arguments of its constructor are what a user may declare. One that sets
+    ``needs_event_shape`` is constructed with the shape of a datum as second argument.
     """
 
     formula: ClassVar[str]
-    support: ClassVar[constraints.Constraint] = constraints.real_vector
+    support: ClassVar[constraints.Constraint | None] = constraints.real_vector
+    needs_event_shape: ClassVar[bool] = False
 
     def __init__(self, latent_shape: Shape) -> None:
         super().__init__()
         self.latent_shape = tuple(latent_shape)
+
+    @classmethod
+    def latent_shape_of(cls, latent_dim: int, **options: Any) -> Shape:
+        """The shape of one latent, from a spec's ``latent_dim`` and the options declared for the prior."""
+        return (latent_dim,)
+
+    @property
+    def start_rows(self) -> int:
+        """How many rows of training data :meth:`start_at` wants; 0 for none."""
+        return 0
+
+    def start_at(self, rows: Tensor) -> None:
+        """Start from rows of training data ``(start_rows, *event)``; by default, do nothing."""
 
     @abstractmethod
     def forward(self, like: Tensor, guide: GuideDensity | None = None) -> Distribution:

@@ -67,7 +67,7 @@ class DiagonalMixture(dist.TorchDistribution):
     support = constraints.real_vector
     has_rsample = False
 
-    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, batch_shape: torch.Size = torch.Size()) -> None:  # noqa: B008
+    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, batch_shape: torch.Size = torch.Size()) -> None:
         self.logits, self.loc, self.scale = logits, loc, scale
         super().__init__(batch_shape, loc.shape[1:], validate_args=False)
 
@@ -76,14 +76,16 @@ class DiagonalMixture(dist.TorchDistribution):
         return DiagonalMixture(self.logits, self.loc, self.scale, torch.Size(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(z) ``(*leading,)`` of ``value`` ``(*leading, D)``."""
+        """Log p(z) ``(*leading,)`` of ``value`` ``(*leading, D)``."""
         precision = self.scale.square().reciprocal()
         # distances from the weighted centre, so that the expansion loses no digits where the mixture is far from zero
         weight = self.logits.softmax(0)
         centre = (weight @ self.loc).detach()
         z, loc = value - centre, self.loc - centre
         square = z.square() @ precision.T - 2 * z @ (loc * precision).T + (loc.square() * precision).sum(-1)
-        log_normal = -0.5 * square.clamp(min=0.0) - self.scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * self.loc.shape[-1]
+        log_normal = (
+            -0.5 * square.clamp(min=0.0) - self.scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * self.loc.shape[-1]
+        )
         log_prob = (log_normal + self.logits.log_softmax(0)).logsumexp(-1)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
@@ -92,7 +94,7 @@ class DiagonalMixture(dist.TorchDistribution):
         """sum_k w_k mu_k."""
         return (self.logits.softmax(0) @ self.loc).expand(self.batch_shape + self.event_shape)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws ``(*sample_shape, *batch_shape, D)``: a component by its weight, then a point of it."""
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape

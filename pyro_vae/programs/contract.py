@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ProgramError, UserError
 
+Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
+
 OBSERVED = "x"
 DATA_PLATE = "data"
 SAMPLE_PLATE = "num_samples"
@@ -116,7 +118,7 @@ class Terms:
 
     @property
     def log_weight(self) -> Tensor:
-        """log p(x, z) - log q(z | x)."""
+        """Log p(x, z) - log q(z | x)."""
         return self.log_likelihood + self.log_prior - self.log_guide
 
 
@@ -124,8 +126,8 @@ class Terms:
 class Traces:
     """One execution of the guide, and of the model with the guide's latents."""
 
-    model: poutine.Trace
-    guide: poutine.Trace
+    model: Traced
+    guide: Traced
 
     def terms(self, num_samples: int, batch: int) -> Terms:
         """Every site's log-density, summed by what it is."""
@@ -160,12 +162,12 @@ def is_random(site: dict[str, Any]) -> bool:
     )
 
 
-def latent_sites(traced: poutine.Trace) -> dict[str, dict[str, Any]]:
+def latent_sites(traced: Traced) -> dict[str, dict[str, Any]]:
     """The unobserved sample sites of a trace, by name, in the order of execution."""
     return {n: s for n, s in traced.nodes.items() if is_random(s) and not s["is_observed"]}
 
 
-def _sum(traced: poutine.Trace, num_samples: int, batch: int, chosen: Any) -> Tensor:
+def _sum(traced: Traced, num_samples: int, batch: int, chosen: Any) -> Tensor:
     total: Tensor | float = 0.0
     for name, site in traced.nodes.items():
         if is_random(site) and chosen(name, site):
@@ -213,7 +215,10 @@ def _check_sites(program: Any, traces: Traces, batch: int) -> None:
     own = {id(p) for p in program.parameters()}
     for part, traced in (("model", traces.model), ("guide", traces.guide)):
         for name, site in traced.nodes.items():
-            if site["type"] == "param" and id(getattr(site["value"], "unconstrained", lambda v=site["value"]: v)()) not in own:
+            if (
+                site["type"] == "param"
+                and id(getattr(site["value"], "unconstrained", lambda v=site["value"]: v)()) not in own
+            ):
                 raise ProgramError(
                     f"{part}: pyro.param({name!r}) belongs to no module; make it an nn.Parameter of {type(program).__name__}"
                 )
@@ -254,7 +259,9 @@ def _check_site(part: str, name: str, site: dict[str, Any], batch: int) -> None:
         )
     if len(frames) > 1:
         extra = next(f for f in frames if not (f.dim == -1 and f.size == batch))
-        raise ProgramError(f"{part}: the site {name!r} is in a second plate {extra.name!r}; make that axis an event axis")
+        raise ProgramError(
+            f"{part}: the site {name!r} is in a second plate {extra.name!r}; make that axis an event axis"
+        )
     shape = tuple(site["fn"].log_prob(site["value"]).shape)
     if len(shape) > 2 or any(have not in (1, want) for have, want in zip(shape[::-1], (batch, 2), strict=False)):
         raise ProgramError(
@@ -280,4 +287,6 @@ def check_observed(traces: Traces, x: Tensor) -> None:
     advice = "choose a likelihood whose support holds the data"
     if name == "Bernoulli":
         advice = f"binarize them (--binarization dynamic, or data.observed of a binarized data set), or {advice}"
-    raise UserError(f"the data hold {value}, outside the support of the {name} likelihood at the site {OBSERVED!r}; {advice}")
+    raise UserError(
+        f"the data hold {value}, outside the support of the {name} likelihood at the site {OBSERVED!r}; {advice}"
+    )

@@ -15,6 +15,7 @@ from pyro_vae.programs.contract import (
     OBSERVED,
     SAMPLE_PLATE,
     Program,
+    Traced,
     arguments,
     device_of,
     dtype_of,
@@ -58,7 +59,7 @@ def mean_of(fn: Any) -> Tensor:
 
 
 def to_program(program: Any, x: Tensor) -> Tensor:
-    """x on the program's device; integers and other floats in its dtype."""
+    """The tensor x on the program's device; integers and other floats in its dtype."""
     return x.to(device=device_of(program), dtype=dtype_of(program))
 
 
@@ -165,19 +166,21 @@ def sample_latents(
     return {n: s["value"] for n, s in latent_sites(traced).items()}
 
 
-def reconstruct(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0) -> Tensor:
+def reconstruct(
+    program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
+) -> Tensor:
     """The mean of p(x | z) at the guide's mean ``(N, *event)``, or at draws from it ``(num_samples, N, *event)``."""
     z = encode(program, x, y, num_samples=num_samples, seed=seed)
     return decode(program, z, y, event_shape=tuple(x.shape[1:]), seed=seed)
 
 
-def _prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...]) -> poutine.Trace:
+def _prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...]) -> Traced:
     """The model on an empty x: nothing but its shape, device and dtype is read."""
     x = torch.zeros(batch, *event_shape, device=device_of(program), dtype=dtype_of(program))
     return poutine.trace(program.model).get_trace(*arguments(x, y))
 
 
-def _observation(traced: poutine.Trace, mean: bool, shape: tuple[int, ...]) -> Tensor:
+def _observation(traced: Traced, mean: bool, shape: tuple[int, ...]) -> Tensor:
     fn = traced.nodes[OBSERVED]["fn"]
     return (mean_of(fn) if mean else fn.sample()).expand(shape)
 

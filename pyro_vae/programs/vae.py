@@ -8,6 +8,8 @@ Kingma & Welling 2014, Auto-Encoding Variational Bayes, https://arxiv.org/abs/13
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ from pyro_vae.registry import register
 @register("programs", "vae")
 class VAE(nn.Module):
     """One layer of latents ``z`` under one observation ``x`` of shape ``(batch, *event_shape)``."""
+
+    spec: Any = None  # what it was declared by, for the record of a run
 
     def __init__(
         self, prior: Prior, decoder: Network, likelihood: Likelihood, encoder: Network, posterior: Posterior

@@ -53,7 +53,7 @@ def fit(
         callback: called with the metrics of every epoch; training stops early where it returns True.
         progress: draw a progress bar with the current ELBO on standard error.
         settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
-            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``seed``.
+            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``compile``, ``seed``.
 
     Returns:
         The run; ``run.program is program``.
@@ -75,7 +75,9 @@ def fit(
         raise UserError("give epochs or steps, not both")
     if "objective" in settings:
         settings["objective"] = parse_block("objectives", settings["objective"])
-    chosen = validated(Settings, {"epochs": None if steps else epochs if epochs is not None else 50, "steps": steps, **settings}, "fit")
+    chosen = validated(
+        Settings, {"epochs": None if steps else epochs if epochs is not None else 50, "steps": steps, **settings}, "fit"
+    )
     target = resolve_device(device)
     source = make_source(data, takes_y(program), target, dtype_of(program))
     event_shape = _admit(program.to(target), data, source)
@@ -129,7 +131,10 @@ def _warn_lattice(data: Data) -> None:
 
 def _require_same(new: dict[str, Any], old: dict[str, Any], path: Path) -> None:
     for table in ("program", "model", "guide", "data", "training"):
-        if new.get(table) != old.get(table):
-            keys = set(new.get(table) or {}) | set(old.get(table) or {})
-            differ = sorted(k for k in keys if (new.get(table) or {}).get(k) != (old.get(table) or {}).get(k))
-            raise UserError(f"cannot resume {path}: its {table}.{differ[0]} is {(old.get(table) or {}).get(differ[0])!r}, not {(new.get(table) or {}).get(differ[0])!r}")
+        now, then = new.get(table) or {}, old.get(table) or {}
+        for key in sorted(set(now) | set(then)):
+            if now.get(key) != then.get(key):
+                raise UserError(
+                    f"cannot resume {path}: {table}.{key} was {then.get(key)!r} and is now {now.get(key)!r}; give the same "
+                    "settings, or another --out"
+                )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.capture import Uncapturable
 from pyro_vae.errors import NumericalError
 from pyro_vae.objectives.base import Objective
 from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.programs.latents import to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
+from pyro_vae.training.captured import CapturedStep, worth_capturing
 from pyro_vae.training.checkpoint import save_checkpoint, save_weights
 from pyro_vae.training.progress import Progress
 from pyro_vae.training.run import write_metrics
@@ -29,6 +32,10 @@ from pyro_vae.training.source import Batch, Source
 LOGS_PER_EPOCH = 10  # how often an epoch's losses are read to the host
 VALIDATION_ROWS = 1000  # images in one pass of validation
 SHUFFLE, NOISE, VALIDATION = 0, 1, 2  # streams of random numbers
+
+
+class CaptureWarning(UserWarning):
+    """Compiling was asked for, or would have paid, and cannot be done."""
 
 
 class Trainer:
@@ -55,6 +62,8 @@ class Trainer:
         self.metrics: list[dict[str, Any]] = []
         self.best_loss, self.best_epoch = math.inf, 0
         self.best: dict[str, Tensor] | None = None
+        self.captured: CapturedStep | None = None
+        self.capture_tried = False
 
     @property
     def finished(self) -> bool:
@@ -89,15 +98,26 @@ class Trainer:
         read = 0.0
         was_training = self.program.training
         self.program.train()
+        captured = self._capture(order[: self.settings.batch_size])
+        if captured is not None:
+            total = captured.loss.zero_()
         with seeded(derive_seed(self.settings.seed, self.epoch, NOISE), self.device):
             while self.step < last_step:
                 offset = (self.step - first_step) * self.settings.batch_size
-                total += self._one_step(self.source.batch(order[offset : offset + self.settings.batch_size]))
+                rows = order[offset : offset + self.settings.batch_size]
+                if captured is not None:
+                    captured(*self.source.stored(rows))
+                    self.schedule.step()
+                    self.step += 1
+                else:
+                    total += self._one_step(self.source.batch(rows))
                 if (self.step - first_step) % every == 0 or self.step == last_step:
                     seen, read = read, float(total)
                     since = (self.step - first_step) % every or every
                     self._require_finite(read)
                     bar.update(self.step, f"epoch {self.epoch}  loss {(read - seen) / since:.2f}")
+        if captured is not None:
+            captured.finish()
         self.program.train(was_training)
         metrics: dict[str, Any] = {
             "epoch": self.epoch,
@@ -108,6 +128,19 @@ class Trainer:
         metrics |= self._validate()
         metrics["seconds"] = round(time.perf_counter() - start, 3)
         return metrics
+
+    def _capture(self, rows: Tensor) -> CapturedStep | None:
+        """The compiled step, where it is wanted and can be had; said once where it is wanted and cannot."""
+        wanted = self.settings.compile == "on" or (
+            self.settings.compile == "auto" and worth_capturing(self.total_steps, self.device)
+        )
+        if wanted and not self.capture_tried:
+            self.capture_tried = True
+            try:
+                self.captured = CapturedStep(self, *self.source.stored(rows))
+            except Uncapturable as error:
+                warnings.warn(f"training uncompiled: {error}", CaptureWarning, stacklevel=5)
+        return self.captured
 
     def _one_step(self, batch: Batch) -> Tensor:
         loss, surrogate = self.objective(self.program, *batch, self.step)

@@ -37,7 +37,18 @@ SPEC, WEIGHTS, CHECKPOINT, METRICS, ROWS = (
     "metrics.jsonl",
     "rows.safetensors",
 )
-RECORDED = ("pyro-vae", "torch", "torchvision", "pyro-ppl", "numpy", "scipy", "arviz-base", "arviz-stats", "safetensors", "pydantic")
+RECORDED = (
+    "pyro-vae",
+    "torch",
+    "torchvision",
+    "pyro-ppl",
+    "numpy",
+    "scipy",
+    "arviz-base",
+    "arviz-stats",
+    "safetensors",
+    "pydantic",
+)
 
 
 @dataclass
@@ -70,11 +81,15 @@ class Run:
         """The data set that the run was trained on, as it was prepared then."""
         source = self.record.get("data")
         if source is None:
-            raise UserError(f"{self.path} was trained on a tensor or Dataset of yours: hand the data to the function itself")
+            raise UserError(
+                f"{self.path} was trained on a tensor or Dataset of yours: hand the data to the function itself"
+            )
         return load_data(**{**source, **({"root": root} if root is not None else {})})
 
     def __repr__(self) -> str:
-        best = min((m for m in self.metrics if "validation_loss" in m), key=lambda m: m["validation_loss"], default=None)
+        best = min(
+            (m for m in self.metrics if "validation_loss" in m), key=lambda m: m["validation_loss"], default=None
+        )
         figure = f", best validation ELBO {-best['validation_loss']:.2f} in epoch {best['epoch']}" if best else ""
         return f"<Run {self.path or 'in memory'}: {type(self.program).__name__}, {len(self.metrics)} epochs{figure}>"
 
@@ -94,7 +109,11 @@ def make_record(program: Any, event_shape: tuple[int, ...], data: Any, settings:
     """What ``spec.toml`` will hold."""
     spec: Spec | None = getattr(program, "spec", None)
     dtype = next((p.dtype for p in program.parameters()), torch.float32)
-    identity = {"class": type(program).__name__, "event_shape": list(event_shape), "dtype": str(dtype).removeprefix("torch.")}
+    identity = {
+        "class": type(program).__name__,
+        "event_shape": list(event_shape),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     source = getattr(program, "source", None)
     record: dict[str, Any] = {"program": {**identity, **(source or {})}}
     if spec is not None:
@@ -184,9 +203,12 @@ def rebuild(path: Path, record: dict[str, Any]) -> nn.Module:
     """The program that a run's record declares, its weights not yet filled in."""
     if "model" not in record or "guide" not in record:
         kind = record["program"].get("file", record["program"].get("class", "a program of yours"))
-        raise UserError(f"{path} holds the weights of {kind}, which was not declared: hand the program over, load(path, program=...) or --model FILE.py")
+        raise UserError(
+            f"{path} holds the weights of {kind}, which was not declared: hand "
+            "the program over, load(path, program=...) or --model FILE.py"
+        )
     spec = Spec.from_dict({k: record[k] for k in ("model", "guide")})
-    program = construct(spec, tuple(record["program"]["event_shape"]))
+    program: Any = construct(spec, tuple(record["program"]["event_shape"]))
     program.spec = spec
     return cast(nn.Module, program.to(_dtype(record)))
 

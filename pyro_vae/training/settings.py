@@ -22,13 +22,15 @@ class Settings(BaseModel):
         batch_size: images per step; rows that do not fill the last minibatch of an epoch wait for the next shuffle.
         lr: the (peak) step size.
         optimizer: a PyTorch optimizer.
-        schedule: ``one-cycle`` (up to ``lr`` over the first 30 % of steps, down to almost 0; Smith & Topin 2018), ``cosine`` (down to 0)
-            or ``constant``.
+        schedule: ``one-cycle`` (up to ``lr`` over the first 30 % of steps, then down to almost 0; Smith & Topin 2018),
+            ``cosine`` (down to 0) or ``constant``.
         clip_norm: the largest norm of the whole gradient, or None.
         average: decay of the exponential moving average of the weights that is evaluated and kept (with a faster decay over
             the first steps), or None.
         patience: epochs without a better validation ELBO before training stops, or None; needs a validation split.
         objective: what is minimised.
+        compile: ``on`` compiles a whole step into one graph, ``auto`` does where the number of steps repays it, ``off`` never
+            does. The law of the result is the same; the random numbers are others.
         seed: of shuffling, binarization and latents.
     """
 
@@ -44,6 +46,7 @@ class Settings(BaseModel):
     average: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     patience: Annotated[int, Field(ge=1)] | None = None
     objective: Annotated[Block, BeforeValidator(lambda v: parse_block("objectives", v))] = Block(name="elbo")
+    compile: Literal["auto", "on", "off"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     def to_dict(self) -> dict[str, Any]:

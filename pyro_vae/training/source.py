@@ -18,7 +18,11 @@ Batch = tuple[Tensor, Tensor | None]
 
 
 class Source(ABC):
-    """Rows to train on; ``batch(rows)`` is what a program sees of them, on the device and in the dtype asked for."""
+    """Rows to train on, on the device and in the dtype asked for.
+
+    ``stored(rows)`` fetches them as they are kept, ``prepare`` makes of that what a program sees (binarized afresh, if the data
+    are), by tensor operations alone; ``batch(rows)`` is the two in turn.
+    """
 
     def __init__(self, num_rows: int, conditional: bool) -> None:
         if num_rows < 1:
@@ -26,8 +30,17 @@ class Source(ABC):
         self.num_rows, self.conditional = num_rows, conditional
 
     @abstractmethod
+    def stored(self, rows: Tensor) -> Batch:
+        """The rows as they are kept, and y for a conditional program."""
+
+    @abstractmethod
+    def prepare(self, stored: Tensor) -> Tensor:
+        """What a program sees of stored rows, ``(batch, *event)``."""
+
     def batch(self, rows: Tensor) -> Batch:
-        """x ``(batch, *event)``, and y for a conditional program."""
+        """What a program sees of these rows, and y for a conditional program."""
+        stored, y = self.stored(rows)
+        return self.prepare(stored), y
 
     def validation(self) -> Batch | None:
         """The whole validation split on the CPU, drawn once with a fixed seed; None where there is none."""
@@ -37,21 +50,22 @@ class Source(ABC):
 class _Rows(Source):
     """A tensor of stored rows, moved to the device where it fits, and a function that makes data of them."""
 
-    def __init__(self, stored: Any, labels: Tensor | None, conditional: bool, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, stored: Any, labels: Tensor | None, conditional: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
         super().__init__(len(stored), conditional)
         if conditional and labels is None:
             raise UserError("the program is conditional, model(x, y), and the data have no labels")
         if isinstance(stored, Tensor) and stored.numel() * stored.element_size() <= ON_DEVICE_BYTES:
             stored = stored.to(device)
-        self.stored, self.labels, self.device, self.dtype = stored, labels, device, dtype
+        self.rows, self.labels, self.device, self.dtype = stored, labels, device, dtype
 
-    def _take(self, rows: Tensor) -> Tensor:
-        if isinstance(self.stored, Tensor):
-            return self.stored[rows.to(self.stored.device)].to(self.device)
-        return self.stored[rows].to(self.device)
-
-    def _labels(self, rows: Tensor) -> Tensor | None:
-        return self.labels[rows].to(self.device) if self.conditional and self.labels is not None else None
+    def stored(self, rows: Tensor) -> Batch:
+        """The rows as they are kept, on the device."""
+        y = self.labels[rows].to(self.device) if self.conditional and self.labels is not None else None
+        if isinstance(self.rows, Tensor):
+            return self.rows[rows.to(self.rows.device)].to(self.device), y
+        return self.rows[rows].to(self.device), y
 
 
 class DataSource(_Rows):
@@ -61,9 +75,9 @@ class DataSource(_Rows):
         super().__init__(data.train, data.labels.get("train"), conditional, device, dtype)
         self.data = data
 
-    def batch(self, rows: Tensor) -> Batch:
-        """Fresh data of the stored rows."""
-        return self.data.prepare(self._take(rows)).to(self.dtype), self._labels(rows)
+    def prepare(self, stored: Tensor) -> Tensor:
+        """Fresh data of stored rows."""
+        return self.data.prepare(stored).to(self.dtype)
 
     def validation(self) -> Batch | None:
         """The validation split as evaluation sees it."""
@@ -75,9 +89,9 @@ class DataSource(_Rows):
 class TensorSource(_Rows):
     """A tensor ``(N, *event)``, as it is."""
 
-    def batch(self, rows: Tensor) -> Batch:
+    def prepare(self, stored: Tensor) -> Tensor:
         """The rows in the program's dtype."""
-        return self._take(rows).to(self.dtype), self._labels(rows)
+        return stored.to(self.dtype)
 
 
 class DatasetSource(Source):
@@ -89,15 +103,19 @@ class DatasetSource(Source):
         super().__init__(len(dataset), conditional)
         self.dataset, self.device, self.dtype = dataset, device, dtype
 
-    def batch(self, rows: Tensor) -> Batch:
-        """The items, collated."""
+    def prepare(self, stored: Tensor) -> Tensor:
+        """The items in the program's dtype."""
+        return stored.to(self.dtype)
+
+    def stored(self, rows: Tensor) -> Batch:
+        """The items, collated, on the device."""
         items = default_collate([self.dataset[int(i)] for i in rows])
         x, y = (items[0], items[1] if len(items) > 1 else None) if isinstance(items, (tuple, list)) else (items, None)
         if not isinstance(x, Tensor):
             raise UserError(f"the items of {type(self.dataset).__name__} must be tensors, or start with one")
         if self.conditional and y is None:
             raise UserError(f"the program is conditional, model(x, y), and {type(self.dataset).__name__} gives no y")
-        return x.to(self.device, self.dtype), y.to(self.device) if self.conditional and y is not None else None
+        return x.to(self.device), y.to(self.device) if self.conditional and y is not None else None
 
 
 def make_source(data: Any, conditional: bool, device: torch.device, dtype: torch.dtype) -> Source:

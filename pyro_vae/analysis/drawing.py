@@ -1,0 +1,219 @@
+"""Matplotlib axes for images, points and curves, without pyplot: nothing global is read or changed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pyro_vae.errors import UserError
+from pyro_vae.training.files import write_bytes
+
+DPI = 100
+MARGIN, TITLE, LINE = 10, 16, 20  # pixels: around a picture of images, above its title, and for a line of the title
+SMALLEST = 480  # pixels: the width of a figure, so that its title fits
+WIDTH, LARGEST_CELL = 1000, 240  # pixels: what a grid of images is fitted to, and the largest single image
+FRAME, PAPER = (0.36, 0.44, 0.55), (1.0, 1.0, 1.0)  # a frame of a hue is seen beside black, grey and white alike
+SQUARE, LONG = (7.2, 5.8), (8.5, 4.5)  # inches: of points with a legend beside them, and of curves
+POINT_COLOURS = ("0.6", "tab:blue")
+
+
+def image_grid(
+    images: Any,
+    ncols: int | None = None,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    wide_rows: Collection[int] = (),
+    wide_columns: Collection[int] = (),
+) -> Axes:
+    """Draw images in rows and columns with a thin gap, and nothing else.
+
+    Args:
+        images: tensor or array ``(n, H, W)``, ``(n, 1, H, W)`` or ``(n, 3, H, W)``; floats are clipped to [0, 1], with 0
+            black and 1 white, integers are taken as levels of 0 to 255; an image of NaN leaves its place empty.
+        ncols: images per row; the square root of n, rounded up, where None.
+        ax: where to draw; None makes a figure in which every pixel of an image is a whole number of pixels.
+        title: a line above.
+        wide_rows: numbers of rows (from 0) above which the gap is wider.
+        wide_columns: numbers of columns to the left of which the gap is wider.
+
+    Returns:
+        The axes; ``ax.figure`` is the figure.
+
+    Raises:
+        UserError: no images, or arrays that are none.
+
+    Example:
+        >>> import torch
+        >>> image_grid(torch.rand(6, 1, 8, 8), ncols=3).get_images()[0].get_array().ndim
+        3
+    """
+    pixels = _pixels(images)
+    if ncols is None:
+        ncols = math.ceil(math.sqrt(len(pixels)))
+    if ncols < 1:
+        raise UserError(f"ncols = {ncols}: expected at least one image per row")
+    mosaic = _mosaic(pixels, min(ncols, len(pixels)), set(wide_rows), set(wide_columns))
+    if ax is None:
+        ax = _image_axes(mosaic.shape[0], mosaic.shape[1], 0 if title is None else 1 + title.count("\n"))
+    ax.imshow(mosaic, aspect="equal")
+    ax.set_axis_off()
+    if title is not None:
+        ax.set_title(title, fontsize=11)
+    return ax
+
+
+def points(
+    sets: dict[str, Any], ax: Axes | None = None, *, title: str | None = None, joined: bool = False, size: float = 8.0
+) -> Axes:
+    """Scatter one or two sets of points ``(n, 2)`` by name; ``joined`` draws a line from each of the first to its second."""
+    if ax is None:
+        ax = new_axes(SQUARE)
+    arrays = {name: as_array(x) for name, x in sets.items()}
+    if joined:
+        first, second = arrays.values()
+        ax.plot(*np.stack([first, second]).transpose(2, 0, 1), color="0.8", linewidth=0.6, zorder=1)
+    for (name, x), colour in zip(arrays.items(), POINT_COLOURS[-len(arrays) :], strict=True):
+        ax.scatter(x[:, 0], x[:, 1], s=size, color=colour, label=name, linewidths=0, zorder=2)
+    if len(arrays) > 1:
+        legend_beside(ax)
+    ax.set_aspect("equal", adjustable="datalim")
+    return finish(ax, title, "$x_1$", "$x_2$")
+
+
+def curves(sets: dict[str, Any], ax: Axes | None = None, *, title: str | None = None) -> Axes:
+    """Draw vectors ``(n, D)`` against their index; the sets by name differ in the style of line, the vectors in colour."""
+    if ax is None:
+        ax = new_axes(LONG)
+    for (name, x), style in zip(sets.items(), ("-", "--"), strict=False):
+        for row, vector in enumerate(as_array(x)):
+            ax.plot(vector, style, color=f"C{row % 10}", linewidth=1.2, label=name if row == 0 else None)
+    if len(sets) > 1:
+        legend_beside(ax)
+    return finish(ax, title, "element of the vector", "value")
+
+
+def finish(ax: Axes, title: str | None, xlabel: str, ylabel: str) -> Axes:
+    """Title, labels and two quiet spines."""
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.spines[["top", "right"]].set_visible(False)
+    if title is not None:
+        ax.set_title(title, fontsize=11)
+    return ax
+
+
+def legend_beside(ax: Axes) -> None:
+    """A legend to the right of the axes, where it hides nothing."""
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def new_axes(inches: tuple[float, float]) -> Axes:
+    """Axes of a new figure that pyplot knows nothing of."""
+    figure = Figure(figsize=inches, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.add_subplot()
+
+
+def save(picture: Axes | Figure, path: str | Path) -> Path:
+    """Write a figure, or the figure of some axes, as PNG: the whole file or nothing.
+
+    Raises:
+        UserError: a suffix that is not ``.png``, or a place that cannot be written to.
+    """
+    path = writable(path)
+    figure: Any = picture
+    while not isinstance(figure, Figure):
+        figure = figure.figure
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi)
+    write_bytes(path, buffer.getvalue())
+    return path
+
+
+def writable(path: str | Path) -> Path:
+    """``path`` if a PNG file can be written there; else a :class:`UserError`, before any work is done."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"pictures are written as PNG: expected a name that ends in .png, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no directory {str(path.parent)!r}; make it, or choose another")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        what = "it is a directory" if path.is_dir() else f"the directory {str(path.parent)!r} is not writable"
+        raise UserError(f"cannot write {path}: {what}; choose another")
+    return path
+
+
+def as_array(x: Any) -> np.ndarray:
+    """A tensor, or anything like an array, as numpy on the host."""
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether a datum of this shape is drawn as an image: (H, W), (1, H, W) or (3, H, W)."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+
+
+def require_drawable(shape: tuple[int, ...]) -> None:
+    """:class:`UserError` for a datum that is neither an image nor a vector."""
+    if not is_image(shape) and len(shape) != 1:
+        raise UserError(
+            f"there is no picture for data of shape {tuple(shape)}: expected images (H, W), (1, H, W) or (3, H, W), or "
+            "vectors (D,); draw a slice of pv.sample or pv.reconstruct with image_grid"
+        )
+
+
+def _pixels(images: Any) -> np.ndarray:
+    """Floats in [0, 1], ``(n, H, W, 3)``."""
+    x = as_array(images)
+    if x.ndim not in (3, 4) or not is_image(x.shape[1:]) or x.size == 0:
+        raise UserError(
+            f"expected at least one image, (n, H, W), (n, 1, H, W) or (n, 3, H, W); got an array of shape {x.shape}"
+        )
+    x = x.astype(np.float32) / (1.0 if x.dtype.kind in "fb" else 255.0)
+    x = x[..., None] if x.ndim == 3 else x.transpose(0, 2, 3, 1)
+    return np.broadcast_to(np.clip(x, 0.0, 1.0), (*x.shape[:3], 3))
+
+
+def _mosaic(pixels: np.ndarray, ncols: int, wide_rows: set[int], wide_columns: set[int]) -> np.ndarray:
+    """All images in one array ``(height, width, 3)``, each pixel repeated so that the thin gap is thin."""
+    n, h, w, _ = pixels.shape
+    nrows = math.ceil(n / ncols)
+    scale = max(1, round(min(LARGEST_CELL, WIDTH / ncols) / max(h, w)))
+    pixels = pixels.repeat(scale, 1).repeat(scale, 2)
+    h, w = h * scale, w * scale
+    gap = max(2, round(0.03 * max(h, w)), round(0.45 * scale))  # seen between large pixels too
+
+    def starts(count: int, length: int, wide: set[int]) -> list[int]:
+        extra = np.cumsum([4 * gap if i in wide else 0 for i in range(count)])
+        return [gap + i * (length + gap) + int(e) for i, e in enumerate(extra)]
+
+    rows, columns = starts(nrows, h, wide_rows), starts(ncols, w, wide_columns)
+    mosaic = np.empty((rows[-1] + h + gap, columns[-1] + w + gap, 3), dtype=np.float32)
+    mosaic[:] = PAPER
+    for i, image in enumerate(pixels):
+        top, left = rows[i // ncols], columns[i % ncols]
+        if not np.isnan(image).all():
+            mosaic[top - gap : top + h + gap, left - gap : left + w + gap] = FRAME
+            mosaic[top : top + h, left : left + w] = image
+    return mosaic
+
+
+def _image_axes(height: int, width: int, title_lines: int) -> Axes:
+    """Axes of exactly ``height`` x ``width`` pixels in a figure with room for a title."""
+    top = TITLE + LINE * title_lines if title_lines else MARGIN
+    total_w, total_h = max(width, SMALLEST) + 2 * MARGIN, height + MARGIN + top
+    # a hundredth of a pixel more, because the canvas rounds down
+    figure = Figure(figsize=((total_w + 0.01) / DPI, (total_h + 0.01) / DPI), dpi=DPI)
+    FigureCanvasAgg(figure)
+    left = (total_w - width) // 2
+    return figure.add_axes((left / total_w, MARGIN / total_h, width / total_w, height / total_h))

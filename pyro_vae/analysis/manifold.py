@@ -1,0 +1,160 @@
+"""The quantiles of a two-dimensional prior: where to look at a latent space so that all of it is seen.
+
+    F_1(z_1) = u_1,    F_{2|1}(z_2 | z_1) = u_2,    u on a regular grid of the unit square.
+
+This is the inverse of the Rosenblatt transform, which carries the prior to the uniform distribution: each z of the grid
+stands for the same share of the prior's mass.
+Rosenblatt 1952, Remarks on a multivariate transformation, https://doi.org/10.1214/aoms/1177729394.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+from pyro_vae.programs.contract import (
+    Program,
+    arguments,
+    device_of,
+    dtype_of,
+    evaluating,
+    isolated,
+    latent_sites,
+    require_program,
+)
+from pyro_vae.seeding import seeded
+
+DRAWS = 20_000  # from the prior, to find its range and where its mass is
+POINTS = 384  # of the numerical grid along each axis that are evenly spaced, and as many at quantiles of the draws
+BLOCK = 2**16  # points scored at once
+
+
+def latent_grid(
+    program: Program, num: int = 20, y: Tensor | None = None, *, event_shape: Any = None, seed: int = 0
+) -> Tensor:
+    """The quantiles ((j + 1/2) / num, (i + 1/2) / num) of the prior of a program with one two-dimensional latent.
+
+    In closed form where the coordinates are independent and their quantile functions known (the standard normal).
+    Otherwise the density is summed by the trapezoid rule over a grid whose range and refinement come from draws of the
+    prior; a quantile is then good to about the distance between grid points, a few thousandths of the range.
+
+    Args:
+        program: any Program with a single latent site, continuous and of two dimensions.
+        num: quantiles per axis.
+        y: what a conditional program is conditioned on, one row ``(1, ...)``.
+        event_shape: of one datum, where the program does not say it as ``program.event_shape``.
+        seed: of the draws that find the range; torch's generators are put back.
+
+    Returns:
+        z ``(num, num, *latent)``: z_1 grows along the second axis, z_2 along the first.
+
+    Raises:
+        UserError: another number of latents or dimensions, a discrete latent, or a prior without a density on the plane.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.build("mlp", "diagonal", (1, 8, 8), latent_dim=2)
+        >>> latent_grid(vae, 3)[0].round(decimals=2).tolist()
+        [[-0.97, -0.97], [0.0, -0.97], [0.97, -0.97]]
+    """
+    if num < 1:
+        raise UserError(f"manifold: expected num of at least 1, got {num}")
+    fn = _prior(program, y, event_shape)
+    u = (np.arange(num) + 0.5) / num
+    with evaluating(program), isolated(), seeded(seed, device_of(program)):
+        like = torch.empty((), dtype=dtype_of(program), device=device_of(program))
+        z = _closed_form(fn, u, like)
+        if z is None:
+            z = _numerical(fn, u, like)
+    return torch.as_tensor(z).to(like).reshape(num, num, *fn.event_shape)
+
+
+def _prior(program: Program, y: Tensor | None, event_shape: Any) -> Any:
+    """p(z) with batch shape ``(1,)``; :class:`UserError` unless z is the one latent, continuous, of two dimensions."""
+    require_program(program)
+    shape = event_shape if event_shape is not None else getattr(program, "event_shape", None)
+    if shape is None:
+        raise UserError(
+            f"{type(program).__name__} does not say the shape of a datum: set program.event_shape or pass event_shape="
+        )
+    x = torch.zeros(1, *shape, device=device_of(program), dtype=dtype_of(program))
+    with evaluating(program), isolated(), seeded(0, device_of(program)):
+        sites = latent_sites(poutine.trace(program.model).get_trace(*arguments(x, y)))
+    found = " and ".join(f"{n!r} of dimension {s['fn'].event_shape.numel()}" for n, s in sites.items())
+    fn = next(iter(sites.values()))["fn"] if sites else None
+    if fn is None or len(sites) != 1 or fn.event_shape.numel() != 2:
+        raise UserError(
+            f"a manifold needs one latent of dimension 2, and this program has {found or 'none'}: train one with "
+            "--set latent_dim=2, or look at samples and interpolations"
+        )
+    if fn.support.is_discrete:
+        raise UserError(f"a manifold needs a continuous latent, and this program's {found} is discrete")
+    return fn
+
+
+def _closed_form(fn: Any, u: np.ndarray, like: Tensor) -> np.ndarray | None:
+    """Quantiles ``(num, num, 2)`` where the coordinates are independent and know their own; else None."""
+    base = fn
+    while type(base).__name__ in ("Independent", "ExpandedDistribution"):
+        base = base.base_dist
+    if base.event_shape:
+        return None
+    try:
+        z = base.icdf(torch.as_tensor(u).to(like).reshape(-1, *(1 for _ in base.batch_shape)))
+    except (NotImplementedError, AttributeError):
+        return None
+    z = z.expand(len(u), *fn.batch_shape, *fn.event_shape).reshape(len(u), 2).double().cpu().numpy()
+    return np.stack(np.meshgrid(z[:, 0], z[:, 1]), -1)
+
+
+def _numerical(fn: Any, u: np.ndarray, like: Tensor) -> np.ndarray:
+    """Quantiles ``(num, num, 2)`` by the trapezoid rule."""
+    draws = fn.sample((DRAWS,)).reshape(DRAWS, 2).double().cpu().numpy()
+    if not np.isfinite(draws).all():
+        raise UserError("the prior's draws are not finite: it has no quantiles to look at")
+    first, second = _refined(draws[:, 0]), _refined(draws[:, 1])
+    joint = _log_density(fn, first, second, like)
+    marginal = _steps(np.exp(joint - joint.max()), second).sum(axis=1)
+    z1 = _quantiles(marginal, first, u)
+    given = _log_density(fn, z1, second, like)
+    z2 = [_quantiles(np.exp(row - row.max()), second, u) for row in given]
+    return np.stack([np.broadcast_to(z1, (len(u), len(u))), np.stack(z2, 1)], -1)
+
+
+def _refined(draws: np.ndarray) -> np.ndarray:
+    """Increasing points over the range of the draws and a tenth beyond it, closer together where the draws are."""
+    low, high = draws.min(), draws.max()
+    margin = 0.1 * (high - low)
+    even = np.linspace(low - margin, high + margin, POINTS)
+    return np.unique(np.concatenate([even, np.quantile(draws, np.linspace(0, 1, POINTS))]))
+
+
+def _log_density(fn: Any, first: np.ndarray, second: np.ndarray, like: Tensor) -> np.ndarray:
+    """Log p(z) in float64 at every pair of coordinates ``(len(first), len(second))``; -inf outside the support."""
+    pairs = np.stack(np.meshgrid(first, second, indexing="ij"), -1).reshape(-1, 1, *fn.event_shape)
+    parts = []
+    for z in torch.as_tensor(pairs).to(like).split(BLOCK):
+        log_prob = fn.log_prob(z).double()
+        parts.append(torch.where(fn.support.check(z) & (log_prob < torch.inf), log_prob, -torch.inf).cpu())
+    log_density = torch.cat(parts).reshape(len(first), len(second)).numpy()
+    if not np.isfinite(log_density.max(axis=1)).any():
+        raise UserError("the prior has no density on the plane: it has no quantiles to look at")
+    return log_density
+
+
+def _quantiles(density: np.ndarray, at: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Where the cumulative trapezoid sum of a density at increasing points reaches the share u of the whole."""
+    cumulative = np.concatenate([[0.0], np.cumsum(_steps(density, at))])
+    if not cumulative[-1] > 0:
+        raise UserError("the prior has no density on the plane: it has no quantiles to look at")
+    return np.interp(u, cumulative / cumulative[-1], at)
+
+
+def _steps(density: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The trapezoids between neighbouring points, along the last axis."""
+    return 0.5 * (density[..., 1:] + density[..., :-1]) * np.diff(at)

@@ -1,0 +1,108 @@
+"""The plain Pyro program that a declared model and guide stand for, as Python that can be pasted and run."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import sys
+import textwrap
+from typing import Any
+
+from pyro_vae import registry
+from pyro_vae.programs.vae import VAE
+from pyro_vae.spec import Block, Spec, construct
+
+Shape = tuple[int, ...]
+
+
+def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()) -> str:
+    """A class with ``model(x)`` and ``guide(x)`` that is the program of a spec, block for block and name for name.
+
+    Executed, it defines ``program`` with the parameters of ``pyro_vae.spec.construct(spec, event_shape)``; under the same
+    torch seed, with the same values (a program built on data starts its output bias at their mean image besides).
+
+    Args:
+        spec: a model and a guide.
+        event_shape: of one datum.
+        headings: lines of comment to begin with.
+
+    Returns:
+        The source, without a newline at its end.
+
+    Example:
+        >>> print(python_source(Spec(), (1, 8, 8)).splitlines()[2])
+        import pyro
+    """
+    built: Any = construct(spec, event_shape)
+    latent: Shape = (spec.model.latent_dim,)
+    # in the order in which spec.construct draws their initial weights
+    blocks: list[tuple[str, str, Block, tuple[Shape, ...]]] = [
+        ("encoder", "encoders", spec.guide.encoder, (event_shape,)),
+        ("posterior", "posteriors", spec.guide.posterior, (built.encoder.out_shape, latent)),
+        ("prior", "priors", spec.model.prior, (latent,)),
+        ("decoder", "decoders", spec.model.decoder, (latent, event_shape)),
+        ("likelihood", "likelihoods", spec.model.likelihood, (built.decoder.out_shape, event_shape)),
+    ]
+    methods = {n: textwrap.dedent(inspect.getsource(f)) for n, f in vars(VAE).items() if _is_own_method(n, f)}
+    imports = {_import_line(name, VAE) for name in _globals_of(methods.values())}
+    lines = ["super().__init__()", f"self.event_shape = {event_shape!r}"]
+    for attribute, kind, block, shapes in blocks:
+        cls = registry.get(kind, block.name)
+        imports.add(f"from {cls.__module__} import {cls.__name__}")
+        options = registry.validate(kind, block.name, block.options)
+        arguments = [*(repr(s) for s in shapes), *(f"{k}={v!r}" for k, v in options.items())]
+        lines.append(f"self.{attribute} = {cls.__name__}({', '.join(arguments)})")
+    imports |= {"from torch import nn"}
+    body = ["def __init__(self) -> None:\n" + textwrap.indent("\n".join(lines), "    "), *methods.values()]
+    return "\n".join(
+        [
+            *(f"# {line}" for line in headings),
+            "from __future__ import annotations",
+            "",
+            *_sorted_imports(imports),
+            "",
+            "",
+            "class Program(nn.Module):",
+            "\n\n".join(textwrap.indent(part.rstrip(), "    ") for part in body),
+            "",
+            "",
+            "program = Program()",
+        ]
+    )
+
+
+def _is_own_method(name: str, value: Any) -> bool:
+    return inspect.isfunction(value) and not name.startswith("__")
+
+
+def _globals_of(sources: Any) -> set[str]:
+    """The names that functions read and neither define nor find among the builtins."""
+    found: set[str] = set()
+    for source in sources:
+        tree = ast.parse(source)
+        names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        bound |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)}
+        found |= {n for n in names - bound if not hasattr(builtins, n)}
+    return found
+
+
+def _import_line(name: str, cls: type) -> str:
+    """The statement that gives ``name`` the meaning it has in the module of a class."""
+    value = vars(sys.modules[cls.__module__])[name]
+    if inspect.ismodule(value):
+        return f"import {value.__name__}" + (f" as {name}" if name != value.__name__ else "")
+    return f"from {value.__module__} import {value.__name__}" + (f" as {name}" if name != value.__name__ else "")
+
+
+def _sorted_imports(lines: set[str]) -> list[str]:
+    """Other packages before ours, modules before names, names of one module together."""
+    plain = sorted(line for line in lines if line.startswith("import "))
+    names: dict[str, list[str]] = {}
+    for line in sorted(lines - set(plain)):
+        module, _, name = line.removeprefix("from ").partition(" import ")
+        names.setdefault(module, []).append(name)
+    froms = [f"from {module} import {', '.join(sorted(found))}" for module, found in sorted(names.items())]
+    others = [line for line in froms if not line.startswith("from pyro_vae")]
+    return [*plain, *others, "", *(line for line in froms if line not in others)]

@@ -1,0 +1,99 @@
+"""A function of tensors as one compiled graph.
+
+The function is run once under ``make_fx``, which records every tensor operation, those of autograd included, and no
+Python: Pyro's handlers, plates and traces are gone from the graph. Inductor then compiles it. What a graph cannot hold (a value read to
+the host, structure that changes from run to run, a sampler with a loop that depends on its data) is refused with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pyro_vae.seeding import seeded
+
+
+class Uncapturable(Exception):
+    """A function that cannot become one compiled graph; the message says why, in one line."""
+
+
+class Captured:
+    """The compiled graph of a function; called with tensors of the shapes and dtypes it was captured with.
+
+    Random numbers are drawn afresh at every call from seeds that torch's generator supplies, so that
+    ``torch.manual_seed`` makes it repeatable; they are not the numbers that eager code draws.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], signature: list[tuple[Any, ...]], out: Any) -> None:
+        self._compiled, self._signature, self._out = compiled, signature, out
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's value; tensors that the function changes in place are changed in place."""
+        with torch.no_grad():
+            return tree_unflatten(list(self._compiled(*tree_flatten(args)[0])), self._out)
+
+    def fits(self, *args: Any) -> bool:
+        """Whether the graph was captured for tensors of these shapes, dtypes and devices."""
+        return self._signature == signature_of(tree_flatten(args)[0])
+
+
+def signature_of(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """What a graph is compiled for."""
+    return [(tuple(t.shape), t.dtype, t.device) for t in tensors]
+
+
+def capture(
+    function: Callable[..., Any], example: tuple[Any, ...], *, same_random_numbers: bool = False
+) -> Captured:
+    """Compile a function of (nested lists of) tensors for tensors like those of ``example``.
+
+    Args:
+        function: takes and returns tensors, or lists, tuples and dicts of them; may change its arguments in place, and may
+            call autograd. It is run three times on copies of ``example``.
+        example: its arguments.
+        same_random_numbers: draw what eager code draws, more slowly; for tests of equality.
+
+    Returns:
+        The compiled function.
+
+    Raises:
+        Uncapturable: why it cannot be compiled here.
+    """
+    flat, structure = tree_flatten(example)
+    out: list[Any] = []
+
+    def on_flat(*tensors: Tensor) -> list[Tensor]:
+        values, spec = tree_flatten(function(*tree_unflatten(list(tensors), structure)))
+        out[:] = [spec]
+        return values
+
+    def record() -> torch.fx.GraphModule:
+        with seeded(0, flat[0].device):
+            return make_fx(on_flat)(*(t.detach().clone() for t in flat))
+
+    try:
+        graph, again = record(), record()
+    except Exception as error:
+        raise Uncapturable(f"the program cannot be recorded as a graph: {_first_line(error)}") from error
+    if graph.code != again.code:
+        raise Uncapturable("the program's structure changes from one run to the next")
+    constants = [n for n, c in graph.named_buffers() if not torch.equal(c, again.get_buffer(n))]
+    if constants:
+        raise Uncapturable("the program makes tensors outside torch's operations that change from one run to the next")
+    options = {"fallback_random": same_random_numbers}
+    try:
+        with seeded(0, flat[0].device), torch.no_grad():
+            compiled = torch._inductor.compile(graph, [t.detach().clone() for t in flat], options=options)
+    except Exception as error:
+        raise Uncapturable(f"Inductor cannot compile it here: {_first_line(error)}") from error
+    return Captured(compiled, signature_of(flat), out[0])
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

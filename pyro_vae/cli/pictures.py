@@ -1,0 +1,51 @@
+"""What the commands that draw have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyro_vae.training.run import Run
+
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The PNG file to write [default: RUN/COMMAND.png].", show_default=False)
+]
+
+
+def destination(run: Path, out: Path | None, command: str) -> Path:
+    """Where the picture goes, refused before any work is done if it cannot go there."""
+    from pyro_vae.analysis.drawing import writable
+    from pyro_vae.training.run import read_record
+
+    read_record(run)  # a missing run is the first thing to say
+    return writable(out if out is not None else run / f"{command}.png")
+
+
+def finish(axes: Any, path: Path) -> None:
+    """Write the picture and say where it is."""
+    from pyro_vae.analysis.drawing import save
+
+    print(save(axes, path))
+
+
+def some_rows(run: Run, split: str, num: int, seed: int, data_root: str | None) -> tuple[Tensor, Tensor | None]:
+    """X of ``num`` rows of a split chosen by the seed, as the program sees them, and y where it is conditional."""
+    import torch
+
+    from pyro_vae.errors import UserError
+    from pyro_vae.programs.contract import takes_y
+    from pyro_vae.seeding import generator
+
+    data = run.load_data(data_root)
+    size = len(data.stored(split))
+    if size < num:
+        raise UserError(f"the {split} split of {data.name} has {size} rows, and {num} are needed: lower --num")
+    rows = torch.randperm(size, generator=generator(seed))[:num]
+    labels = data.labels.get(split)
+    y = labels[rows] if takes_y(run.program) and labels is not None else None
+    return data.observed(split, rows=rows), y

@@ -1,0 +1,342 @@
+"""Chains along the path from prior (or guide) to posterior, and back.
+
+Forward, with u_0 ~ f_0 and u_t from u_(t-1) by a transition that leaves f_(b_t) invariant, for 0 = b_0 < ... < b_T = 1,
+
+    log w = sum_t (b_t - b_(t-1)) tilt(u_(t-1)),      E[w] = p(x)
+
+and backward, from u_(T-1) ~ f_1 exactly by the reversed transitions, E[1 / w] = 1 / p(x) of the same sum.
+
+Neal 2001, Annealed importance sampling, https://arxiv.org/abs/physics/9803008; the two directions: Grosse, Ghahramani & Adams
+2015, https://arxiv.org/abs/1511.02543; on decoders: Wu, Burda, Salakhutdinov & Grosse 2017, https://arxiv.org/abs/1611.04273.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.hmc import StepSizes, adapt, transition
+from pyro_vae.evaluation.path import Path, Start
+from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.programs.contract import Program, device_of, evaluating
+from pyro_vae.programs.latents import to_program
+from pyro_vae.seeding import derive_seed, generator
+
+Progress = Callable[[float], None]
+
+# Elements of the observed site held at once: as in importance weighting on a CPU's cache, and enough to fill a GPU.
+BLOCK_ELEMENTS = {"cpu": 2**20, "other": 2**26}
+SHARPNESS = 4.0  # of the sigmoidal schedule: the logits of beta run over +-4
+WARM_UP = 20  # transitions at the hot end before the step sizes are recorded
+RATE = 0.5  # of the adaptation: nats of step size per unit of acceptance
+SMOOTHING = 5  # recorded step sizes averaged over so many neighbours
+ADAPTING, FORWARD, REVERSE = range(3)  # what a random number is drawn for
+
+
+class Checkpoint(Protocol):
+    """Where unfinished work is kept: tensors by name beside a state of plain numbers and text."""
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was last saved, or None."""
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Replace what was saved."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to anneal.
+
+    Args:
+        num_chains: independent chains per image.
+        num_distributions: intermediate distributions, each with one HMC trajectory.
+        num_leapfrog: leapfrog steps per trajectory.
+        start: anneal from the ``"prior"`` or from the ``"guide"``.
+        schedule: ``"sigmoidal"`` (dense at both ends; Grosse et al. 2015) or ``"linear"``.
+        target_accept: the acceptance that the preliminary run adapts the step sizes to.
+        seed: of everything drawn.
+        chunk_size: images times chains in one batch; None for a block that fits the cache (CPU) or fills a GPU.
+    """
+
+    num_chains: int = 16
+    num_distributions: int = 1000
+    num_leapfrog: int = 10
+    start: Start = "prior"
+    schedule: str = "sigmoidal"
+    target_accept: float = 0.65
+    seed: int = 0
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_chains", "num_distributions", "num_leapfrog"):
+            if getattr(self, name) < 1:
+                raise UserError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not 0 < self.target_accept < 1:
+            raise UserError(f"expected target_accept between 0 and 1, got {self.target_accept}")
+        if self.start not in ("prior", "guide"):
+            raise UserError(f"expected start to be 'prior' or 'guide', got {self.start!r}")
+        if self.schedule not in ("sigmoidal", "linear"):
+            raise UserError(f"expected schedule to be 'sigmoidal' or 'linear', got {self.schedule!r}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise UserError(f"expected chunk_size of at least 1, got {self.chunk_size}")
+
+    @property
+    def num_preliminary(self) -> int:
+        """Temperatures of the preliminary run: a tenth of the run's, at least 50."""
+        return max(50, self.num_distributions // 10)
+
+    def betas(self, positions: Tensor) -> Tensor:
+        """Inverse temperatures at positions in [0, 1], in float64."""
+        if self.schedule == "linear":
+            return positions.double()
+        ends = math.tanh(SHARPNESS / 2)
+        return 0.5 * (1 + torch.tanh(SHARPNESS / 2 * (2 * positions.double() - 1)) / ends)
+
+    def block_images(self, x: Tensor, device: torch.device) -> int:
+        """Images in one batch."""
+        budget = BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["other"])
+        rows = self.chunk_size or max(64, budget // max(1, math.prod(x.shape[1:])))
+        return max(1, rows // self.num_chains)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the chains return, on the CPU in float64.
+
+    Attributes:
+        log_weight: forward log-weights ``(num_chains, N)``, in nats.
+        reverse_log_weight: the same sums along the reverse chains, or None.
+        acceptance: mean acceptance probability of the forward transitions ``(N,)``; of the reverse ones,
+            ``reverse_acceptance``.
+        step_size: at the posterior ``(N,)``, in units of u.
+        chunk_size: images times chains in one batch.
+    """
+
+    log_weight: Tensor
+    acceptance: Tensor
+    step_size: Tensor
+    reverse_log_weight: Tensor | None
+    reverse_acceptance: Tensor | None
+    chunk_size: int
+
+
+def run(
+    program: Program,
+    x: Tensor,
+    y: Tensor | None,
+    settings: Settings,
+    *,
+    exact: dict[str, Tensor] | None = None,
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+    save_every: float = 30.0,
+) -> Weights:
+    """Anneal every image of x, block by block: a preliminary run for the step sizes, the run itself, and back if asked.
+
+    Every transition draws from a generator of its own, seeded from (seed, first image of the block, transition): work that
+    was interrupted goes on to the same bits.
+
+    Args:
+        program: any Program with continuous latents.
+        x: data ``(N, *event)``, and y ``(N, ...)`` for a conditional program.
+        settings: how to anneal.
+        exact: latents ``(N, *latent)`` by site, an exact draw from the posterior of each image: then the reverse chains
+            run too.
+        progress: called with images' worth of work done, a fraction at a time; adds up to N.
+        checkpoint: where to keep and find unfinished work.
+        save_every: seconds between two saves.
+    """
+    device = device_of(program)
+    images = settings.block_images(x, device)
+    work = _Work(checkpoint, _fingerprint(program, x, y, settings, exact), save_every)
+    report = _Reporter(progress, settings, reverse=exact is not None)
+    for index, first in enumerate(range(0, len(x), images)):
+        rows = slice(first, first + images)
+        report.images = len(x[rows])
+        if index < work.blocks:
+            report(report.total)
+            continue
+        block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device)
+        with evaluating(program):
+            density = Unconstrained(program, block, block_y)
+            path = Path(density, settings.num_chains, settings.start)
+            exact_u = None
+            if exact is not None:
+                values = {name: value[rows].unsqueeze(0).to(device) for name, value in exact.items()}
+                exact_u = density.unconstrain(values).expand(settings.num_chains, -1, -1)
+            _block(path, settings, first, exact_u, work, report)
+    done = work.done
+    return Weights(
+        log_weight=done["forward.log_weight"],
+        acceptance=done["forward.acceptance"],
+        step_size=done["step_size"],
+        reverse_log_weight=done.get("reverse.log_weight"),
+        reverse_acceptance=done.get("reverse.acceptance"),
+        chunk_size=images * settings.num_chains,
+    )
+
+
+def _block(
+    path: Path, settings: Settings, first: int, exact: Tensor | None, work: _Work, report: _Reporter
+) -> None:
+    """Adapt, go forward and, from exact draws, back; results are filed with ``work``."""
+    log_step = work.now.get("log_step")
+    if log_step is None:
+        log_step = _preliminary(path, settings, first, report)
+        work.now["log_step"] = log_step
+    else:
+        report(WARM_UP + settings.num_preliminary)
+        log_step = log_step.to(path.density.x)
+    sizes = StepSizes(log_step)
+    for phase, u in ((FORWARD, None), (REVERSE, exact)):
+        if phase == REVERSE and u is None:
+            continue
+        name = "forward" if phase == FORWARD else "reverse"
+        if f"{name}.log_weight" in work.now:
+            report(settings.num_distributions)
+            continue
+        log_weight, acceptance = _sweep(path, settings, sizes, first, phase, u, work, report)
+        work.now |= {f"{name}.log_weight": log_weight.cpu(), f"{name}.acceptance": acceptance.cpu()}
+    step_size = sizes.at(torch.ones(1))[0].double().cpu()
+    work.finish_block({**{k: v for k, v in work.now.items() if "." in k}, "step_size": step_size})
+
+
+def _preliminary(path: Path, settings: Settings, first: int, report: _Reporter) -> Tensor:
+    """Log step sizes ``(M, batch)`` at equally spaced positions, adapted while a short run cools."""
+    u = path.draw(derive_seed(settings.seed, first, ADAPTING))
+    positions = torch.linspace(0, 1, settings.num_preliminary, dtype=torch.float64)
+    betas = settings.betas(positions).to(u)
+    point = path(u)
+    log_step = torch.full_like(u[0, :, 0], -0.25 * math.log(u.shape[-1]))
+    table = []
+    for t in range(-WARM_UP, len(betas)):
+        random = generator(settings.seed, first, ADAPTING, t + WARM_UP, device=u.device)
+        point, probability = transition(
+            path, point, betas[max(t, 0)], log_step.exp(), settings.num_leapfrog, random
+        )
+        log_step = adapt(log_step, probability, settings.target_accept, RATE)
+        if t >= 0:
+            table.append(log_step)
+        report(1)
+    wide = torch.stack(table).T.unsqueeze(1)
+    padded = torch.nn.functional.pad(wide, (SMOOTHING // 2, SMOOTHING // 2), mode="replicate")
+    return torch.nn.functional.avg_pool1d(padded, SMOOTHING, stride=1).squeeze(1).T.contiguous()
+
+
+def _sweep(
+    path: Path,
+    settings: Settings,
+    sizes: StepSizes,
+    first: int,
+    phase: int,
+    exact: Tensor | None,
+    work: _Work,
+    report: _Reporter,
+) -> tuple[Tensor, Tensor]:
+    """Log-weights ``(chains, batch)`` and mean acceptance ``(batch,)`` of one direction, in float64."""
+    last = settings.num_distributions + 1
+    positions = torch.linspace(0, 1, last + 1, dtype=torch.float64)
+    u = path.draw(derive_seed(settings.seed, first, FORWARD)) if exact is None else exact.contiguous()
+    betas = settings.betas(positions).to(u)
+    rise = betas.double().diff()  # rise[t - 1] = b_t - b_(t-1), of the very numbers that the transitions use
+    step_sizes = sizes.at(positions)
+    log_weight = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
+    accepted = torch.zeros_like(log_weight[0])
+    begin = work.step
+    if begin:
+        u = work.now["u"].to(u)
+        log_weight, accepted = work.now["log_weight"].to(u.device), work.now["accepted"].to(u.device)
+        report(begin)
+    point = path(u)
+    for done in range(begin, last):
+        t = done + 1 if phase == FORWARD else last - done
+        log_weight = log_weight + rise[t - 1] * point.tilt
+        target = t if phase == FORWARD else t - 1
+        if done == last - 1:
+            break
+        random = generator(settings.seed, first, phase, done, device=u.device)
+        point, probability = transition(
+            path, point, betas[target], step_sizes[target], settings.num_leapfrog, random
+        )
+        accepted = accepted + probability.mean(0)
+        report(1)
+        work.keep(done + 1, u=point.u, log_weight=log_weight, accepted=accepted)
+    work.step = 0
+    return log_weight, accepted / settings.num_distributions
+
+
+class _Reporter:
+    """Turns transitions into images' worth of work."""
+
+    def __init__(self, progress: Progress | None, settings: Settings, reverse: bool) -> None:
+        self.total = WARM_UP + settings.num_preliminary + settings.num_distributions * (2 if reverse else 1)
+        self.images, self._progress = 0, progress
+
+    def __call__(self, transitions: int) -> None:
+        if self._progress is not None:
+            self._progress(self.images * transitions / self.total)
+
+
+@dataclass
+class _Work:
+    """What is finished, what is under way, and when to save it."""
+
+    checkpoint: Checkpoint | None
+    fingerprint: str
+    save_every: float
+    blocks: int = 0
+    step: int = 0
+    done: dict[str, Tensor] = field(default_factory=dict)
+    now: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._saved = time.monotonic()
+        found = self.checkpoint.load() if self.checkpoint is not None else None
+        if found is None or found[1].get("fingerprint") != self.fingerprint:
+            return
+        tensors, state = found
+        self.blocks, self.step = int(state["blocks"]), int(state["step"])
+        self.done = {k.removeprefix("done."): v for k, v in tensors.items() if k.startswith("done.")}
+        self.now = {k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")}
+
+    def keep(self, step: int, **tensors: Tensor) -> None:
+        """Save the chains where they stand, if it is time."""
+        if self.checkpoint is not None and time.monotonic() - self._saved >= self.save_every:
+            self.step = step
+            self.now |= tensors
+            self._save()
+
+    def finish_block(self, results: dict[str, Tensor]) -> None:
+        """File a block's results ``(..., batch)`` behind those before it."""
+        self.done = {
+            k: torch.cat([self.done[k], v.double()], -1) if k in self.done else v.double() for k, v in results.items()
+        }
+        self.blocks, self.step, self.now = self.blocks + 1, 0, {}
+        if self.checkpoint is not None:
+            self._save()
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        tensors = {f"done.{k}": v for k, v in self.done.items()} | {f"now.{k}": v for k, v in self.now.items()}
+        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        self.checkpoint.save(plain, {"fingerprint": self.fingerprint, "blocks": self.blocks, "step": self.step})
+        self._saved = time.monotonic()
+
+
+def _fingerprint(program: Any, x: Tensor, y: Tensor | None, settings: Settings, exact: Any) -> str:
+    """What the chains depend on, in one line: work of another program, data or settings is not gone on with."""
+    digest = hashlib.sha256(repr(sorted(asdict(settings).items())).encode())
+    tensors = [x, *([] if y is None else [y]), *(exact or {}).values(), *program.state_dict().values()]
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

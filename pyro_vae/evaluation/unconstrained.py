@@ -1,0 +1,236 @@
+"""The log-densities of any Program with continuous latents, as functions of one flat real vector per chain and image.
+
+    z = z(u),   log p(x, u) = log p(x, z(u)) + log |dz/du|,   u in R^D
+
+Each latent site is mapped from the real line to its support by torch's bijection for that support
+(``torch.distributions.biject_to``), at the moment the model reaches it: a support may depend on the latents before it.
+Several sites are laid side by side in u, in the order in which the model samples them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_vae.errors import UserError
+from pyro_vae.programs.contract import (
+    SAMPLE_PLATE,
+    Program,
+    Traced,
+    arguments,
+    check,
+    evaluating,
+    is_random,
+    isolated,
+    latent_sites,
+)
+
+
+class Unconstrained:
+    """A program's log-densities at u, given the data.
+
+    Args:
+        program: any Program, on its device.
+        x: data ``(batch, *event)`` in the program's dtype and on its device.
+        y: what a conditional program is conditioned on, ``(batch, ...)``.
+
+    Attributes:
+        dim: D, the length of u, summed over sites.
+        sites: the latent sites' names, in the order of u.
+
+    Raises:
+        UserError: a latent that is discrete, or on a set to which torch has no bijection; it is named.
+    """
+
+    def __init__(self, program: Program, x: Tensor, y: Tensor | None = None) -> None:
+        self.program, self.x, self.y = program, x, y
+        self._args = arguments(x, y)
+        traces = check(program, x, y)
+        self._shapes: dict[str, torch.Size] = {}
+        for name, site in latent_sites(traces.model).items():
+            self._shapes[name] = _transform(name, site["fn"]).inverse_shape(site["fn"].event_shape)
+        if not self._shapes:
+            raise UserError(f"the program {type(program).__name__} has no latents: its log p(x) needs no sampling")
+        self._auxiliary = sorted(set(latent_sites(traces.guide)) - set(self._shapes))
+        self.sites = list(self._shapes)
+        self.dim = sum(math.prod(shape) for shape in self._shapes.values())
+
+    @property
+    def batch(self) -> int:
+        """The number of images."""
+        return self.x.shape[0]
+
+    def densities(self, u: Tensor, *, guide: bool = False) -> Densities:
+        """The log-densities at ``u`` ``(chains, batch, D)``, differentiable in u; the guide's only where asked for."""
+        with isolated(), self._plate(u.shape[0]):
+            place = _Place(self._shapes, u)
+            with place:
+                model = poutine.trace(self.program.model).get_trace(*self._args)
+            shape = u.shape[:2]
+            return Densities(
+                log_prior=_log_prob(model, shape, latent=True),
+                log_likelihood=_log_prob(model, shape, latent=False),
+                log_jacobian=place.log_jacobian,
+                log_guide=self._log_guide(latent_values(model), shape) if guide else None,
+            )
+
+    def constrain(self, u: Tensor) -> dict[str, Tensor]:
+        """The latents ``(chains, batch, *event)`` at ``u`` ``(chains, batch, D)``, by site."""
+        with isolated(), self._plate(u.shape[0]), _Place(self._shapes, u):
+            model = poutine.trace(self.program.model).get_trace(*self._args)
+        return latent_values(model)
+
+    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
+        """``u`` ``(chains, batch, D)`` of latents ``(chains, batch, *event)`` by site."""
+        chains = next(iter(values.values())).shape[0]
+        with isolated(), self._plate(chains), Fixed(values):
+            model = poutine.trace(self.program.model).get_trace(*self._args)
+        return self._flatten(model, chains)
+
+    def draw(self, num_chains: int, *, guide: bool = False) -> Tensor:
+        """``u`` ``(num_chains, batch, D)`` drawn from the prior, or from the guide, with torch's generators."""
+        with evaluating(self.program), isolated(), self._plate(num_chains):
+            if not guide:
+                model = poutine.trace(self.program.model).get_trace(*self._args)
+            else:
+                drawn = poutine.trace(self.program.guide).get_trace(*self._args)
+                with Fixed(latent_values(drawn)):
+                    model = poutine.trace(self.program.model).get_trace(*self._args)
+            return self._flatten(model, num_chains)
+
+    def require_guide_density(self) -> None:
+        """:class:`UserError` unless log q(z | x) can be evaluated at latents that the guide did not draw."""
+        if self._auxiliary:
+            raise UserError(
+                f"the guide's auxiliary site {self._auxiliary[0]!r} has no density that could be summed out: anneal from the "
+                "prior (start='prior')"
+            )
+        try:
+            with torch.no_grad():
+                self.densities(self.draw(1), guide=True)
+        except NotImplementedError as error:
+            raise UserError(
+                f"the guide cannot score latents that it did not draw ({error}): anneal from the prior (start='prior')"
+            ) from None
+
+    def _log_guide(self, values: dict[str, Tensor], shape: torch.Size) -> Tensor:
+        with Fixed(values):
+            guide = poutine.trace(self.program.guide).get_trace(*self._args)
+        return _log_prob(guide, shape, latent=True) + _log_prob(guide, shape, latent=False)
+
+    def _flatten(self, model: Traced, chains: int) -> Tensor:
+        parts = []
+        for name, site in latent_sites(model).items():
+            value = site["value"].expand(chains, self.batch, *site["fn"].event_shape)
+            parts.append(_transform(name, site["fn"]).inv(value).reshape(chains, self.batch, -1))
+        return torch.cat(parts, -1)
+
+    @contextmanager
+    def _plate(self, chains: int) -> Iterator[None]:
+        with pyro.plate(SAMPLE_PLATE, chains, dim=-2):
+            yield
+
+
+@dataclass(frozen=True)
+class Densities:
+    """Log-densities at u, each ``(chains, batch)`` in nats.
+
+    ``log_prior`` is log p(z) over the latent sites; ``log_likelihood`` everything else that the model scores, log p(x | z)
+    and its factors; ``log_jacobian`` log |dz/du|; ``log_guide`` log q(z | x).
+    """
+
+    log_prior: Tensor
+    log_likelihood: Tensor
+    log_jacobian: Tensor
+    log_guide: Tensor | None
+
+    @property
+    def log_joint(self) -> Tensor:
+        """log p(x, u): the posterior density of u up to p(x)."""  # noqa: D403
+        return self.log_prior + self.log_likelihood + self.log_jacobian
+
+
+def latent_values(traced: Traced) -> dict[str, Tensor]:
+    """The values of the latent sites of a trace, by name."""
+    return {name: site["value"] for name, site in latent_sites(traced).items()}
+
+
+class Fixed(Messenger):
+    """Give latent sites the values listed by name; a site that is not listed is drawn."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_random(msg) and not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class _Place(Messenger):
+    """Give every latent site its part of u, through the bijection to its support, and add up log |dz/du|."""
+
+    def __init__(self, shapes: dict[str, torch.Size], u: Tensor) -> None:
+        super().__init__()
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        parts = u.split(sizes, -1) if len(sizes) > 1 else [u]
+        self._parts = {
+            name: part.reshape(*u.shape[:-1], *shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+        self.log_jacobian = u.new_zeros(u.shape[:-1])
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_random(msg) or msg["is_observed"]:
+            return
+        part = self._parts[msg["name"]]
+        transform = _transform(msg["name"], msg["fn"])
+        value = transform(part)
+        log_det = transform.log_abs_det_jacobian(part, value)
+        self.log_jacobian = self.log_jacobian + log_det.reshape(*self.log_jacobian.shape, -1).sum(-1)
+        msg["value"], msg["done"] = value, True
+
+
+def _transform(name: str, fn: Any) -> Any:
+    support = fn.support
+    if support.is_discrete:
+        raise UserError(
+            f"the latent {name!r} is discrete ({_base_name(fn)}), and annealing moves latents along gradients: use importance "
+            "weighting (--method iw)"
+        )
+    try:
+        return biject_to(support)
+    except NotImplementedError:
+        raise UserError(
+            f"the latent {name!r} lives on {support}, to which torch has no bijection from the real line: use importance "
+            "weighting (--method iw)"
+        ) from None
+
+
+def _base_name(fn: Any) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _log_prob(traced: Traced, shape: torch.Size, *, latent: bool) -> Tensor:
+    """The unscaled log-densities of the latent sites, or of all others, summed: ``(chains, batch)``."""
+    total: Tensor | None = None
+    for site in traced.nodes.values():
+        if not is_random(site) or site["is_observed"] == latent:
+            continue
+        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        if site["mask"] is not None:
+            log_prob = log_prob.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob.new_zeros(()))
+        total = log_prob if total is None else total + log_prob
+    return torch.zeros(shape) if total is None else total.expand(shape)
