@@ -28,8 +28,9 @@ from pyro_vae import registry
 from pyro_vae.declared import find, names
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.networks.wrapped import Wrapped
+from pyro_vae.priors.base import Prior
 from pyro_vae.programs.vae import VAE
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import generator, seeded
 
 DEFAULT_MODEL = "mixture"
 DEFAULT_GUIDE = "diagonal"
@@ -263,6 +264,8 @@ def build(
     program = construct(spec, event_shape_of(data), seed=seed, **modules)
     if hasattr(data, "mean_image"):
         program.likelihood.start_at(data.mean_image())
+    if program.prior.start_rows and not isinstance(data, (tuple, list)):
+        program.prior.start_at(_random_rows(data, program.prior.start_rows, seed))
     program.spec = None if modules else spec
     return program
 
@@ -271,27 +274,39 @@ def construct(
     spec: Spec, event_shape: Shape, *, seed: int = 0, encoder: nn.Module | None = None, decoder: nn.Module | None = None
 ) -> VAE:
     """The program of a validated spec for events of a given shape; :class:`UserError` where the blocks do not fit."""
-    latent_shape: Shape = (spec.model.latent_dim,)
 
     def make(kind: str, block: Block, *shapes: Shape) -> Any:
         return registry.get(kind, block.name)(*shapes, **registry.validate(kind, block.name, block.options))
 
+    family = cast(type[Prior], registry.get("priors", spec.model.prior.name))
+    latent_shape = family.latent_shape_of(spec.model.latent_dim, **spec.model.prior.options)
     with seeded(seed):
         enc = Wrapped(event_shape, encoder) if encoder else make("encoders", spec.guide.encoder, event_shape)
         posterior = make("posteriors", spec.guide.posterior, enc.out_shape, latent_shape)
-        prior = make("priors", spec.model.prior, latent_shape)
+        prior = make("priors", spec.model.prior, latent_shape, *([event_shape] if family.needs_event_shape else []))
         dec = (
             Wrapped(latent_shape, decoder)
             if decoder
             else make("decoders", spec.model.decoder, latent_shape, event_shape)
         )
         likelihood = make("likelihoods", spec.model.likelihood, dec.out_shape, event_shape)
-    if repr(prior.support) != repr(posterior.support):
+    if prior.support is not None and repr(prior.support) != repr(posterior.support):
         raise UserError(
             f"the prior {spec.model.prior.name!r} lives on {prior.support}, the posterior {spec.guide.posterior.name!r} on "
             f"{posterior.support}: choose two with the same support"
         )
     return cast(VAE, VAE(prior, dec, likelihood, enc, posterior))
+
+
+def _random_rows(data: Any, count: int, seed: int) -> Tensor:
+    """``count`` random rows of training data as a program sees them, with repeats where there are fewer."""
+    stored = data.train if hasattr(data, "train") else data
+    rows = torch.cat(
+        [torch.randperm(len(stored), generator=generator(seed, k)) for k in range(-(-count // len(stored)))]
+    )
+    if not hasattr(data, "observed"):
+        return stored[rows[:count]]
+    return cast(Tensor, data.observed("train", seed=seed, rows=rows[:count]))
 
 
 def _toml_value(value: Any) -> str:

@@ -22,7 +22,7 @@ import pyro_vae as pv
 from pyro_vae.networks.heads import positive_inverse
 from pyro_vae.seeding import generator
 
-COMPONENTS = 5
+COMPONENTS = 4
 SHAPE = (1, 8, 8)
 
 
@@ -100,15 +100,22 @@ def test_with_a_diagonal_guide_trained_alone_the_errors_are_as_stated(record_pro
     for part in (vae.encoder, vae.posterior):
         part.requires_grad_(True)
     fixed = {n: p.detach().clone() for n, p in vae.named_parameters() if not p.requires_grad}
-    pv.fit(vae, train, steps=1500, batch_size=200, lr=0.02, objective="analytic-elbo")
+    pv.fit(vae, train, steps=1500, batch_size=400, lr=0.1, objective="analytic-elbo")
     assert fixed
     assert all(torch.equal(p, fixed[n]) for n, p in vae.named_parameters() if n in fixed)
 
     result = pv.log_likelihood(vae, x, num_samples=5000, seed=1)
-    assert float((exact() - result.elbo).mean()) > 0.05  # the posterior is correlated: the guide is not exact
-    # The standard error is that of a mean of weights of finite variance: k < 1/2 is the assumption of what follows.
-    record_property("khat, median and worst", (float(result.khat.median()), float(result.khat.max())))
-    assert float(result.khat.median()) < 0.5
+    # The posterior is correlated: no diagonal guide comes closer than the KL of its best, whose precisions are the exact's.
+    weight = vae.likelihood.head.map.weight
+    precision = weight.T @ weight / float(solution().noise_variance_) + torch.eye(COMPONENTS, dtype=torch.float64)
+    least = float(precision.diagonal().log().sum() - precision.logdet()) / 2
+    gap = float((exact() - result.elbo).mean())
+    record_property("gap of the ELBO, and the least of a diagonal guide", (gap, least))
+    assert least > 0.02
+    assert least - 0.005 < gap < 3 * least
+    # What follows assumes weights of finite variance, k < 1/2 (khat has errors of its own, of about 0.1).
+    record_property("khat: median, worst", (float(result.khat.median()), float(result.khat.max())))
+    assert float((result.khat < 0.5).double().mean()) > 0.97
     assert result.khat_bad_fraction == 0
     z = (result.log_likelihood - result.bias - exact()) / result.mc_se
     n = len(z)
@@ -117,7 +124,7 @@ def test_with_a_diagonal_guide_trained_alone_the_errors_are_as_stated(record_pro
     square = float(z.square().sum())
     low, high = scipy.stats.chi2.ppf([2.5e-4, 1 - 2.5e-4], n)
     record_property("standardised errors: mean * sqrt(n), sum of squares, its bounds", (mean, square, low, high))
-    print(mean, square, low, high, result.khat.median(), result.khat.max())
+    print(f"\ngap {gap:.4f} least {least:.4f} khat {result.khat.median():.2f} {result.khat.max():.2f} mean {mean:.2f} square {square:.1f} in ({low:.1f}, {high:.1f})")
     assert abs(mean) < scipy.stats.norm.ppf(1 - 2.5e-4)
     assert low < square < high
     # and the mean over images is within its own error

@@ -63,9 +63,10 @@ def image_grid(
     if ncols < 1:
         raise UserError(f"ncols = {ncols}: expected at least one image per row")
     mosaic = _mosaic(pixels, min(ncols, len(pixels)), set(wide_rows), set(wide_columns))
+    own = ax is None
     if ax is None:
         ax = _image_axes(mosaic.shape[0], mosaic.shape[1], 0 if title is None else 1 + title.count("\n"))
-    ax.imshow(mosaic, aspect="equal")
+    ax.imshow(mosaic, aspect="auto" if own else "equal", interpolation="nearest" if own else "antialiased")
     ax.set_axis_off()
     if title is not None:
         ax.set_title(title, fontsize=11)
@@ -191,7 +192,7 @@ def _mosaic(pixels: np.ndarray, ncols: int, wide_rows: set[int], wide_columns: s
     scale = max(1, round(min(LARGEST_CELL, WIDTH / ncols) / max(h, w)))
     pixels = pixels.repeat(scale, 1).repeat(scale, 2)
     h, w = h * scale, w * scale
-    gap = max(2, round(0.03 * max(h, w)), round(0.45 * scale))  # seen between large pixels too
+    gap = max(2, round(0.03 * max(h, w)), min(4, round(0.45 * scale)))  # seen between large pixels too
 
     def starts(count: int, length: int, wide: set[int]) -> list[int]:
         extra = np.cumsum([4 * gap if i in wide else 0 for i in range(count)])

@@ -30,7 +30,7 @@ from pyro_vae.programs.contract import (
 from pyro_vae.seeding import seeded
 
 DRAWS = 20_000  # from the prior, to find its range and where its mass is
-POINTS = 384  # of the numerical grid along each axis that are evenly spaced, and as many at quantiles of the draws
+POINTS = 384  # edges of cells along each axis that are evenly spaced, and as many at quantiles of the draws
 BLOCK = 2**16  # points scored at once
 
 
@@ -40,8 +40,8 @@ def latent_grid(
     """The quantiles ((j + 1/2) / num, (i + 1/2) / num) of the prior of a program with one two-dimensional latent.
 
     In closed form where the coordinates are independent and their quantile functions known (the standard normal).
-    Otherwise the density is summed by the trapezoid rule over a grid whose range and refinement come from draws of the
-    prior; a quantile is then good to about the distance between grid points, a few thousandths of the range.
+    Otherwise the density is summed by the midpoint rule over a grid whose range and refinement come from draws of the
+    prior; a quantile is then good to about the width of a cell, a few thousandths of the range.
 
     Args:
         program: any Program with a single latent site, continuous and of two dimensions.
@@ -59,8 +59,8 @@ def latent_grid(
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.build("mlp", "diagonal", (1, 8, 8), latent_dim=2)
-        >>> latent_grid(vae, 3)[0].round(decimals=2).tolist()
-        [[-0.97, -0.97], [0.0, -0.97], [0.97, -0.97]]
+        >>> (100 * latent_grid(vae, 2)).round().int().tolist()
+        [[[-67, -67], [67, -67]], [[-67, 67], [67, 67]]]
     """
     if num < 1:
         raise UserError(f"manifold: expected num of at least 1, got {num}")
@@ -74,8 +74,14 @@ def latent_grid(
     return torch.as_tensor(z).to(like).reshape(num, num, *fn.event_shape)
 
 
-def _prior(program: Program, y: Tensor | None, event_shape: Any) -> Any:
-    """p(z) with batch shape ``(1,)``; :class:`UserError` unless z is the one latent, continuous, of two dimensions."""
+def prior_sites(program: Program, y: Tensor | None = None, event_shape: Any = None) -> dict[str, Any]:
+    """The distribution of every latent site of the model by name, with batch shape ``(1,)`` or ``()``.
+
+    Args:
+        program: any Program.
+        y: what a conditional program is conditioned on, one row ``(1, ...)``.
+        event_shape: of one datum, where the program does not say it as ``program.event_shape``.
+    """
     require_program(program)
     shape = event_shape if event_shape is not None else getattr(program, "event_shape", None)
     if shape is None:
@@ -84,14 +90,20 @@ def _prior(program: Program, y: Tensor | None, event_shape: Any) -> Any:
         )
     x = torch.zeros(1, *shape, device=device_of(program), dtype=dtype_of(program))
     with evaluating(program), isolated(), seeded(0, device_of(program)):
-        sites = latent_sites(poutine.trace(program.model).get_trace(*arguments(x, y)))
-    found = " and ".join(f"{n!r} of dimension {s['fn'].event_shape.numel()}" for n, s in sites.items())
-    fn = next(iter(sites.values()))["fn"] if sites else None
-    if fn is None or len(sites) != 1 or fn.event_shape.numel() != 2:
+        traced = poutine.trace(program.model).get_trace(*arguments(x, y))
+    return {name: site["fn"] for name, site in latent_sites(traced).items()}
+
+
+def _prior(program: Program, y: Tensor | None, event_shape: Any) -> Any:
+    """p(z); :class:`UserError` unless z is the one latent, continuous, of two dimensions."""
+    sites = prior_sites(program, y, event_shape)
+    found = " and ".join(f"{name!r} of dimension {fn.event_shape.numel()}" for name, fn in sites.items())
+    if len(sites) != 1 or next(iter(sites.values())).event_shape.numel() != 2:
         raise UserError(
             f"a manifold needs one latent of dimension 2, and this program has {found or 'none'}: train one with "
             "--set latent_dim=2, or look at samples and interpolations"
         )
+    fn = next(iter(sites.values()))
     if fn.support.is_discrete:
         raise UserError(f"a manifold needs a continuous latent, and this program's {found} is discrete")
     return fn
@@ -113,23 +125,29 @@ def _closed_form(fn: Any, u: np.ndarray, like: Tensor) -> np.ndarray | None:
 
 
 def _numerical(fn: Any, u: np.ndarray, like: Tensor) -> np.ndarray:
-    """Quantiles ``(num, num, 2)`` by the trapezoid rule."""
+    """Quantiles ``(num, num, 2)`` by the midpoint rule, which asks for no density at the edge of a support."""
     draws = fn.sample((DRAWS,)).reshape(DRAWS, 2).double().cpu().numpy()
-    if not np.isfinite(draws).all():
-        raise UserError("the prior's draws are not finite: it has no quantiles to look at")
     first, second = _refined(draws[:, 0]), _refined(draws[:, 1])
-    joint = _log_density(fn, first, second, like)
-    marginal = _steps(np.exp(joint - joint.max()), second).sum(axis=1)
-    z1 = _quantiles(marginal, first, u)
-    given = _log_density(fn, z1, second, like)
-    z2 = [_quantiles(np.exp(row - row.max()), second, u) for row in given]
+    joint = _log_density(fn, _middles(first), _middles(second), like)
+    mass = np.diff(first) @ np.exp(np.minimum(joint, 700.0)) @ np.diff(second)
+    if not 0.5 < mass < 2.0:
+        raise UserError(
+            f"the prior has no density on the plane that can be summed (its mass comes to {mass:.3g}, not 1): a manifold "
+            "needs one, and a point mass, a curve or a sphere has none"
+        )
+    z1 = _quantiles(np.exp(joint - joint.max()) @ np.diff(second), first, u)
+    given = _log_density(fn, z1, _middles(second), like)
+    peak = np.maximum(given.max(axis=1, keepdims=True), -1e300)  # finite even where a whole row is -inf
+    z2 = [_quantiles(density, second, u) for density in np.exp(given - peak)]
     return np.stack([np.broadcast_to(z1, (len(u), len(u))), np.stack(z2, 1)], -1)
 
 
 def _refined(draws: np.ndarray) -> np.ndarray:
-    """Increasing points over the range of the draws and a tenth beyond it, closer together where the draws are."""
+    """Edges of cells over the range of the draws and a tenth beyond it, the cells smaller where the draws are."""
     low, high = draws.min(), draws.max()
-    margin = 0.1 * (high - low)
+    if not np.isfinite([low, high]).all():
+        raise UserError("the prior's draws are not finite: it has no quantiles to look at")
+    margin = 0.1 * (high - low) + 1e-9
     even = np.linspace(low - margin, high + margin, POINTS)
     return np.unique(np.concatenate([even, np.quantile(draws, np.linspace(0, 1, POINTS))]))
 
@@ -141,20 +159,14 @@ def _log_density(fn: Any, first: np.ndarray, second: np.ndarray, like: Tensor) -
     for z in torch.as_tensor(pairs).to(like).split(BLOCK):
         log_prob = fn.log_prob(z).double()
         parts.append(torch.where(fn.support.check(z) & (log_prob < torch.inf), log_prob, -torch.inf).cpu())
-    log_density = torch.cat(parts).reshape(len(first), len(second)).numpy()
-    if not np.isfinite(log_density.max(axis=1)).any():
-        raise UserError("the prior has no density on the plane: it has no quantiles to look at")
-    return log_density
+    return torch.cat(parts).reshape(len(first), len(second)).numpy()
 
 
-def _quantiles(density: np.ndarray, at: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Where the cumulative trapezoid sum of a density at increasing points reaches the share u of the whole."""
-    cumulative = np.concatenate([[0.0], np.cumsum(_steps(density, at))])
-    if not cumulative[-1] > 0:
-        raise UserError("the prior has no density on the plane: it has no quantiles to look at")
-    return np.interp(u, cumulative / cumulative[-1], at)
+def _quantiles(density: np.ndarray, edges: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Where the mass of a density, given at the middles of cells, has reached the share u of the whole."""
+    cumulative = np.concatenate([[0.0], np.cumsum(density * np.diff(edges))])
+    return np.interp(u, cumulative / cumulative[-1], edges) if cumulative[-1] > 0 else np.full(u.shape, edges.mean())
 
 
-def _steps(density: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The trapezoids between neighbouring points, along the last axis."""
-    return 0.5 * (density[..., 1:] + density[..., :-1]) * np.diff(at)
+def _middles(edges: np.ndarray) -> np.ndarray:
+    return 0.5 * (edges[1:] + edges[:-1])

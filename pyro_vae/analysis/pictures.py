@@ -32,7 +32,7 @@ from pyro_vae.analysis.drawing import (
     save,
     writable,
 )
-from pyro_vae.analysis.manifold import latent_grid
+from pyro_vae.analysis.manifold import latent_grid, prior_sites
 from pyro_vae.errors import UserError
 from pyro_vae.programs import latents
 from pyro_vae.programs.contract import Program
@@ -142,11 +142,11 @@ def interpolations(
         )
     shape = tuple(start.shape[1:])
     require_drawable(shape)
+    for name, fn in prior_sites(program, None if y is None else y[:1], shape).items():
+        if fn.support.is_discrete:
+            raise UserError(f"interpolations need continuous latents, and this program's {name!r} is discrete")
     n, t = len(start), torch.linspace(0, 1, steps)
     z_start, z_end = (_by_name(latents.encode(program, ends, y)) for ends in (start, end))
-    for name in z_start:
-        if not z_start[name].is_floating_point():
-            raise UserError(f"interpolations need continuous latents, and {name!r} is discrete")
     way = {name: _between(z_start[name], z_end[name], t) for name in z_start}
     z: Any = way if len(way) > 1 else next(iter(way.values()))
     along = None if y is None else y.repeat_interleave(steps, 0)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyro_vae.cli import evaluate, interpolate, list_, manifold, reconstruct, sample, show, train
+from pyro_vae.cli import compare, evaluate, interpolate, list_, manifold, reconstruct, sample, show, train
 from pyro_vae.errors import UserError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     help="Variational autoencoders as Pyro programs: declare, train, evaluate.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -41,6 +42,7 @@ def _root(
 
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("sample")(sample.sample)
 app.command("reconstruct")(reconstruct.reconstruct)
 app.command("interpolate")(interpolate.interpolate)

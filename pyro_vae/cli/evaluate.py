@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, Seed, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METHODS = {"iw": "importance weighting", "ais": "annealing", "bdmc": "annealing, and back"}
 
 
 def evaluate(
@@ -16,6 +22,17 @@ def evaluate(
         int | None, typer.Option(min=1, help="A random subset of so many images, by a fixed seed.", show_default=False)
     ] = None,
     split: Split = "test",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="iw (importance weighting), ais (annealed importance sampling) or bdmc (the same, with bounds from below and above "
+            "on as many simulated images)."
+        ),
+    ] = "iw",
+    chains: Annotated[int, typer.Option(min=1, help="ais, bdmc: chains per image.")] = 16,
+    distributions: Annotated[int, typer.Option(min=1, help="ais, bdmc: intermediate distributions.")] = 1000,
+    leapfrog: Annotated[int, typer.Option(min=1, help="ais, bdmc: leapfrog steps in each.")] = 10,
+    start: Annotated[str, typer.Option(help="ais, bdmc: anneal from the prior or the guide.")] = "prior",
     seed: Seed = 0,
     device: Device = "auto",
     data_root: DataRoot = None,
@@ -23,28 +40,87 @@ def evaluate(
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Importance-weighted NLL of a run, with its error bars and diagnostics."""
+    """NLL of a run on test images, with its error bars and diagnostics.
+
+    Annealing costs chains * distributions * leapfrog gradients per image: choose a --limit. If it is interrupted, the same
+    command goes on where it was.
+    """
     import warnings
 
     from pyro_vae.cli.runs import open_run
+    from pyro_vae.errors import UserError, nearest
     from pyro_vae.evaluation.evaluate import chosen_rows
     from pyro_vae.evaluation.evaluate import evaluate as evaluate_program
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
     from pyro_vae.training.files import write_text
     from pyro_vae.training.progress import Progress
 
+    if method not in METHODS:
+        raise UserError(f"unknown --method {method!r}: {nearest(method, METHODS)}")
     loaded = open_run(run, device, model)
     data = loaded.load_data(data_root)
     total = len(chosen_rows(len(data.stored(split)), limit))
-    with Progress(total, visible=not quiet, unit="image") as bar, warnings.catch_warnings():
+    kept = [] if method == "iw" else [Kept(run / f"evaluation-{part}.safetensors") for part in ("ais", "bdmc")]
+    with (
+        Progress(total * (2 if method == "bdmc" else 1), visible=not quiet, unit="image") as bar,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
-        figures, _ = evaluate_program(
-            loaded.program, data, split=split, num_samples=samples, limit=limit, seed=seed,
-            progress=lambda n: bar.advance(n, f"K = {samples}"),
-        )  # fmt: skip
+        if method == "iw":
+            figures, _ = evaluate_program(
+                loaded.program, data, split=split, num_samples=samples, limit=limit, seed=seed,
+                progress=lambda n: bar.advance(n, f"K = {samples}"),
+            )  # fmt: skip
+            figures["method"] = method
+        else:
+            figures = _annealed(
+                loaded.program, data, bar, kept, split=split, limit=limit, num_chains=chains,
+                num_distributions=distributions, num_leapfrog=leapfrog, start=start, seed=seed, simulated=method == "bdmc",
+            )  # fmt: skip
     text = _json(figures)
-    write_text(run / "evaluation.json", text + "\n")
+    write_text(run / ("evaluation.json" if method == "iw" else f"evaluation-{method}.json"), text + "\n")
+    for unfinished in kept:
+        unfinished.path.unlink(missing_ok=True)
     print(text if json else _table(figures))
+
+
+def _annealed(program: Any, data: Any, bar: Any, kept: list[Kept], **how: Any) -> dict[str, Any]:
+    from pyro_vae.evaluation.annealed import evaluate_annealed
+
+    figures, _ = evaluate_annealed(
+        program,
+        data,
+        progress=lambda n: bar.advance(n, f"{how['num_chains']} chains"),
+        checkpoint=kept[0],
+        simulated_checkpoint=kept[1],
+        **how,
+    )
+    return figures
+
+
+class Kept:
+    """Unfinished annealing in a file of the run; one that is damaged, or of other settings, is begun again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors and the state that were last saved."""
+        from pyro_vae.errors import UserError
+        from pyro_vae.training.files import read_tensors
+
+        if not self.path.is_file():
+            return None
+        try:
+            return read_tensors(self.path)
+        except UserError:
+            return None
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Replace what was saved."""
+        from pyro_vae.training.files import write_tensors
+
+        write_tensors(self.path, tensors, state)
 
 
 def _json(figures: dict[str, Any]) -> str:
@@ -60,25 +136,45 @@ def _table(figures: dict[str, Any]) -> str:
     def number(key: str, digits: int = 2) -> str:
         return "-" if f[key] is None else f"{f[key]:.{digits}f}"
 
+    annealed = f["method"] != "iw"
+    samples = f"{f['num_samples']} chains" if annealed else f"K = {f['num_samples']}"
     rows = [
         ("NLL", f"{number('nll')} nats per image"),
-        ("  Monte Carlo error", f"{number('nll_mc_se', 3)} (K = {f['num_samples']}; bias {number('nll_bias', 3)})"),
+        ("  Monte Carlo error", f"{number('nll_mc_se', 3)} ({samples}; bias {number('nll_bias', 3)})"),
         ("  data error", f"{number('nll_data_se')} (N = {f['num_data']}, {f['split']})"),
         ("ELBO", f"{number('elbo')} = reconstruction {number('reconstruction')} - KL {number('kl')}"),
         ("bits per dimension", number("bits_per_dim", 4)),
         ("active units", " + ".join(str(n) for n in f["active_units"])),
-        ("ESS, median", f"{number('ess_median', 0)} of {f['num_samples']}"),
-        (
-            "Pareto k, median",
-            f"{number('khat_median')} (bad: {'-' if f['khat_bad_fraction'] is None else format(f['khat_bad_fraction'], '.1%')})",
-        ),
+        ("ESS, median", f"{number('ess_median', 1 if annealed else 0)} of {f['num_samples']}"),
+    ]
+    if annealed:
+        rows += [
+            (
+                "annealed",
+                f"from the {f['start']}, {f['num_distributions']} distributions, {f['num_leapfrog']} leapfrog steps",
+            ),
+            ("acceptance", number("acceptance")),
+        ]
+    else:
+        bad = "-" if f["khat_bad_fraction"] is None else f"{f['khat_bad_fraction']:.1%}"
+        rows += [("Pareto k, median", f"{number('khat_median')} (bad: {bad})")]
+    if f["method"] == "bdmc":
+        rows += [
+            ("simulated images", f"log p(x) between {number('bdmc_lower')} and {number('bdmc_upper')}"),
+            ("  gap", f"{number('bdmc_gap', 3)} +- {number('bdmc_gap_se', 3)} (N = {f['bdmc_num_images']})"),
+        ]
+    rows += [
         (
             "binarization",
             f["binarization"] if f["dequantization"] == "none" else f"dequantization {f['dequantization']}",
         ),
         ("seconds", number("seconds", 1)),
     ]
-    width, right = max(len(a) for a, _ in rows), max(len(b) for _, b in rows)
-    lines = [f"| {'quantity':<{width}} | {'value':<{right}} |", f"|{'-' * (width + 2)}|{'-' * (right + 2)}|"]
-    lines += [f"| {a:<{width}} | {b:<{right}} |" for a, b in rows]
-    return "\n".join(lines + [f"warning: {w}" for w in f["warnings"]])
+    return "\n".join([*markdown(["quantity", "value"], rows), *(f"warning: {w}" for w in f["warnings"])])
+
+
+def markdown(head: list[str], rows: list[Any]) -> list[str]:
+    """A table as lines of Markdown, its columns aligned."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    line = lambda cells: "| " + " | ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)) + " |"  # noqa: E731
+    return [line(head), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *(line(row) for row in rows)]

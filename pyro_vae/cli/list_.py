@@ -94,7 +94,7 @@ def _support_text(support: Any) -> str:
             return name.replace("_", " ")
     if type(support).__name__ in ("IndependentConstraint", "_IndependentConstraint", "independent"):
         return _support_text(support.base_constraint) + " vector"
-    return repr(support)
+    return repr(support).lower()
 
 
 def _type_text(annotation: Any, metadata: Any = ()) -> str:
@@ -106,6 +106,7 @@ def _type_text(annotation: Any, metadata: Any = ()) -> str:
     'number > 0, "shared" or "per-pixel"'
     """
     import types
+    from collections.abc import Sequence
     from typing import Literal, Union, get_args, get_origin
 
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -116,8 +117,8 @@ def _type_text(annotation: Any, metadata: Any = ()) -> str:
     elif origin in (Union, types.UnionType):
         # words already joined by "or" are taken apart, so that the whole reads as one list
         text = _either([w for a in arguments for w in _type_text(a).replace(" or ", ", ").split(", ")])
-    elif origin in (list, tuple):
-        text = f"list of {_type_text(arguments[0])}"
+    elif origin in (list, tuple, Sequence):
+        text = f"list of {_type_text(arguments[0])}".replace("integer", "integers").replace("number", "numbers")
     else:
         plain = {int: "integer", float: "number", str: "string", bool: "true or false", type(None): "none"}
         text = plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
@@ -148,4 +149,6 @@ def _cell(column: str, value: Any) -> str:
 def _default_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_default_text, value)) + "]"
     return "none" if value is None else f'"{value}"' if isinstance(value, str) else str(value)

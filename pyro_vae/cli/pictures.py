@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pyro_vae.training.run import Run
 
 Out = Annotated[
-    Path | None, typer.Option("--out", help="The PNG file to write [default: RUN/COMMAND.png].", show_default=False)
+    Path | None, typer.Option("--out", help="The PNG file to write (default: RUN/COMMAND.png).", show_default=False)
 ]
 
 

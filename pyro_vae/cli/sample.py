@@ -15,7 +15,7 @@ def sample(
     out: Out = None,
     num: Annotated[
         int | None,
-        typer.Option(min=1, help="How many [default: 64 images, 2,000 points, 10 vectors].", show_default=False),
+        typer.Option(min=1, help="How many (default: 64 images, 2,000 points or 10 vectors).", show_default=False),
     ] = None,
     draws: Annotated[bool, typer.Option("--draws", help="Draw x from p(x | z) instead of showing its mean.")] = False,
     seed: Seed = 0,

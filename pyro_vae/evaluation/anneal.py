@@ -32,8 +32,8 @@ from pyro_vae.seeding import derive_seed, generator
 
 Progress = Callable[[float], None]
 
-# Elements of the observed site held at once: as in importance weighting on a CPU's cache, and enough to fill a GPU.
-BLOCK_ELEMENTS = {"cpu": 2**20, "other": 2**26}
+# Elements of the observed site held at once: so many that a CPU keeps them in its cache, or that a GPU is busy.
+BLOCK_ELEMENTS = {"cpu": 2**19, "other": 2**26}
 SHARPNESS = 4.0  # of the sigmoidal schedule: the logits of beta run over +-4
 WARM_UP = 20  # transitions at the hot end before the step sizes are recorded
 RATE = 0.5  # of the adaptation: nats of step size per unit of acceptance

@@ -17,6 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 Function = Callable[..., tuple[Tensor, ...]]
+_ATEN = torch.ops.aten
+_SAME_SHAPE = {_ATEN.alias.default, _ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.expand.default}
 
 
 def captured(function: Function, example: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Function:
@@ -37,6 +39,7 @@ def captured(function: Function, example: tuple[Tensor, ...], other: tuple[Tenso
             module.graph.eliminate_dead_code()
             if not _fold(module):
                 return function
+            _shorten(module)
             module.recompile()
             got, want = module(*other), function(*other)
     except Exception:  # whatever the tracer cannot follow runs as it was written
@@ -57,16 +60,55 @@ def _fold(module: fx.GraphModule) -> bool:
         if torch.Tag.nondeterministic_seeded in tags or torch.Tag.dynamic_output_shape in tags:
             return False
         inputs = node.all_input_nodes
-        if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
-            if not inputs or any(i in known for i in inputs):
-                return False
-        elif all(i in known for i in inputs):
-            known[node] = node.target(*map_arg(node.args, known.get), **map_arg(node.kwargs, known.get))
+        if _mutates(node) and any(i in known for i in inputs) and not _reshapes_own(node, known):
+            return False
+        if all(i in known for i in inputs):
+            args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     kept = [n for n in known if n.op != "get_attr" and any(user not in known for user in n.users)]
     for index, node in enumerate(kept):
+        if not isinstance(known[node], Tensor):
+            continue  # a list of tensors: its elements are kept
         name = f"_folded{index}"
-        setattr(module, name, known[node])
+        module.register_buffer(name, known[node])
         with module.graph.inserting_before(node):
             node.replace_all_uses_with(module.graph.get_attr(name))
     module.graph.eliminate_dead_code()
     return True
+
+
+def _mutates(node: fx.Node) -> bool:
+    return getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+
+
+def _reshapes_own(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
+    """Whether a node only changes, in place, the shape of a constant that the graph made and nothing else looks at."""
+    if torch.Tag.inplace_view not in getattr(node.target, "tags", ()):
+        return False
+    (source,) = node.all_input_nodes
+    return source.op == "call_function" and list(source.users) == [node]
+
+
+def _shorten(module: fx.GraphModule) -> None:
+    """Leave out what returns its input as it is: views to the same shape, one tensor split in one or joined to none."""
+    graph = module.graph
+    if any(_mutates(node) for node in graph.nodes):
+        return
+    for node in graph.nodes:
+        source = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
+        if source is None or node.op != "call_function":
+            continue
+        whole = node.target is _ATEN.cat.default
+        if node.target in _SAME_SHAPE:
+            whole = _shape(source) is not None and _shape(source) == _shape(node)
+        elif "getitem" in getattr(node.target, "__name__", "") and source.target is _ATEN.split.Tensor:
+            whole = _shape(source.all_input_nodes[0]) == _shape(node) is not None
+            source = source.all_input_nodes[0]
+        if whole:
+            node.replace_all_uses_with(source)
+    graph.eliminate_dead_code()
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    meta = node.meta.get("tensor_meta", node.meta.get("val"))
+    return tuple(meta.shape) if hasattr(meta, "shape") else None

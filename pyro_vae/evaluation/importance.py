@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_vae.capture import Captured, CaptureWarning, OfProgram, Uncapturable, capture
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.estimators import Estimate, estimate
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
@@ -24,6 +24,7 @@ from pyro_vae.seeding import derive_seed, seeded
 
 # Decoder outputs held at once, in elements: 4 MB in float32, so that a block of activations stays near the cache.
 BLOCK_ELEMENTS = 2**20
+WORTH_COMPILING = 20_000_000  # draws: what a graph saves on them is about what it takes to compile it
 
 
 def log_likelihood(
@@ -34,6 +35,7 @@ def log_likelihood(
     num_samples: int = 5000,
     seed: int = 0,
     chunk_size: int | None = None,
+    compile: str = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
     """Log p(x) of every row of x, by importance sampling from the guide.
@@ -49,6 +51,8 @@ def log_likelihood(
         seed: of the draws; torch's generators are put back.
         chunk_size: images times samples in one pass, recorded in the result; by default so many that the observed
             site holds about a million elements.
+        compile: ``on`` compiles a pass into one graph, ``auto`` does from 20 million draws on, ``off`` never does; the law of
+            the estimate is the same, the random numbers are others.
         progress: called with the number of images after every block.
 
     Returns:
@@ -71,6 +75,7 @@ def log_likelihood(
         raise UserError(f"expected data (N, *event) with at least one row, got {tuple(getattr(x, 'shape', ()))}")
     images, samples = block_shape(x, num_samples, chunk_size)
     device = device_of(program)
+    draw = _Passes(program, samples, compiled=wants_compiling(compile, len(x) * num_samples, device))
     parts: list[Estimate] = []
     sums: list[tuple[Tensor, Tensor]] = []
     for first in range(0, len(x), images):
@@ -80,7 +85,7 @@ def log_likelihood(
             traces = check(program, block, block_y)
         check_observed(traces, block)
         with evaluating(program):
-            part, reconstruction, kl = _block(program, block, block_y, num_samples, samples, seed, first)
+            part, reconstruction, kl = _block(draw, block, block_y, num_samples, samples, seed, first)
         parts.append(part)
         sums.append((reconstruction, kl))
         if progress is not None:
@@ -110,8 +115,60 @@ def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None) -> t
     return max(1, min(len(x), chunk_size // samples)), samples
 
 
+def wants_compiling(choice: str, num_draws: int, device: torch.device) -> bool:
+    """Whether to compile a pass: as asked, or where the number of draws repays the time it takes."""
+    if choice not in ("auto", "on", "off"):
+        raise UserError(f"expected compile to be auto, on or off, got {choice!r}")
+    return choice == "on" or (choice == "auto" and device.type in ("cpu", "cuda") and num_draws >= WORTH_COMPILING)
+
+
+Weighed = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def weigh(program: Program, x: Tensor, y: Tensor | None, num_samples: int) -> Weighed:
+    """Log-weights ``(num_samples, batch)``, and what else is kept of the draws, ``(batch,)`` each.
+
+    That is the sums of log p(x | z) and of log q(z | x) - log p(z), and the size of the largest terms, which says how far
+    rounding can tell weights apart.
+    """
+    terms = draw_terms(program, x, y, num_samples=num_samples)
+    total = torch.float64 if x.device.type != "mps" else torch.float32
+    kl = (terms.log_guide - terms.log_prior).sum(0, dtype=total)
+    size = (terms.log_likelihood.abs() + terms.log_prior.abs() + terms.log_guide.abs()).amax(0)
+    return terms.log_weight, terms.log_likelihood.sum(0, dtype=total), kl, size
+
+
+class _Passes:
+    """Draws of a fixed number of samples, by one compiled graph where that is wanted and can be."""
+
+    def __init__(self, program: Program, samples: int, *, compiled: bool) -> None:
+        self.program, self.samples, self.wanted = program, samples, compiled
+        self.bound = OfProgram(program, weigh)
+        self.graph: Captured | None = None
+
+    def __call__(self, x: Tensor, y: Tensor | None, num_samples: int) -> Weighed:
+        """What :func:`weigh` returns; a last pass of another shape is not worth a graph of its own."""
+        if self.wanted and self.graph is None:
+            self._compile(x, y)
+        args = (self.bound.tensors(), x, [] if y is None else [y])
+        if self.graph is not None and num_samples == self.samples and self.graph.fits(*args):
+            return self.graph(*args)
+        return weigh(self.program, x, y, num_samples)
+
+    def _compile(self, x: Tensor, y: Tensor | None) -> None:
+        self.wanted = False
+
+        def function(tensors: dict[str, Tensor], x: Tensor, y: list[Tensor]) -> Weighed:
+            return self.bound.at(tensors, x, y[0] if y else None, self.samples)
+
+        try:
+            self.graph = capture(function, (self.bound.tensors(), x, [] if y is None else [y]))
+        except Uncapturable as error:
+            warnings.warn(f"evaluating uncompiled: {error}", CaptureWarning, stacklevel=5)
+
+
 def _block(
-    program: Program, x: Tensor, y: Tensor | None, num_samples: int, samples: int, seed: int, first_image: int
+    draw: _Passes, x: Tensor, y: Tensor | None, num_samples: int, samples: int, seed: int, first_image: int
 ) -> tuple[Estimate, Tensor, Tensor]:
     """Estimates of one block of images, with the means over draws of log p(x | z) and of log q(z | x) - log p(z)."""
     log_weight, sizes = [], []
@@ -119,9 +176,9 @@ def _block(
     for first_sample in range(0, num_samples, samples):
         drawn = min(samples, num_samples - first_sample)
         with seeded(derive_seed(seed, first_image, first_sample), x.device):
-            terms: Any = draw_terms(program, x, y, num_samples=drawn)
-        log_weight.append(terms.log_weight)
-        sizes.append((terms.log_likelihood.abs() + terms.log_prior.abs() + terms.log_guide.abs()).amax(0))
-        reconstruction += terms.log_likelihood.double().sum(0).cpu() / num_samples
-        kl += (terms.log_guide - terms.log_prior).double().sum(0).cpu() / num_samples
+            part = draw(x, y, drawn)
+        log_weight.append(part[0])
+        reconstruction += part[1].double().cpu() / num_samples
+        kl += part[2].double().cpu() / num_samples
+        sizes.append(part[3])
     return estimate(torch.cat(log_weight), torch.stack(sizes).amax(0)), reconstruction, kl

@@ -102,7 +102,9 @@ class Path:
         with torch.enable_grad():
             u = u.detach().requires_grad_(True)
             base, tilt = self._terms(u)
-            ones = torch.ones_like(u[..., 0])
+            # Told what to multiply each term with, autograd has no use for its value: a graph of the gradient alone leaves
+            # the log-densities out.
+            ones = torch.ones(u.shape[:2], dtype=u.dtype, device=u.device)
             grads = [
                 torch.autograd.grad(term, u, ones, retain_graph=True, allow_unused=True)[0] if term.requires_grad else None
                 for term in (base, tilt)
@@ -110,11 +112,5 @@ class Path:
         return (base.detach(), tilt.detach(), *(torch.zeros_like(u) if g is None else g for g in grads))
 
     def _gradient(self, u: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            u = u.detach().requires_grad_(True)
-            base, tilt = self._terms(u)
-            # Told what to multiply each term with, autograd has no use for their values, and the graph leaves them out.
-            ones = torch.ones_like(u[..., 0]).detach()
-            used = [(t, w) for t, w in ((base, ones), (tilt, beta * ones)) if t.requires_grad]
-            (grad,) = torch.autograd.grad([t for t, _ in used], u, [w for _, w in used], allow_unused=True)
-        return (torch.zeros_like(u) if grad is None else grad,)
+        _, _, base_grad, tilt_grad = self._evaluate(u)
+        return (base_grad + beta * tilt_grad,)

@@ -34,6 +34,7 @@ from pyro_vae.programs.contract import (
     isolated,
     latent_sites,
 )
+from pyro_vae.seeding import seeded
 
 
 class Unconstrained:
@@ -58,7 +59,9 @@ class Unconstrained:
         traces = check(program, x, y)
         self._shapes: dict[str, torch.Size] = {}
         for name, site in latent_sites(traces.model).items():
-            self._shapes[name] = _transform(name, site["fn"]).inverse_shape(site["fn"].event_shape)
+            # asked of the whole shape: a support may itself have values per chain and image
+            whole = torch.Size((2, len(x))) + site["fn"].event_shape
+            self._shapes[name] = _transform(name, site["fn"]).inverse_shape(whole)[2:]
         if not self._shapes:
             raise UserError(f"the program {type(program).__name__} has no latents: its log p(x) needs no sampling")
         self._auxiliary = sorted(set(latent_sites(traces.guide)) - set(self._shapes))
@@ -116,7 +119,7 @@ class Unconstrained:
                 "prior (start='prior')"
             )
         try:
-            with torch.no_grad():
+            with torch.no_grad(), seeded(0, self.x.device):
                 self.densities(self.draw(1), guide=True)
         except NotImplementedError as error:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
+from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_vae.likelihoods.base import Distribution, Likelihood, Shape
@@ -20,6 +21,7 @@ class Bernoulli(Likelihood):
 
     formula = "p(x | z) = prod_d Bernoulli(sigmoid f_d(z))"
     data = "binary"
+    support = constraints.boolean
 
     def __init__(self, feature_shape: Shape, event_shape: Shape) -> None:
         super().__init__(feature_shape, event_shape)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pyro.distributions as dist
 import torch
 from pydantic import Field
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_vae.likelihoods.base import Distribution, Likelihood, Shape
@@ -32,6 +33,7 @@ class Normal(Likelihood):
 
     formula = "p(x | z) = prod_d N(f_d(z), s_d^2)"
     data = "real"
+    support = constraints.real
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -33,7 +34,7 @@ class Flow(nn.Module):
         bijection: Bijection,
         kind: Literal["autoregressive", "coupling"],
         layers: int,
-        hidden: list[int],
+        hidden: Sequence[int],
         context_dim: int = 0,
     ) -> None:
         super().__init__()

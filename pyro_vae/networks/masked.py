@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,8 @@ class MaskedNet(nn.Module):
         order = [self.degrees + 1]  # an input of degree d is seen by hidden units of degree d + 1 and higher
         order += [low + torch.arange(h) % (self.passes - low) for h in hidden]
         order += [self.degrees.repeat_interleave(num_params)]
-        self.layers = nn.ModuleList(linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
-        for n, (below, above) in enumerate(zip(order, order[1:], strict=False)):
+        self.layers = nn.ModuleList(linear(i, o) for i, o in pairwise(widths))
+        for n, (below, above) in enumerate(pairwise(order)):
             self.register_buffer(f"mask_{n}", (above[:, None] >= below).float(), persistent=False)
         self.context = nn.Linear(context_dim, hidden[0], bias=False) if context_dim else None
         with torch.no_grad():
@@ -56,7 +57,7 @@ class MaskedNet(nn.Module):
         for n, layer in enumerate(self.layers):
             if n:
                 h = nn.functional.silu(h)
-            h = nn.functional.linear(h, layer.weight * getattr(self, f"mask_{n}"), layer.bias)  # type: ignore[arg-type, operator]
+            h = nn.functional.linear(h, layer.weight * getattr(self, f"mask_{n}"), layer.bias)  # type: ignore[arg-type]
             if n == 0:
                 h = h + projected
         return h.reshape(*h.shape[:-1], len(self.degrees), -1)

@@ -26,6 +26,7 @@ class Prior(nn.Module, ABC):
     formula: ClassVar[str]
     support: ClassVar[constraints.Constraint | None] = constraints.real_vector
     needs_event_shape: ClassVar[bool] = False
+    scores_guide: ClassVar[bool] = False  # whether p(z) evaluates q at z that q did not draw
 
     def __init__(self, latent_shape: Shape) -> None:
         super().__init__()

@@ -29,7 +29,9 @@ class HypersphereUniform(Prior):
     def __init__(self, latent_shape: Shape) -> None:
         super().__init__(latent_shape)
         if latent_shape[-1] < 2:
-            raise UserError("the hypersphere-uniform prior needs latent_dim of at least 2: one coordinate has no sphere")
+            raise UserError(
+                "the hypersphere-uniform prior needs latent_dim of at least 2: one coordinate has no sphere"
+            )
 
     def forward(self, like: Tensor, guide: GuideDensity | None = None) -> Distribution:
         """The uniform distribution, with batch shape ``()``."""

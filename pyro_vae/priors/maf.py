@@ -29,6 +29,6 @@ class MaskedAutoregressive(FlowPrior):
     formula = "p(z) = N(f(z); 0, I) |det df/dz|, f masked autoregressive"
 
     def __init__(
-        self, latent_shape: Shape, *, layers: Annotated[int, Field(ge=1, le=100)] = 4, hidden: Widths = [128]
+        self, latent_shape: Shape, *, layers: Annotated[int, Field(ge=1, le=100)] = 4, hidden: Widths = (128,)
     ) -> None:
         super().__init__(latent_shape, Flow(latent_shape[0], Affine(), "autoregressive", layers, hidden))

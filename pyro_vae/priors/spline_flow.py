@@ -35,7 +35,7 @@ class SplineFlow(FlowPrior):
         latent_shape: Shape,
         *,
         layers: Annotated[int, Field(ge=1, le=100)] = 4,
-        hidden: Widths = [128],
+        hidden: Widths = (128,),
         bins: Annotated[int, Field(ge=2, le=100)] = 8,
         bound: Annotated[float, Field(gt=0)] = 5.0,
     ) -> None:

@@ -34,6 +34,7 @@ class Vamp(Prior):
     formula = "p(z) = (1/K) sum_k q(z | u_k)"
     support = None
     needs_event_shape = True
+    scores_guide = True
 
     def __init__(
         self,
@@ -68,7 +69,9 @@ class Vamp(Prior):
         q: Any = guide(u)
         if isinstance(q, dist.Independent) and type(q.base_dist) is dist.Normal and len(q.event_shape) == 1:
             return Mixture(u.new_zeros(len(u)), q.base_dist.loc, q.base_dist.scale)
-        return dist.MixtureSameFamily(dist.Categorical(logits=u.new_zeros(len(u)), validate_args=False), q, validate_args=False)
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=u.new_zeros(len(u)), validate_args=False), q, validate_args=False
+        )
 
 
 class Mixture(DiagonalMixture):
@@ -86,5 +89,5 @@ class Mixture(DiagonalMixture):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log p(z) ``(*leading,)`` of ``value`` ``(*leading, D)``."""
         wide = torch.float32 if value.device.type == "mps" else torch.float64
-        parts = (t.to(wide) for t in (self.logits, self.loc, self.scale))
-        return DiagonalMixture(*parts, self.batch_shape).log_prob(value.to(wide)).to(value.dtype)
+        logits, loc, scale = (t.to(wide) for t in (self.logits, self.loc, self.scale))
+        return DiagonalMixture(logits, loc, scale, self.batch_shape).log_prob(value.to(wide)).to(value.dtype)

@@ -28,6 +28,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae.errors import ProgramError, UserError
+from pyro_vae.seeding import seeded
 
 Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
 
@@ -197,7 +198,7 @@ def check(program: Any, x: Tensor, y: Tensor | None = None) -> Traces:
         UserError: the program cannot take a tensor of this shape.
     """
     require_program(program)
-    with evaluating(program), isolated(validate=is_validation_enabled()):
+    with seeded(0, x.device), evaluating(program), isolated(validate=is_validation_enabled()):
         try:
             traces = trace(program, x, y, num_samples=2)
         except UserError:
@@ -206,9 +207,13 @@ def check(program: Any, x: Tensor, y: Tensor | None = None) -> Traces:
             raise UserError(
                 f"the program {type(program).__name__} does not run on data of shape {tuple(x.shape[1:])} per row: "
                 f"{type(error).__name__}: {error}"
+                + (_EVENT_AXES if "Shape mismatch inside plate" in str(error) else "")
             ) from error
         _check_sites(program, traces, x.shape[0])
     return traces
+
+
+_EVENT_AXES = "; every axis but that of the data plate is an event axis: write .to_event(n)"
 
 
 def _check_sites(program: Any, traces: Traces, batch: int) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vae.capture import Captured, Uncapturable, capture
-from pyro_vae.objectives.base import Objective
+from pyro_vae.capture import Captured, OfProgram, Uncapturable, capture
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer
@@ -23,17 +22,6 @@ WORTH_CAPTURING = {"cpu": 20_000, "cuda": 3_000}
 def worth_capturing(total_steps: int, device: torch.device) -> bool:
     """Whether the steps of a whole run repay the time of compiling one."""
     return total_steps >= WORTH_CAPTURING.get(device.type, 1 << 62)
-
-
-class _Objective(nn.Module):
-    """An objective as a module's forward, so that the program's parameters can be replaced by the graph's inputs."""
-
-    def __init__(self, program: Any, objective: Objective) -> None:
-        super().__init__()
-        self.program, self.objective = program, objective
-
-    def forward(self, x: Tensor, y: Tensor | None, step: Tensor) -> tuple[Tensor, Tensor]:
-        return self.objective(self.program, x, y, step)
 
 
 class CapturedStep:
@@ -54,9 +42,7 @@ class CapturedStep:
         self.eps, self.beta2 = group["eps"], group["betas"][1]
         self.weight_decay = group["weight_decay"]
         self.names = [n for n, p in trainer.program.named_parameters() if p.requires_grad]
-        self.others = [n for n, p in trainer.program.named_parameters() if not p.requires_grad]
-        self.buffer_names = [n for n, _ in trainer.program.named_buffers()]
-        self.module = _Objective(trainer.program, trainer.objective)
+        self.objective = OfProgram(trainer.program, trainer.objective)
         self._ensure_state()
         scalar = trainer.parameters[0].detach().new_zeros(())
         self.lr, self.beta1, self.loss = scalar.clone(), scalar.clone(), scalar.double().clone()
@@ -91,14 +77,12 @@ class CapturedStep:
         self.moments = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
 
     def _arguments(self, stored: Tensor, y: Tensor | None) -> tuple[Any, ...]:
-        program = self.trainer.program
-        fixed = {n: p.detach() for n, p in program.named_parameters() if not p.requires_grad} if self.others else {}
-        buffers = dict(program.named_buffers()) if self.buffer_names else {}
+        tensors = self.objective.tensors()
         return (
-            [p.detach() for p in self.trainer.parameters],
+            [tensors.pop(name) for name in self.names],
             *self.moments,
             self.trainer.average or [],
-            [*fixed.values(), *buffers.values()],
+            tensors,
             self.count,
             self.lr,
             self.beta1,
@@ -113,7 +97,7 @@ class CapturedStep:
         exp_avg: Sequence[Tensor],
         exp_avg_sq: Sequence[Tensor],
         average: Sequence[Tensor],
-        others: Sequence[Tensor],
+        others: dict[str, Tensor],
         count: Tensor,
         lr: Tensor,
         beta1: Tensor,
@@ -124,13 +108,10 @@ class CapturedStep:
         """The step as tensor operations on its arguments, changed in place."""
         settings = self.trainer.settings
         leaves = [p.detach().requires_grad_() for p in params]
-        named = dict(zip([*self.names, *self.others, *self.buffer_names], [*leaves, *others], strict=True))
+        tensors = {**dict(zip(self.names, leaves, strict=True)), **others}
         with torch.enable_grad():
-            loss, surrogate = torch.func.functional_call(
-                self.module,
-                {f"program.{name}": value for name, value in named.items()},
-                (self.trainer.source.prepare(stored), y[0] if y else None, count),
-            )
+            x = self.trainer.source.prepare(stored)
+            loss, surrogate = self.objective.at(tensors, x, y[0] if y else None, count)
             grads = torch.autograd.grad(surrogate, leaves, allow_unused=True, materialize_grads=True)
         if settings.clip_norm is not None:
             norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()

@@ -6,21 +6,58 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pyro_vae.errors import UserError
 
+TEMPORARY = ".tmp"
+TEXT_BYTES = 2**28  # a run's text files are at most this large
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A tensor's shape and dtype (None for one that torch has no name for), known before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {self.shape}"
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Outline:
+        """That of a tensor at hand, which may be on the ``meta`` device."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+
+Check = Callable[[dict[str, Outline], Any], None]
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write beside ``path``, flush to the disk, and rename: what stood there stays until the new file is whole."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -33,7 +70,29 @@ def write_bytes(path: Path, content: bytes) -> None:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another --out") from error
+        kept = "; what stood there before is whole" if path.exists() else ""
+        raise UserError(
+            f"cannot write {path}: {error.strerror}{kept}; free space, or choose another place to write to"
+        ) from error
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the rename itself reach the disk, where folders can be flushed."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_temporaries(path: Path, names: tuple[str, ...]) -> None:
+    """Remove what writers that were killed left beside the files of these names."""
+    for name in names:
+        for left in path.glob(f".{name}.*{TEMPORARY}"):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,29 +101,77 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
-    """Tensors by name, and a JSON-able state in the header of the same file."""
+    """Tensors by name; in the header of the same file a JSON-able state and a checksum of the tensors."""
     plain = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
-    write_bytes(path, save(plain, metadata={"state": json.dumps(state)} if state is not None else None))
+    metadata = {"crc32": str(_checksum(plain))}
+    if state is not None:
+        metadata["state"] = json.dumps(state)
+    write_bytes(path, save(plain, metadata=metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """What :func:`write_tensors` wrote; :class:`UserError` for a file that is missing or cut short."""
+def read_tensors(path: Path, check: Check | None = None) -> tuple[dict[str, Tensor], Any]:
+    """What :func:`write_tensors` wrote.
+
+    Args:
+        path: the file.
+        check: called with the tensors' names, shapes and dtypes and with the state before any tensor is read; it raises
+            what it will not have.
+
+    Returns:
+        Tensors by name, and the state, or None.
+
+    Raises:
+        UserError: the file is missing, damaged, or not what ``check`` expects.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing: the run is incomplete; train again or resume it")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(metadata["state"]) if "state" in metadata else None
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): train again, or restore the file") from None
+            state = json.loads(metadata["state"]) if "state" in metadata else None
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if check is not None:
+                check({n: Outline(tuple(s.get_shape()), DTYPES.get(s.get_dtype())) for n, s in slices.items()}, state)
+            tensors = {name: file.get_tensor(name) for name in slices}
+    except UserError:
+        raise
+    except (SafetensorError, ValueError, OSError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, str(error) or type(error).__name__) from None
+    if "crc32" in metadata and metadata["crc32"] != str(_checksum(tensors)):
+        raise damaged(path, "its checksum differs")
+    return tensors, state
+
+
+def damaged(path: Path, why: object) -> UserError:
+    """The error for a file of a run that does not hold what it should."""
+    return UserError(f"{path} is damaged ({' '.join(str(why).split())[:200]}): restore the file, or train again")
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the tensors' bytes in the order of their names: it finds accidents, not forgeries."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), crc))
+    return crc
 
 
 def read_text(path: Path) -> str:
-    """A text file of a run; :class:`UserError` where it is missing or no text."""
+    """A text file of a run; :class:`UserError` where it is missing, too large or no text."""
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no ordinary file")
+        if path.stat().st_size > TEXT_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than the {TEXT_BYTES:,} that are read")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {path.parent} is no run, or an incomplete one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """JSON from a file of a run."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.capture import Uncapturable
+from pyro_vae.capture import CaptureWarning, Uncapturable
 from pyro_vae.errors import NumericalError
 from pyro_vae.objectives.base import Objective
 from pyro_vae.programs.contract import draw_terms, evaluating
@@ -32,10 +32,6 @@ from pyro_vae.training.source import Batch, Source
 LOGS_PER_EPOCH = 10  # how often an epoch's losses are read to the host
 VALIDATION_ROWS = 1000  # images in one pass of validation
 SHUFFLE, NOISE, VALIDATION = 0, 1, 2  # streams of random numbers
-
-
-class CaptureWarning(UserWarning):
-    """Compiling was asked for, or would have paid, and cannot be done."""
 
 
 class Trainer:

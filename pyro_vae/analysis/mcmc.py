@@ -1,0 +1,143 @@
+"""Markov chains on the latents, the decoder fixed: the posterior p(z | x) itself, to hold a guide against.
+
+Every chain of every image moves at once, on the real line (see :mod:`pyro_vae.evaluation.unconstrained`): one gradient is one pass of the
+decoder over all of them. Step size and scales are per image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.analysis.adaptation import DualAveraging, first_step, scales, windows
+from pyro_vae.analysis.hmc import HMC
+from pyro_vae.analysis.nuts import NUTS, Adapt, Report
+from pyro_vae.analysis.target import Record, Target
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.anneal import BLOCK_ELEMENTS
+from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.programs.contract import Program, check, check_observed, device_of, evaluating, latent_sites
+from pyro_vae.programs.latents import to_program
+from pyro_vae.seeding import derive_seed, generator, seeded
+
+GUIDE_DRAWS = 64  # from which the guide's mean and scale are taken
+OVERDISPERSED = 2.0  # the spread of the starting points, in units of the guide's
+KERNELS = ("nuts", "hmc")
+
+
+class Kernel(Protocol):
+    """A sampler that stands somewhere and can be run on."""
+
+    target: Target
+    position: Tensor
+
+    def run(self, num_draws: int, step: Tensor, adapt: Adapt | None = None, report: Report | None = None) -> Record:
+        """Draws of every chain, in units of u."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What the chains return, on the host.
+
+    Attributes:
+        latents: by site, ``(num_chains, num_samples, N, *latent)``.
+        statistics: ``lp`` (log p(x, u)), ``acceptance_rate``, ``step_size``, ``energy``, ``diverging``, ``tree_depth`` and
+            ``n_steps``, each ``(num_chains, num_samples, N)``.
+        num_gradients: batched gradients in all, warm-up included.
+        chunk_size: images times chains in one batch.
+    """
+
+    latents: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]
+    num_gradients: int
+    chunk_size: int
+
+
+def sample_chains(
+    program: Program,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    kernel: str = "nuts",
+    num_samples: int = 1000,
+    num_chains: int = 4,
+    num_warmup: int = 400,
+    seed: int = 0,
+    target_accept: float = 0.8,
+    max_tree_depth: int = 8,
+    chunk_size: int | None = None,
+    progress: Report | None = None,
+) -> Chains:
+    """Draw from p(z | x) of every row of x by NUTS or HMC.
+
+    The chains start overdispersed: at draws from the guide, twice as far from its mean. The work is cut into fixed blocks of
+    images, each seeded from (seed, first image). Dropout is off.
+
+    Args:
+        program: any Program with continuous latents, on its device.
+        x: data ``(N, *event)`` as the program sees it.
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+        kernel: ``"nuts"``, or ``"hmc"`` with trajectories of a quarter of a period.
+        num_samples: draws kept, per chain and image.
+        num_chains: independent chains per image.
+        num_warmup: draws per chain before those, from which step size and scales are learned.
+        seed: of everything drawn.
+        target_accept: mean acceptance that the step size is adapted to.
+        max_tree_depth: doublings of a NUTS trajectory at most.
+        chunk_size: images times chains in one batch; by default as many as fit the cache (CPU) or fill a GPU.
+        progress: called with images' worth of work done, a fraction at a time; adds up to about N.
+
+    Raises:
+        UserError: discrete latents, x outside the support, numbers that are too small.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
+        >>> chains = sample_chains(vae, torch.zeros(5, 3), num_samples=10, num_warmup=10)
+        >>> chains.latents["z"].shape
+        (4, 10, 5, 2)
+    """
+    if kernel not in KERNELS:
+        raise UserError(f"expected the kernel {' or '.join(map(repr, KERNELS))}, got {kernel!r}")
+    for name, value, least in (("num_samples", num_samples, 1), ("num_chains", num_chains, 1), ("num_warmup", num_warmup, 0),
+                               ("max_tree_depth", max_tree_depth, 1)):  # fmt: skip
+        if value < least:
+            raise UserError(f"expected {name} of at least {least}, got {value}")
+    if not 0 < target_accept < 1:
+        raise UserError(f"expected target_accept between 0 and 1, got {target_accept}")
+    device = device_of(program)
+    if chunk_size is None:
+        elements = BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["other"])
+        chunk_size = max(64, elements // max(1, math.prod(x.shape[1:])))
+    images = max(1, chunk_size // num_chains)
+    parts, gradients = [], 0
+    for first in range(0, len(x), images):
+        rows = slice(first, first + images)
+        block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device)
+        require_continuous(program, block, block_y)
+        with evaluating(program):
+            density = Unconstrained(program, block, block_y)
+            made = 0.0
+
+            def report(share: float, size: int = len(block), made: float = made) -> None:
+                if progress is not None:
+                    progress(share * size)
+
+            start, scale = starting_points(density, num_chains, derive_seed(seed, first, 0))
+            target = Target(density, num_chains, scale)
+            random = generator(seed, first, 1, device=device)
+            chosen: Kernel = (
+                NUTS(target, start / scale, max_tree_depth, random)
+                if kernel == "nuts"
+                else HMC(target, start / scale, random)
+            )
+            record = _sample(chosen, num_samples, num_warmup, target_accept, report)
+            parts.append((_constrained(density, record.draws), record.as_dict()))
+    latents = {n: np.concatenate([p[0][n] for p in parts], 2) for n in parts[0][0]}
+    statistics = {n: np.concatenate([p[1][n] for p in parts], 2) for n in parts[0][1]}
+    return Chains(latents, statistics, gradients, images * num_chains)

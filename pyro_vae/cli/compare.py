@@ -1,0 +1,157 @@
+"""``pyro-vae compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, Seed, Split
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Two or more run directories.", show_default=False)
+    ],
+    samples: Annotated[int, typer.Option(min=2, help="Importance samples per image, K.")] = 1000,
+    limit: Annotated[int, typer.Option(min=2, help="A random subset of so many images, the same for all runs.")] = 1000,
+    split: Split = "test",
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    model: ProgramFile = None,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Which run describes the data better: paired differences of log p(x) on the same images.
+
+    Differences of importance-weighted log p(x), corrected for the bound's bias, in nats per image.
+    """
+    import itertools
+    import json as json_
+
+    from pyro_vae.errors import UserError
+    from pyro_vae.evaluation.compare import compare as compare_results
+
+    if len(runs) < 2:
+        raise UserError(f"expected two runs or more to compare, got {len(runs)}: pyro-vae compare RUN RUN")
+    names = [str(run) for run in runs]
+    how = {"samples": samples, "limit": limit, "split": split, "seed": seed, "quiet": quiet}
+    results, same = _results(runs, device, model, data_root, **how)
+    pairs = [
+        compare_results(results[i], results[j], (names[i], names[j]))
+        for i, j in itertools.combinations(range(len(runs)), 2)
+    ]
+    figures = {
+        "runs": [{"run": n, **r.summary()} for n, r in zip(names, results, strict=True)],
+        "comparisons": [pair.summary() for pair in pairs],
+        "num_data": len(results[0]),
+        "num_samples": samples,
+        "split": split,
+        "seed": seed,
+        **same,
+    }
+    print(json_.dumps(figures, indent=2) if json else _tables(figures))
+
+
+def _results(
+    runs: list[Path],
+    device: str,
+    model: str | None,
+    data_root: str | None,
+    *,
+    samples: int,
+    limit: int,
+    split: str,
+    seed: int,
+    quiet: bool,
+) -> tuple[list[Any], dict[str, Any]]:
+    """Each run's log p(x) of the same images, and how these were prepared."""
+    import warnings
+
+    import torch
+
+    from pyro_vae.cli.runs import open_run
+    from pyro_vae.errors import UserError
+    from pyro_vae.evaluation.evaluate import _labels, chosen_rows
+    from pyro_vae.evaluation.importance import log_likelihood
+    from pyro_vae.evaluation.result import UnreliableEstimateWarning
+    from pyro_vae.programs.contract import OBSERVED, check, takes_y
+    from pyro_vae.programs.latents import to_program
+    from pyro_vae.training.progress import Progress
+    from pyro_vae.training.run import read_record
+
+    opened = []
+    for path in runs:  # everything that can be refused is, before the first evaluation
+        from_file = "sha256" in read_record(path)["program"]
+        loaded = open_run(path, device, model if from_file else None)
+        data = loaded.load_data(data_root)
+        rows = chosen_rows(len(data.stored(split)), limit)
+        x = data.observed(split, rows=rows)
+        y = _labels(data, split, rows) if takes_y(loaded.program) else None
+        what = f"{data.name} ({data.binarization} binarization, {data.dequantization} dequantization)"
+        if opened and not (x.shape == opened[0][1].shape and torch.equal(x, opened[0][1])):
+            raise UserError(
+                f"{runs[0]} and {path} see different data: {opened[0][3]} and {what}, {split} split; log p(x) of different "
+                "data cannot be compared: compare runs trained on the same data and binarization"
+            )
+        traces = check(loaded.program, to_program(loaded.program, x[:2]), None if y is None else y[:2])
+        discrete = bool(traces.model.nodes[OBSERVED]["fn"].support.is_discrete)
+        if opened and discrete != opened[0][4]:
+            raise UserError(
+                f"one of {runs[0]} and {path} gives the data a probability and the other a density: the two have different units; "
+                "compare runs whose likelihoods are of one kind"
+            )
+        opened.append((loaded.program, x, y, what, discrete))
+    results = []
+    with (
+        Progress(len(runs) * len(opened[0][1]), visible=not quiet, unit="image") as bar,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
+        for path, (program, x, y, _, _) in zip(runs, opened, strict=True):
+            label = str(path)
+            results.append(
+                log_likelihood(
+                    program, x, y, num_samples=samples, seed=seed, progress=lambda n, label=label: bar.advance(n, label)
+                )
+            )
+    return results, {"binarization": data.binarization, "dequantization": data.dequantization}
+
+
+def _tables(figures: dict[str, Any]) -> str:
+    """Every run's NLL, every pair's difference, and a sentence on each pair."""
+    from pyro_vae.cli.evaluate import markdown
+
+    def number(value: float | None, digits: int = 3) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    runs = [
+        [r["run"], number(r["nll"], 2), number(r["nll_mc_se"]), number(r["nll_data_se"], 2)] for r in figures["runs"]
+    ]
+    pairs = [
+        [
+            " - ".join(c["runs"]),
+            number(c["difference"]),
+            number(c["difference_se"]),
+            number(c["difference_mc_se"]),
+            f"{number(c['interval_low'])} to {number(c['interval_high'])}",
+            "-" if c["p_value"] is None else f"{c['p_value']:.1g}",
+        ]
+        for c in figures["comparisons"]
+    ]
+    count = f"{figures['num_data']} {figures['split']} images, K = {figures['num_samples']}"
+    lines = [
+        *markdown(["run", f"NLL (nats, {count})", "Monte Carlo error", "data error"], runs),
+        "",
+        *markdown(
+            ["log p(x), paired", "difference (nats)", "error", "of it Monte Carlo", "95 % interval", "p"], pairs
+        ),
+        "",
+        *(c["verdict"] + "." for c in figures["comparisons"]),
+    ]
+    if len(pairs) > 1:
+        lines.append(f"The {len(pairs)} p-values are not corrected for being several.")
+    lines += [f"warning: {r['run']}: {w}" for r in figures["runs"] for w in r["warnings"]]
+    return "\n".join(lines)

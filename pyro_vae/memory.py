@@ -1,0 +1,77 @@
+"""How much memory there is, and the refusal of what would not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from torch import nn
+
+from pyro_vae.errors import UserError
+
+COPIES = 2  # a program and the file it is filled from; training holds at least four
+
+
+def available() -> int | None:
+    """Bytes that this process may still take: free memory, or what its control group or address space leaves; None if unknown."""
+    limits = [n for n in (_free(), _control_group(), _address_space()) if n is not None]
+    return min(limits) if limits else None
+
+
+def require(num_bytes: int, what: str) -> None:
+    """:class:`UserError` with the figure where ``num_bytes`` are more than there are."""
+    free = available()
+    if free is not None and num_bytes > free:
+        raise UserError(f"{what} would take {human(num_bytes)} of memory, and {human(free)} are free: make it smaller")
+
+
+def require_for(program: nn.Module) -> None:
+    """The same for a program built on the ``meta`` device, which has shapes and no memory."""
+    tensors = [*program.parameters(), *program.buffers()]
+    count = sum(p.numel() for p in program.parameters())
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    require(COPIES * size, f"the declared model has {count:,} parameters: with the file they are loaded from, it")
+
+
+def human(num_bytes: int) -> str:
+    """``1.5 GB``."""
+    size = float(num_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def _free() -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _control_group() -> int | None:
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            return max(0, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return None
+
+
+def _address_space() -> int | None:
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        return max(0, limit - used)
+    except (ImportError, OSError, ValueError):
+        return None
