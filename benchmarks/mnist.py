@@ -77,6 +77,14 @@ def table(args: argparse.Namespace, results: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def into_readme(name: str, text: str) -> None:
+    """Put a table where the README has a place for it."""
+    readme = Path(__file__).parent.parent / "README.md"
+    before, marker, after = readme.read_text().partition(f"<!-- results: {name} -->\n")
+    if marker:
+        readme.write_text(before + marker + text + "\n" + after[after.index("<!-- end -->") :])
+
+
 def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,6 +99,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     stem = "mnist" if args.model == "mixture" else f"mnist-{args.model}"
     text = table(args, results)
+    into_readme(stem, text)
     (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=2) + "\n")
     (RESULTS / f"{stem}.md").write_text(text + "\n")
     print(text)
