@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -96,30 +96,6 @@ def capture(
     except Exception as error:
         raise Uncapturable(f"Inductor cannot compile it here: {_first_line(error)}") from error
     return Captured(compiled, signature_of(flat), out[0])
-
-
-class OfProgram(nn.Module):
-    """``function(program, *args)`` as a function of the program's parameters and buffers too, which a graph takes as inputs.
-
-    So one graph serves any values of them, and changes those that it updates in place.
-    """
-
-    def __init__(self, program: Any, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.program, self.function = program, function
-
-    def forward(self, *args: Any) -> Any:
-        """The function of the program as it is."""
-        return self.function(self.program, *args)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The program's parameters and buffers by name, sharing their memory."""
-        named = {**dict(self.program.named_parameters()), **dict(self.program.named_buffers())}
-        return {name: t.detach() for name, t in named.items()}
-
-    def at(self, tensors: dict[str, Tensor], *args: Any) -> Any:
-        """The function of the program with these parameters and buffers."""
-        return torch.func.functional_call(self, {f"program.{name}": t for name, t in tensors.items()}, args)
 
 
 def _first_line(error: BaseException) -> str:

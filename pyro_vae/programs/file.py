@@ -17,13 +17,14 @@ from pyro_vae.programs.contract import require_program
 from pyro_vae.seeding import seeded
 
 
-def load_program(source: str | Path, event_shape: tuple[int, ...], *, seed: int = 0) -> Any:
+def load_program(source: str | Path, event_shape: tuple[int, ...], *, seed: int = 0, sha256: str | None = None) -> Any:
     """Run a declared ``.py`` model, or a file of yours, and build its program.
 
     Args:
         source: a declared name, or a path that ends in ``.py``.
         event_shape: of one datum.
         seed: of the initial weights; torch's generators are put back.
+        sha256: what the file must have; another is refused before a line of it runs.
 
     Returns:
         The Program; ``program.source`` says which file it came from, for the run's record.
@@ -31,6 +32,11 @@ def load_program(source: str | Path, event_shape: tuple[int, ...], *, seed: int 
     path = find("models", source)
     if path.suffix != ".py":
         raise UserError(f"{path} is no Python file: expected one that defines program(event_shape)")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise UserError(
+            f"{path} is not the file that the run was trained on: its SHA-256 differs; name the one that was"
+        )
     try:
         make = runpy.run_path(str(path)).get("program")
     except Exception as error:
@@ -40,5 +46,5 @@ def load_program(source: str | Path, event_shape: tuple[int, ...], *, seed: int 
     with seeded(seed):
         program = make(tuple(event_shape))
     require_program(program)
-    program.source = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    program.source = {"file": str(path), "sha256": digest}
     return program

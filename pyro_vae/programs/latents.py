@@ -166,6 +166,13 @@ def sample_latents(
     return {n: s["value"] for n, s in latent_sites(traced).items()}
 
 
+def sample_latents_like(program: Program, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+    """A draw of every latent site from the prior for each row of x, with gradients off, from the generators as they stand."""
+    with isolated(), torch.no_grad():
+        traced = poutine.trace(program.model).get_trace(*arguments(x, y))
+    return {n: s["value"] for n, s in latent_sites(traced).items()}
+
+
 def reconstruct(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
 ) -> Tensor:

@@ -1,0 +1,37 @@
+"""A function of a program as a function of the program's tensors too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class OfProgram(nn.Module):
+    """``function(program, *args)`` as a function of the program's parameters and buffers too, which a graph takes as inputs.
+
+    So one graph serves any values of them, and changes those that it updates in place.
+    """
+
+    def __init__(self, program: Any, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.program, self.function = program, function
+
+    def forward(self, *args: Any) -> Any:
+        """The function of the program as it is."""
+        return self.function(self.program, *args)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The program's parameters and buffers by name, sharing their memory."""
+        named = {**dict(self.program.named_parameters()), **dict(self.program.named_buffers())}
+        return {name: t.detach() for name, t in named.items()}
+
+    def at(self, tensors: dict[str, Tensor], *args: Any) -> Any:
+        """The function of the program with these parameters and buffers."""
+        return torch.func.functional_call(self, {f"program.{name}": t for name, t in tensors.items()}, args)
+
+    def stopped(self, *args: Any) -> Any:
+        """The function's value, through which no gradient reaches the program's parameters."""
+        return self.at(self.tensors(), *args)
