@@ -27,11 +27,17 @@ _PUBLIC = {
     "Run": "pyro_vae.training.run",
     "log_likelihood": "pyro_vae.evaluation.importance",
     "LogLikelihood": "pyro_vae.evaluation.result",
+    "annealed_log_likelihood": "pyro_vae.evaluation.ais",
+    "bidirectional": "pyro_vae.evaluation.bdmc",
+    "bound_curve": "pyro_vae.evaluation.curve",
+    "compare": "pyro_vae.evaluation.compare",
+    "inference_gaps": "pyro_vae.evaluation.gaps",
     "evaluate": "pyro_vae.evaluation.evaluate",
     "encode": "pyro_vae.programs.latents",
     "decode": "pyro_vae.programs.latents",
     "sample": "pyro_vae.programs.latents",
     "reconstruct": "pyro_vae.programs.latents",
+    "posterior": "pyro_vae.analysis.posterior",
     "Program": "pyro_vae.programs.contract",
     "UserError": "pyro_vae.errors",
 }
@@ -39,9 +45,15 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
+    from pyro_vae.analysis.posterior import posterior
     from pyro_vae.data import Data, load_data
     from pyro_vae.errors import UserError
+    from pyro_vae.evaluation.ais import annealed_log_likelihood
+    from pyro_vae.evaluation.bdmc import bidirectional
+    from pyro_vae.evaluation.compare import compare
+    from pyro_vae.evaluation.curve import bound_curve
     from pyro_vae.evaluation.evaluate import evaluate
+    from pyro_vae.evaluation.gaps import inference_gaps
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.result import LogLikelihood
     from pyro_vae.programs.contract import Program

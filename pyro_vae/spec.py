@@ -24,11 +24,12 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer
 from torch import Tensor, nn
 
-from pyro_vae import registry
+from pyro_vae import memory, registry
 from pyro_vae.declared import find, names
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.networks.wrapped import Wrapped
 from pyro_vae.priors.base import Prior
+from pyro_vae.programs.legality import require_fit
 from pyro_vae.programs.vae import VAE
 from pyro_vae.seeding import generator, seeded
 
@@ -57,17 +58,20 @@ def parse_block(kind: str, value: Any) -> Block:
     """A validated block from ``"name"``, ``"name:key=value,..."``, ``{"name": ..., key: value}`` or a :class:`Block`."""
     if isinstance(value, Block):
         name, options = value.name, dict(value.options)
-    elif isinstance(value, str):
-        name, _, text = value.partition(":")
-        options = dict(parse_assignment(part) for part in _split(text)) if text else {}
-    elif isinstance(value, dict):
-        options = dict(value)
+    elif isinstance(value, (str, dict)):
+        options = _table(value) if isinstance(value, str) else dict(value)
         name = options.pop("name", None)
         if not isinstance(name, str):
             raise UserError(f"{kind[:-1]}: expected a name, or a table with a name; got {value!r}")
     else:
         raise UserError(f"{kind[:-1]}: expected a name, or a table with a name; got {value!r}")
     return Block(name=name, options=registry.validate(kind, name, options))
+
+
+def _table(text: str) -> dict[str, Any]:
+    """``"name"`` or ``"name:key=value,..."`` as a table."""
+    name, _, options = text.partition(":")
+    return {"name": name, **(dict(parse_assignment(part) for part in _split(options)) if options else {})}
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -81,7 +85,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise UserError(f"expected key=value, got {text!r}")
     try:
         parsed = tomllib.loads(f"v = {value.strip()}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value.strip()
     return key.strip(), parsed
 
@@ -163,7 +167,7 @@ class Spec(_Declared):
                 block = data[part][head]
                 if not isinstance(block, (str, dict)):
                     raise UserError(f"unknown key {key!r}: {head} is a plain value, it has no options")
-                data[part][head] = {**({"name": block} if isinstance(block, str) else block), rest[0]: value}
+                data[part][head] = {**(_table(block) if isinstance(block, str) else block), rest[0]: value}
             else:
                 raise UserError(f"unknown key {key!r}: expected at most one dot, as in prior.components")
         return Spec.from_dict(data)
@@ -192,7 +196,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     """TOML as a dict, :class:`UserError` where it is none."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         raise UserError(f"{where} is not valid TOML: {error}") from None
 
 
@@ -208,7 +212,11 @@ def read(kind: Literal["models", "guides"], source: str | Path | dict[str, Any] 
         raise UserError(
             f"{source} is a whole Pyro program: it holds its own guide, and is built by pyro_vae.programs.file.load"
         )
-    return validated(cls, parse_toml(path.read_text(encoding="utf-8"), str(path)), path.name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return validated(cls, parse_toml(text, str(path)), path.name)
 
 
 def declared(kind: Literal["models", "guides"]) -> list[str]:
@@ -261,6 +269,7 @@ def build(
         raise UserError("build needs the data, a tensor of it, or its event shape: build(model, guide, data)")
     modules = {k: overrides.pop(k) for k in ("encoder", "decoder") if isinstance(overrides.get(k), nn.Module)}
     spec = Spec(model=read("models", model), guide=read("guides", guide)).override(overrides)
+    spec = _with_levels(spec, data)
     program = construct(spec, event_shape_of(data), seed=seed, **modules)
     if hasattr(data, "mean_image"):
         program.likelihood.start_at(data.mean_image())
@@ -273,29 +282,50 @@ def build(
 def construct(
     spec: Spec, event_shape: Shape, *, seed: int = 0, encoder: nn.Module | None = None, decoder: nn.Module | None = None
 ) -> VAE:
-    """The program of a validated spec for events of a given shape; :class:`UserError` where the blocks do not fit."""
+    """The program of a validated spec for events of a given shape.
 
+    Raises:
+        UserError: blocks that do not fit, or a program that would take more memory than is free, before it takes any.
+    """
+    if encoder is None and decoder is None:
+        memory.require_for(outline(spec, event_shape))
+    with seeded(seed):
+        return _assemble(spec, event_shape, encoder, decoder)
+
+
+def outline(spec: Spec, event_shape: Shape) -> VAE:
+    """The program on the ``meta`` device: every name, shape and dtype, and no memory."""
+    try:
+        with torch.device("meta"):
+            return _assemble(spec, event_shape, None, None)
+    except (RuntimeError, TypeError) as error:  # torch has no one exception for more elements than 64 bits count
+        if "overflow" not in str(error).lower():
+            raise
+        raise UserError(
+            "the declared model has a tensor of more elements than 64 bits count: make it smaller"
+        ) from None
+
+
+def _assemble(spec: Spec, event_shape: Shape, encoder: nn.Module | None, decoder: nn.Module | None) -> VAE:
     def make(kind: str, block: Block, *shapes: Shape) -> Any:
         return registry.get(kind, block.name)(*shapes, **registry.validate(kind, block.name, block.options))
 
     family = cast(type[Prior], registry.get("priors", spec.model.prior.name))
     latent_shape = family.latent_shape_of(spec.model.latent_dim, **spec.model.prior.options)
-    with seeded(seed):
-        enc = Wrapped(event_shape, encoder) if encoder else make("encoders", spec.guide.encoder, event_shape)
-        posterior = make("posteriors", spec.guide.posterior, enc.out_shape, latent_shape)
-        prior = make("priors", spec.model.prior, latent_shape, *([event_shape] if family.needs_event_shape else []))
-        dec = (
-            Wrapped(latent_shape, decoder)
-            if decoder
-            else make("decoders", spec.model.decoder, latent_shape, event_shape)
-        )
-        likelihood = make("likelihoods", spec.model.likelihood, dec.out_shape, event_shape)
-    if prior.support is not None and repr(prior.support) != repr(posterior.support):
-        raise UserError(
-            f"the prior {spec.model.prior.name!r} lives on {prior.support}, the posterior {spec.guide.posterior.name!r} on "
-            f"{posterior.support}: choose two with the same support"
-        )
+    enc = Wrapped(event_shape, encoder) if encoder else make("encoders", spec.guide.encoder, event_shape)
+    posterior = make("posteriors", spec.guide.posterior, enc.out_shape, latent_shape)
+    prior = make("priors", spec.model.prior, latent_shape, *([event_shape] if family.needs_event_shape else []))
+    dec = Wrapped(latent_shape, decoder) if decoder else make("decoders", spec.model.decoder, latent_shape, event_shape)
+    likelihood = make("likelihoods", spec.model.likelihood, dec.out_shape, event_shape)
+    require_fit(prior, posterior)
     return cast(VAE, VAE(prior, dec, likelihood, enc, posterior))
+
+
+def _with_levels(spec: Spec, data: Any) -> Spec:
+    """The spec with the data's number of levels written into a likelihood that has such an option and was not told."""
+    likelihood, levels = spec.model.likelihood, getattr(data, "observed_levels", None)
+    takes = "levels" in registry.schema("likelihoods", likelihood.name).model_fields
+    return spec.override({"likelihood.levels": levels}) if takes and levels and "levels" not in likelihood.options else spec
 
 
 def _random_rows(data: Any, count: int, seed: int) -> Tensor:

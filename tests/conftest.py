@@ -70,6 +70,8 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``python *arguments`` in a fresh process and return what it printed."""
 
     def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        )
 
     return run

@@ -43,7 +43,7 @@ def bits(dim: int) -> Tensor:
 
 def one_hots(dim: int, classes: int) -> Tensor:
     """Every row of ``dim`` one-hot vectors ``(classes^dim, dim, classes)``."""
-    return torch.eye(classes, dtype=torch.float64)[list(itertools.product(range(classes), repeat=dim))]
+    return torch.eye(classes, dtype=torch.float64)[torch.tensor(list(itertools.product(range(classes), repeat=dim)))]
 
 
 def moments(z: Tensor) -> Tensor:

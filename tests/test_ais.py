@@ -15,6 +15,7 @@ import pyro_vae as pv
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.ais import annealed_log_likelihood
 from pyro_vae.evaluation.anneal import Settings, run
+from pyro_vae.evaluation.bdmc import bidirectional
 from pyro_vae.evaluation.hmc import transition
 from pyro_vae.evaluation.path import Path
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
@@ -98,7 +99,9 @@ def test_hmc_leaves_the_posterior_invariant() -> None:
         u = (mean + torch.randn(4000, 1, 3, dtype=torch.float64) @ factor.T).contiguous()
     point, beta, accepted = path(u), torch.ones((), dtype=torch.float64), []
     for t in range(20):
-        point, probability = transition(path, point, beta, torch.full((1,), 0.25, dtype=torch.float64), 10, generator(7, t))
+        point, probability = transition(
+            path, point, beta, torch.full((1,), 0.2, dtype=torch.float64), 10, generator(7, t)
+        )
         accepted.append(float(probability.mean()))
     assert 0.5 < sum(accepted) / 20 < 0.95  # rejection is at work
     white = torch.linalg.solve_triangular(factor, (point.u[:, 0] - mean).T, upper=False)
@@ -119,6 +122,33 @@ def test_a_proposal_without_a_finite_density_is_rejected() -> None:
     new, probability = transition(path, point, beta, torch.full((2,), 1e200, dtype=torch.float64), 10, generator(0))
     assert torch.equal(new.u, point.u)
     assert float(probability.max()) == 0.0
+
+
+class Conditional(LinearGaussian):
+    """p(x|z, y) = N(W z + y, s^2 I)."""
+
+    def model(self, x: Tensor, y: Tensor) -> None:  # type: ignore[override]
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.weight.shape[1]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.weight.T + y, self.noise).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor) -> None:  # type: ignore[override]
+        super().guide(x - y)
+
+
+def test_a_conditional_program_in_several_blocks() -> None:
+    program = Conditional(6, 2)
+    y = torch.randn(20, 6, generator=generator(1), dtype=torch.float64)
+    x = pv.sample(program, 20, y, seed=1)
+    result = annealed_log_likelihood(program, x, y, num_distributions=100, chunk_size=7 * 16, seed=2)
+    assert abs(standard_error(result, program.exact(x - y))) < LIMIT
+    assert result.chunk_size == 7 * 16
+    again = annealed_log_likelihood(program, x, y, num_distributions=100, chunk_size=7 * 16, seed=2)
+    assert torch.equal(again.log_likelihood, result.log_likelihood)
+    bounds = bidirectional(program, 20, y, num_distributions=100, seed=2)
+    exact = program.exact(bounds.x - y)
+    assert float((bounds.upper - exact).mean()) > -LIMIT * float((bounds.upper - exact).std()) / math.sqrt(20)
+    assert float((exact - bounds.lower).mean()) > -LIMIT * float((exact - bounds.lower).std()) / math.sqrt(20)
 
 
 class GammaPoisson(nn.Module):
@@ -212,9 +242,40 @@ def test_discrete_latents_are_refused_by_name() -> None:
         annealed_log_likelihood(Discrete(), torch.zeros(3, 2), num_distributions=5)
 
 
+class NoInverse(LinearGaussian):
+    """A guide that is a flow without an inverse."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        with seeded(0):
+            self.flow = dist.transforms.Planar(2).double()
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            base = dist.Normal(self.mean(x), 0.5).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
+def test_a_guide_that_cannot_score_leaves_the_prior_to_anneal_from() -> None:
+    program = NoInverse()
+    x = pv.sample(program, 3, seed=1)
+    with pytest.raises(UserError, match="cannot score latents that it did not draw"):
+        annealed_log_likelihood(program, x, num_distributions=5, start="guide")
+    result = annealed_log_likelihood(program, x, num_distributions=100)
+    assert abs(standard_error(result, program.exact(x))) < LIMIT
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("num_chains", 0), ("num_distributions", 0), ("num_leapfrog", 0), ("start", "x"), ("schedule", "x"), ("target_accept", 1.0)],
+    [
+        ("num_chains", 0),
+        ("num_distributions", 0),
+        ("num_leapfrog", 0),
+        ("start", "x"),
+        ("schedule", "x"),
+        ("target_accept", 1.0),
+    ],
 )
 def test_settings_are_checked(option: str, value: Any) -> None:
     with pytest.raises(UserError, match=option):

@@ -128,7 +128,7 @@ def test_vamp_starts_at_rows_of_the_data() -> None:
     with seeded(0):
         data = torch.rand(20, 2, 3)
     vae: Any = build("mlp", "diagonal", data, prior="vamp:components=6,start=data", decoder="linear", encoder="linear")
-    u = vae.prior.pseudo_inputs
+    u = vae.prior.pseudo_inputs.detach()
     distance = (u.flatten(1)[:, None] - data.flatten(1).clamp(0.01, 0.99)).abs().amax(-1)
     assert float(distance.amin(1).max()) < 1e-6
     assert len(set(distance.argmin(1).tolist())) == 6
@@ -151,10 +151,9 @@ def test_vamp_scores_narrow_components_exactly_in_float32() -> None:
             return dist.Normal(loc, 1e-3 * torch.ones_like(loc), validate_args=False).to_event(1)
 
     with seeded(3):
-        guide = shaken(Narrow(2)).float()
+        guide, wide = shaken(Narrow(2)).float(), Narrow(2).double()
         p = prior.float()(like.float(), guide)
         z = p.sample((50,))
-    wide = Narrow(2).double()
     wide.load_state_dict({k: v.double() for k, v in guide.state_dict().items()})
     q = wide(prior.double().pseudo_inputs.clamp(0, 1))
     exact = q.log_prob(z.double().unsqueeze(-2)).logsumexp(-1) - torch.tensor(3.0).log()

@@ -28,7 +28,9 @@ def lognormal(sigma: float, num_samples: int, batch: int, seed: int = 0) -> Tens
 def test_log_mean_exp_by_hand() -> None:
     log_weight = torch.tensor([[0.0, -1000.0], [math.log(3.0), -1000.0 + math.log(5.0)]])
     found = estimate(log_weight)
-    torch.testing.assert_close(found.log_likelihood, torch.tensor([math.log(2), -1000 + math.log(3)]).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        found.log_likelihood, torch.tensor([math.log(2), -1000 + math.log(3)]).double(), atol=1e-4, rtol=0
+    )
     torch.testing.assert_close(found.ess, torch.tensor([16 / 10, 36 / 26]).double(), rtol=1e-4, atol=0)
 
 

@@ -139,7 +139,9 @@ def test_the_analytic_kl_refuses_what_it_cannot_do() -> None:
 
 
 @pytest.mark.parametrize("objective", [ELBO, AnalyticELBO])
-@pytest.mark.parametrize(("beta", "warmup", "step"), [(1.0, 0, 0), (4.0, 0, 3), (1.0, 10, 0), (0.5, 10, 4), (2.0, 10, 99)])
+@pytest.mark.parametrize(
+    ("beta", "warmup", "step"), [(1.0, 0, 0), (4.0, 0, 3), (1.0, 10, 0), (0.5, 10, 4), (2.0, 10, 99)]
+)
 def test_beta_and_warmup_weigh_the_kl_and_nothing_else(
     objective: Callable[..., ELBO], beta: float, warmup: int, step: int
 ) -> None:
@@ -181,4 +183,3 @@ def test_the_loss_is_mean_nats_per_image() -> None:
     with seeded(0):
         loss, _ = AnalyticELBO()(program, x)
     assert float(loss) == pytest.approx(DIM * math.log(2), abs=1e-5)
-

@@ -124,7 +124,6 @@ def test_with_a_diagonal_guide_trained_alone_the_errors_are_as_stated(record_pro
     square = float(z.square().sum())
     low, high = scipy.stats.chi2.ppf([2.5e-4, 1 - 2.5e-4], n)
     record_property("standardised errors: mean * sqrt(n), sum of squares, its bounds", (mean, square, low, high))
-    print(f"\ngap {gap:.4f} least {least:.4f} khat {result.khat.median():.2f} {result.khat.max():.2f} mean {mean:.2f} square {square:.1f} in ({low:.1f}, {high:.1f})")
     assert abs(mean) < scipy.stats.norm.ppf(1 - 2.5e-4)
     assert low < square < high
     # and the mean over images is within its own error

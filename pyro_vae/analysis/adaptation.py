@@ -1,7 +1,7 @@
 """Step sizes and scales, learned per image while the chains warm up.
 
-The schedule is Stan's (reference manual, section on adaptation): a buffer for the step size alone, windows that double in length,
-after each of which the scales are those of the draws in it, and a last buffer for the step size.
+The schedule is Stan's (reference manual, section on adaptation): a buffer for the step size alone, windows that
+double in length, after each of which the scales are those of the draws in it, and a last buffer for the step size.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def windows(num_warmup: int) -> tuple[int, list[int], int]:
 class DualAveraging:
     """Log step sizes per image that bring the mean acceptance to its target.
 
-    Nesterov's dual averaging, Hoffman & Gelman 2014, https://arxiv.org/abs/1111.4246, section 3.2. Every call is one iteration for
-    the images of which a trajectory has ended.
+    Nesterov's dual averaging, Hoffman & Gelman 2014, https://arxiv.org/abs/1111.4246, section 3.2. An image's
+    iteration is over when as many of its trajectories have ended as it has chains: a trajectory under way still has
+    the step it began with, and to answer each one alone would answer late, and swing.
 
     Args:
         step: to begin with ``(batch,)``.
@@ -52,12 +53,15 @@ class DualAveraging:
         self.mu = (10 * step).log()
         self.log_step, self.log_average = step.log(), step.log()
         self.error, self.count = torch.zeros_like(step), torch.zeros_like(step)
+        self.sum, self.number = torch.zeros_like(step), torch.zeros_like(step)
 
     def __call__(self, acceptance: Tensor, ended: Tensor) -> Tensor:
         """The step sizes ``(batch,)`` after trajectories ``(chains, batch)``, of which those that ``ended`` count."""
-        number = ended.sum(0)
-        some = number > 0
-        mean = (acceptance * ended).sum(0) / number.clamp(min=1)
+        self.sum = self.sum + torch.where(ended, acceptance, 0.0).sum(0)
+        self.number = self.number + ended.sum(0)
+        some = self.number >= len(ended)
+        mean = self.sum / self.number.clamp(min=1)
+        self.sum, self.number = self.sum.masked_fill(some, 0), self.number.masked_fill(some, 0)
         self.count = self.count + some
         weight = 1 / (self.count + self.T0)
         error = (1 - weight) * self.error + weight * (self.target_accept - mean)

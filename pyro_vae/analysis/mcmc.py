@@ -1,7 +1,7 @@
 """Markov chains on the latents, the decoder fixed: the posterior p(z | x) itself, to hold a guide against.
 
-Every chain of every image moves at once, on the real line (see :mod:`pyro_vae.evaluation.unconstrained`): one gradient is one pass of the
-decoder over all of them. Step size and scales are per image.
+Every chain of every image moves at once, on the real line (see :mod:`pyro_vae.evaluation.unconstrained`): one
+gradient is one pass of the decoder over all of them. Step size and scales are per image.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Chains:
 
     Attributes:
         latents: by site, ``(num_chains, num_samples, N, *latent)``.
-        statistics: ``lp`` (log p(x, u)), ``acceptance_rate``, ``step_size``, ``energy``, ``diverging``, ``tree_depth`` and
-            ``n_steps``, each ``(num_chains, num_samples, N)``.
-        num_gradients: batched gradients in all, warm-up included.
+        statistics: ``lp`` (log p(x, u)), ``acceptance_rate``, ``step_size``, ``energy``, ``diverging``,
+            ``tree_depth`` (of NUTS) and ``n_steps``, each ``(num_chains, num_samples, N)``.
+        num_gradients: of the log-density of one chain, warm-up included.
         chunk_size: images times chains in one batch.
     """
 
@@ -75,8 +75,8 @@ def sample_chains(
 ) -> Chains:
     """Draw from p(z | x) of every row of x by NUTS or HMC.
 
-    The chains start overdispersed: at draws from the guide, twice as far from its mean. The work is cut into fixed blocks of
-    images, each seeded from (seed, first image). Dropout is off.
+    The chains start overdispersed: at draws from the guide, twice as far from its mean. The work is cut into fixed
+    blocks of images, each seeded from (seed, first image). Dropout is off.
 
     Args:
         program: any Program with continuous latents, on its device.
@@ -115,19 +115,14 @@ def sample_chains(
         elements = BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["other"])
         chunk_size = max(64, elements // max(1, math.prod(x.shape[1:])))
     images = max(1, chunk_size // num_chains)
-    parts, gradients = [], 0
+    parts: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+    gradients = 0
     for first in range(0, len(x), images):
         rows = slice(first, first + images)
         block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device)
         require_continuous(program, block, block_y)
         with evaluating(program):
             density = Unconstrained(program, block, block_y)
-            made = 0.0
-
-            def report(share: float, size: int = len(block), made: float = made) -> None:
-                if progress is not None:
-                    progress(share * size)
-
             start, scale = starting_points(density, num_chains, derive_seed(seed, first, 0))
             target = Target(density, num_chains, scale)
             random = generator(seed, first, 1, device=device)
@@ -136,8 +131,79 @@ def sample_chains(
                 if kernel == "nuts"
                 else HMC(target, start / scale, random)
             )
-            record = _sample(chosen, num_samples, num_warmup, target_accept, report)
-            parts.append((_constrained(density, record.draws), record.as_dict()))
+            record = _sample(chosen, num_samples, num_warmup, target_accept, _part(progress, len(block)))
+            if kernel == "hmc":
+                del record.statistics["tree_depth"]
+            parts.append((_constrained(density, record.draws, images * num_chains), record.as_dict()))
+            gradients += target.gradients[0]
     latents = {n: np.concatenate([p[0][n] for p in parts], 2) for n in parts[0][0]}
     statistics = {n: np.concatenate([p[1][n] for p in parts], 2) for n in parts[0][1]}
     return Chains(latents, statistics, gradients, images * num_chains)
+
+
+def require_continuous(program: Any, x: Tensor, y: Tensor | None) -> None:
+    """:class:`UserError` for discrete latents, by name, and for data that the program does not take."""
+    traces = check(program, x, y)
+    check_observed(traces, x)
+    for name, site in latent_sites(traces.model).items():
+        if site["fn"].support.is_discrete:
+            raise UserError(
+                f"the latent {name!r} is discrete, and NUTS and HMC move latents along gradients: use source='guide' or 'psis' "
+                "(--mcmc none)"
+            )
+
+
+def starting_points(density: Unconstrained, num_chains: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Starts `(num_chains, batch, D)`, twice as far from the mean of the guide as its draws; and its scale `(batch, D)`.
+
+    A start where the density vanishes is drawn halfway to the mean until it does not.
+    """
+    with seeded(seed, density.x.device):
+        draws = density.draw(max(GUIDE_DRAWS, num_chains), guide=True)
+    mean, scale = draws.mean(0), draws.std(0)
+    scale = torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
+    u = mean + OVERDISPERSED * (draws[:num_chains] - mean)
+    for _ in range(20):
+        good = torch.isfinite(density.densities(u).log_joint)
+        if bool(good.all()):
+            break
+        u = torch.where(good.unsqueeze(-1), u, 0.5 * (u + mean))
+    else:
+        row = int((~good).any(0).nonzero()[0])
+        raise UserError(f"the model gives no finite log-density near the guide's latents of row {row}: train longer")
+    return u, scale
+
+
+def _sample(kernel: Kernel, num_samples: int, num_warmup: int, target_accept: float, report: Report) -> Record:
+    """Warm up in windows, then draw."""
+    total = num_warmup + num_samples
+    batch, dim = kernel.target.scale.shape
+    step = torch.full((batch,), first_step(dim), dtype=kernel.target.scale.dtype, device=kernel.target.scale.device)
+    first, middle, last = windows(num_warmup)
+    for index, size in enumerate([first, *middle, last]):
+        if size == 0:
+            continue
+        averaging = DualAveraging(step, target_accept)
+        record = kernel.run(size, step, averaging, _part(report, size / total))
+        step = averaging.step
+        if 0 < index <= len(middle):
+            before = kernel.target.scale
+            scale = scales(record.draws, before)
+            kernel.position = kernel.position * (before / scale)
+            kernel.target = kernel.target.in_units_of(scale)
+            # the step, in the new units, along the direction that was the narrowest
+            step = step.clamp(max=first_step(dim))
+    return kernel.run(num_samples, step, None, _part(report, num_samples / total))
+
+
+def _part(report: Report | None, size: float) -> Report:
+    """A report that counts its share as ``size``."""
+    return (lambda share: None) if report is None else (lambda share: report(share * size))
+
+
+def _constrained(density: Unconstrained, draws: Tensor, rows: int) -> dict[str, np.ndarray]:
+    """The latents by site, ``(chains, draws, batch, *latent)``, of u ``(draws, chains, batch, D)``."""
+    u = draws.transpose(0, 1).flatten(0, 1)
+    parts = [density.constrain(part) for part in u.split(max(1, rows // density.batch))]
+    shape = (draws.shape[1], draws.shape[0])
+    return {n: torch.cat([p[n] for p in parts]).unflatten(0, shape).cpu().numpy() for n in density.sites}

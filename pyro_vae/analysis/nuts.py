@@ -2,14 +2,14 @@
 
     u = s * v,   H(v, r) = -log p(x, u) + |r|^2 / 2
 
-A trajectory doubles, forwards or backwards at random, until it turns back on itself or its energy error explodes; the next
-draw is chosen among its points by their weights exp(H(start) - H), later halves being preferred. One *tick* is one leapfrog step
-of every chain: a chain whose trajectory is complete records its draw and begins the next in the following tick, so that the batched
-gradient is never spent on chains that wait for the longest tree.
+A trajectory doubles, forwards or backwards at random, until it turns back on itself or its energy error explodes; the
+next draw is chosen among its points by their weights exp(H(start) - H), later halves being preferred. One *tick* is
+one leapfrog step of every chain: a chain whose trajectory is complete records its draw and begins the next in the
+following tick, so that the batched gradient is never spent on chains that wait for the longest tree.
 
 Hoffman & Gelman 2014, https://arxiv.org/abs/1111.4246; multinomial and with the generalised criterion, Betancourt 2017,
-https://arxiv.org/abs/1701.02434; iterative, Phan, Pradhan & Jankowiak 2019, https://arxiv.org/abs/1912.11554, and Lao & Dillon
-2020, https://arxiv.org/abs/2002.01184.
+https://arxiv.org/abs/1701.02434; iterative, Phan, Pradhan & Jankowiak 2019, https://arxiv.org/abs/1912.11554, and Lao
+& Dillon 2020, https://arxiv.org/abs/2002.01184.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Report = Callable[[float], None]
 class _Lanes:
     """Where every chain of every image stands: ``(chains, batch)`` per chain, with D behind it for vectors.
 
-    ``start`` is the last draw, ``proposal`` the next one as it stands, ``inner`` the proposal of the half under way: each holds v
-    and the gradient, ``(2, chains, batch, D)``. ``ends`` are the two ends of the trajectory, ``(2, 3, chains, batch, D)``, each v, r
-    and the gradient; ``point`` is where the half under way has come to. ``turns`` keeps (r, sum of r) where a subtree began,
-    ``(slots, 2, chains, batch, D)``.
+    ``start`` is the last draw, ``proposal`` the next one as it stands, ``inner`` the proposal of the half under way:
+    each holds v and the gradient, ``(2, chains, batch, D)``. ``ends`` are the two ends of the trajectory, ``(2, 3,
+    chains, batch, D)``, each v, r and the gradient; ``point`` is where the half under way has come to. ``turns``
+    keeps (r, sum of r) where a subtree began, ``(slots, 2, chains, batch, D)``.
     """
 
     start: Tensor
@@ -66,12 +66,20 @@ class _Lanes:
 
     def of(self, keep: Tensor) -> _Lanes:
         """The same for some of the images."""
-        flat = ("start_density", "count", "step", "forward", "depth", "leaf", "accepted", "steps", "energy")
+        flat: tuple[str, ...] = (
+            "start_density",
+            "count",
+            "step",
+            "forward",
+            "depth",
+            "leaf",
+            "accepted",
+            "steps",
+            "energy",
+        )
         flat += tuple(f.name for f in fields(self) if f.name.endswith(("_density", "_energy", "log_weight")))
         return _Lanes(
-            **{
-                f.name: getattr(self, f.name).index_select(-1 if f.name in flat else -2, keep) for f in fields(self)
-            }
+            **{f.name: getattr(self, f.name).index_select(-1 if f.name in flat else -2, keep) for f in fields(self)}
         )
 
 
@@ -100,8 +108,8 @@ class NUTS:
         Args:
             num_draws: per chain.
             step: the leapfrog step per image ``(batch,)``, in units of v.
-            adapt: called with (mean acceptance of the trajectories that ended, which chains those are), ``(chains, batch)``
-                each, for the step sizes ``(batch,)`` of the trajectories that begin; None keeps them.
+            adapt: called with (mean acceptance of the trajectories that ended, which chains those are), ``(chains,
+                batch)`` each, for the step sizes ``(batch,)`` of the trajectories that begin; None keeps them.
             report: called with the share of all draws that was made since the last call.
 
         Returns:
@@ -226,20 +234,14 @@ class NUTS:
         s.count = s.count + done
         if adapt is not None:
             step = adapt(acceptance, done)
-        s = self._restart_some(s, over, joined, step)
-        return s, step
-
-    def _restart_some(self, s: _Lanes, over: Tensor, joined: Tensor, step: Tensor) -> _Lanes:
-        """New trajectories where the old are over, new halves where one has joined."""
-        s = self._restart(s, over, step)
-        return self._turn(s, joined & ~over)
+        return self._turn(self._restart(s, over, step), joined & ~over), step
 
     def _turned_inside(self, s: _Lanes, r: Tensor) -> Tensor:
         """Whether one of the subtrees that this leaf completes has turned; keeps what later leaves will ask for."""
         last, first = self._last[s.leaf], self._first[s.leaf]
         slot = torch.where(s.leaf % 2 == 0, last, self._slots)
         kept = torch.stack([r, s.inner_sum])
-        s.turns = s.turns.scatter(0, slot[None, None, ..., None].expand(1, *kept.shape), kept.unsqueeze(0))
+        s.turns.scatter_(0, slot[None, None, ..., None].expand(1, *kept.shape), kept.unsqueeze(0))
         begin, before = s.turns[:-1].unbind(1)
         turned = _turning(begin, r, s.inner_sum - before + begin)
         slots = torch.arange(self._slots, device=r.device)[:, None, None]

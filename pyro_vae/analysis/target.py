@@ -23,12 +23,14 @@ class Target:
 
     def __init__(self, density: Unconstrained, num_chains: int, scale: Tensor) -> None:
         self.density, self.num_chains, self.scale = density, num_chains, scale
+        self.gradients = [0]  # of single chains, shared with all that is made of this target
         example = scale.expand(num_chains, *scale.shape).contiguous()
         # The encoder and whatever else depends on x alone is then evaluated once, and Pyro not at all.
-        self._function = captured(self._evaluate, (example,), (-0.5 * example,))
+        self._function = captured(lambda u: self._evaluate(u), (example,), (-0.5 * example,))
 
     def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """The log-density ``(chains, batch)``, and its gradient in v ``(chains, batch, D)``."""
+        self.gradients[0] += v.shape[0] * v.shape[1]
         density, gradient = self._function(v * self.scale)
         return density, gradient * self.scale
 
@@ -41,7 +43,10 @@ class Target:
     def of(self, keep: Tensor) -> Target:
         """The same for some of the images, by their numbers."""
         y = None if self.density.y is None else self.density.y[keep]
-        return Target(Unconstrained(self.density.program, self.density.x[keep], y), self.num_chains, self.scale[keep])
+        part = Unconstrained(self.density.program, self.density.x[keep], y)
+        other = Target(part, self.num_chains, self.scale[keep])
+        other.gradients = self.gradients
+        return other
 
     def _evaluate(self, u: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
@@ -56,8 +61,8 @@ class Target:
 class Record:
     """Draws ``(num_draws + 1, chains, batch, D)`` and their statistics ``(num_draws + 1, chains, batch)``.
 
-    What is written at row ``num_draws`` is written nowhere: chains that have nothing to record write there, and nothing is read
-    to the host.
+    What is written at row ``num_draws`` is written nowhere: chains that have nothing to record write there, and
+    nothing is read to the host.
     """
 
     draws: Tensor

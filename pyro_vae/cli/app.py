@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 
-from pyro_vae.cli import compare, evaluate, interpolate, list_, manifold, reconstruct, sample, show, train
+from pyro_vae.cli import (
+    anomaly,
+    compare,
+    evaluate,
+    interpolate,
+    list_,
+    manifold,
+    posterior,
+    reconstruct,
+    sample,
+    show,
+    train,
+)
 from pyro_vae.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+INTERRUPTED = 130
 
 
 def _version(wanted: bool) -> None:
@@ -47,6 +62,8 @@ app.command("sample")(sample.sample)
 app.command("reconstruct")(reconstruct.reconstruct)
 app.command("interpolate")(interpolate.interpolate)
 app.command("manifold")(manifold.manifold)
+app.command("posterior")(posterior.posterior)
+app.command("anomaly")(anomaly.anomaly)
 app.command("list")(list_.list_)
 app.command("show")(show.show)
 
@@ -55,12 +72,14 @@ def run(args: list[str]) -> int:
     """Run one command line and return its exit status."""
     try:
         status: Any = app(args, prog_name="pyro-vae", standalone_mode=False)
+        if status == INTERRUPTED:  # newer typer turns a keyboard interrupt into a status
+            print("interrupted", file=sys.stderr)
         return status if isinstance(status, int) else 0
     except UserError as error:
         return _refuse(str(error))
     except (KeyboardInterrupt, EOFError):
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -68,12 +87,21 @@ def run(args: list[str]) -> int:
         # typer carries a click of its own in some versions: its errors are known by what they can do
         if type(error).__name__ == "Abort":
             print("interrupted", file=sys.stderr)
-            return 130
+            return INTERRUPTED
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            return _refuse(error.format_message())
+            return _refuse(_with_value(error.format_message(), args))
         traceback.print_exc()
         print("This is a fault of pyro-vae; please report it with the lines above.", file=sys.stderr)
         return 1
+
+
+def _with_value(message: str, args: list[str]) -> str:
+    """The message about an option, with the value that was given for it: newer typer leaves that out."""
+    option = (
+        message.removeprefix("Invalid value for '").partition("'")[0] if message.startswith("Invalid value") else ""
+    )
+    given = [b for a, b in pairwise(args) if a == option]
+    return f"{message} (got {given[-1]!r})" if given else message
 
 
 def _refuse(message: str) -> int:

@@ -37,8 +37,9 @@ def compare(
     if len(runs) < 2:
         raise UserError(f"expected two runs or more to compare, got {len(runs)}: pyro-vae compare RUN RUN")
     names = [str(run) for run in runs]
-    how = {"samples": samples, "limit": limit, "split": split, "seed": seed, "quiet": quiet}
-    results, same = _results(runs, device, model, data_root, **how)
+    results, same = _results(
+        runs, device, model, data_root, samples=samples, limit=limit, split=split, seed=seed, quiet=quiet
+    )
     pairs = [
         compare_results(results[i], results[j], (names[i], names[j]))
         for i, j in itertools.combinations(range(len(runs)), 2)
@@ -82,7 +83,7 @@ def _results(
     from pyro_vae.training.progress import Progress
     from pyro_vae.training.run import read_record
 
-    opened = []
+    opened: list[Any] = []
     for path in runs:  # everything that can be refused is, before the first evaluation
         from_file = "sha256" in read_record(path)["program"]
         loaded = open_run(path, device, model if from_file else None)
@@ -100,8 +101,8 @@ def _results(
         discrete = bool(traces.model.nodes[OBSERVED]["fn"].support.is_discrete)
         if opened and discrete != opened[0][4]:
             raise UserError(
-                f"one of {runs[0]} and {path} gives the data a probability and the other a density: the two have different units; "
-                "compare runs whose likelihoods are of one kind"
+                f"one of {runs[0]} and {path} gives the data a probability and the other a density, two different "
+                "units; compare runs whose likelihoods are of one kind"
             )
         opened.append((loaded.program, x, y, what, discrete))
     results = []
@@ -111,12 +112,8 @@ def _results(
     ):
         warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
         for path, (program, x, y, _, _) in zip(runs, opened, strict=True):
-            label = str(path)
-            results.append(
-                log_likelihood(
-                    program, x, y, num_samples=samples, seed=seed, progress=lambda n, label=label: bar.advance(n, label)
-                )
-            )
+            bar.advance(0, str(path))
+            results.append(log_likelihood(program, x, y, num_samples=samples, seed=seed, progress=bar.advance))
     return results, {"binarization": data.binarization, "dequantization": data.dequantization}
 
 
@@ -145,9 +142,7 @@ def _tables(figures: dict[str, Any]) -> str:
     lines = [
         *markdown(["run", f"NLL (nats, {count})", "Monte Carlo error", "data error"], runs),
         "",
-        *markdown(
-            ["log p(x), paired", "difference (nats)", "error", "of it Monte Carlo", "95 % interval", "p"], pairs
-        ),
+        *markdown(["log p(x), paired", "difference (nats)", "error", "of it Monte Carlo", "95 % interval", "p"], pairs),
         "",
         *(c["verdict"] + "." for c in figures["comparisons"]),
     ]

@@ -25,8 +25,8 @@ def evaluate(
     method: Annotated[
         str,
         typer.Option(
-            help="iw (importance weighting), ais (annealed importance sampling) or bdmc (the same, with bounds from below and above "
-            "on as many simulated images)."
+            help="iw (importance weighting), ais (annealed importance sampling) or bdmc (the same, with bounds from below and "
+            "above on as many simulated images)."
         ),
     ] = "iw",
     chains: Annotated[int, typer.Option(min=1, help="ais, bdmc: chains per image.")] = 16,
@@ -52,9 +52,13 @@ def evaluate(
     from pyro_vae.evaluation.evaluate import chosen_rows
     from pyro_vae.evaluation.evaluate import evaluate as evaluate_program
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
+    from pyro_vae.training.distributed import is_first, join, launched
     from pyro_vae.training.files import write_text
     from pyro_vae.training.progress import Progress
 
+    join()
+    if launched() and method != "iw":
+        raise UserError(f"--method {method} runs in one process: start it without torchrun")
     if method not in METHODS:
         raise UserError(f"unknown --method {method!r}: {nearest(method, METHODS)}")
     loaded = open_run(run, device, model)
@@ -62,7 +66,7 @@ def evaluate(
     total = len(chosen_rows(len(data.stored(split)), limit))
     kept = [] if method == "iw" else [Kept(run / f"evaluation-{part}.safetensors") for part in ("ais", "bdmc")]
     with (
-        Progress(total * (2 if method == "bdmc" else 1), visible=not quiet, unit="image") as bar,
+        Progress(total * (2 if method == "bdmc" else 1), visible=not quiet and is_first(), unit="image") as bar,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
@@ -77,6 +81,8 @@ def evaluate(
                 loaded.program, data, bar, kept, split=split, limit=limit, num_chains=chains,
                 num_distributions=distributions, num_leapfrog=leapfrog, start=start, seed=seed, simulated=method == "bdmc",
             )  # fmt: skip
+    if not is_first():
+        return
     text = _json(figures)
     write_text(run / ("evaluation.json" if method == "iw" else f"evaluation-{method}.json"), text + "\n")
     for unfinished in kept:

@@ -17,7 +17,7 @@ BLOCKS = ("prior", "likelihood", "posterior", "encoder", "decoder")
 
 def train(
     data: Annotated[
-        str, typer.Argument(metavar="[DATA]", help="A data set, a .npy or .npz file, or a folder of images.")
+        str, typer.Argument(metavar="DATA", help="A data set, a .npy or .npz file, or a folder of images.")
     ] = "digits",
     model: Annotated[str | None, typer.Option(help="A declared model, or the path of a .toml or .py file.")] = None,
     guide: Annotated[str | None, typer.Option(help="A declared guide, or the path of a .toml file.")] = None,
@@ -76,13 +76,14 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train a model and a guide on DATA, and write a run directory."""
-    from pyro_vae.cli.runs import say
     from pyro_vae.errors import UserError
-    from pyro_vae.training.fit import fit
+    from pyro_vae.training.distributed import launched
 
     if resume:
-        _resume(out, data_root, device, quiet)
+        _resume(out, model, data_root, device, quiet)
         return
+    if out is None and launched():
+        raise UserError("--out is needed under torchrun: every process must name the same run directory")
     if epochs is not None and epochs < 1:
         raise UserError(f"--epochs {epochs}: expected at least 1")
     settings: dict[str, Any] = {
@@ -106,7 +107,7 @@ def train(
         dequantization,
     )
     path = out if out is not None else _free_name(prepared.name, *names)
-    run = fit(
+    _train(
         program,
         prepared,
         epochs=epochs,
@@ -118,7 +119,23 @@ def train(
         seed=seed,
         **settings,
     )
-    _report(run, say)
+
+
+def _train(program: Any, data: Data, **arguments: Any) -> None:
+    """Fit and report, once however many processes there are; a signal ends it with the status that is usual for it."""
+    from pyro_vae.cli.runs import say
+    from pyro_vae.training.distributed import is_first
+    from pyro_vae.training.fit import fit
+    from pyro_vae.training.interrupts import Interrupted
+
+    try:
+        run = fit(program, data, **arguments)
+    except Interrupted as interrupted:
+        if is_first():
+            say(str(interrupted))
+        raise typer.Exit(interrupted.status) from None
+    if is_first():
+        _report(run, say)
 
 
 def _declare(
@@ -160,20 +177,23 @@ def _declare(
     return build(spec.model, spec.guide, data, seed=seed), data, (Path(model).stem, Path(guide_name).stem)
 
 
-def _resume(out: Path | None, root: str | None, device: str, quiet: bool) -> None:
-    from pyro_vae.cli.runs import say
+def _resume(out: Path | None, model: str | None, root: str | None, device: str, quiet: bool) -> None:
+    from pyro_vae.cli.runs import named_program
     from pyro_vae.errors import UserError
-    from pyro_vae.training.fit import fit
+    from pyro_vae.spec import validated
     from pyro_vae.training.run import Run, read_record, rebuild
+    from pyro_vae.training.settings import Settings
 
     if out is None:
         raise UserError("--resume needs --out, the run directory to go on with")
     record = read_record(out)
-    program = rebuild(out, record)
+    recorded = {"epochs": None, "average": None, **record.get("training", {})}  # what is None is not recorded
+    settings = {"average": None, **validated(Settings, recorded, f"{out}: training").to_dict()}
+    program = rebuild(out, record) if model is None else named_program(model, out, record, seed=settings["seed"])
     data = Run(program, out, record).load_data(root)
     if data.source != record["data"] and root is not None:
         data.source.update(record["data"])  # moved to another root: the same data all the same
-    _report(fit(program, data, out=out, device=device, resume=True, progress=not quiet, **record["training"]), say)
+    _train(program, data, out=out, device=device, resume=True, progress=not quiet, **settings)
 
 
 def _assignments(texts: list[str]) -> dict[str, Any]:

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from pyro_vae.errors import UserError
 
 VARIABLE = "PYRO_VAE_DATA"
+
+_downloads: ContextVar[bool] = ContextVar("downloads", default=True)
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Find data sets and never fetch them: the folder comes from a file that somebody else wrote."""
+    token = _downloads.set(False)
+    try:
+        yield
+    finally:
+        _downloads.reset(token)
+
+
+def may_download() -> bool:
+    """Whether a data set that is missing may be fetched."""
+    return _downloads.get()
 
 
 def data_root(root: str | os.PathLike[str] | None) -> Path:

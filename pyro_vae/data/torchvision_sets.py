@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.roots import damaged, missing
+from pyro_vae.data.roots import damaged, may_download, missing
 from pyro_vae.data.splits import Filed
 from pyro_vae.errors import UserError
 
@@ -104,6 +104,8 @@ def _train_and_test(
     name: str, kind: Any, root: Path, files: list[str], archives: list[str], origin: str
 ) -> tuple[Any, Any]:
     absent = [file for file in files if not (root / file).is_file()]
+    if absent and not may_download():
+        raise missing(name, root, absent, origin)
     if absent:
         try:
             download(kind, root, archives)

@@ -85,10 +85,8 @@ def annealed_log_likelihood(
         >>> result = annealed_log_likelihood(vae, torch.zeros(4, 3), num_distributions=20)
         >>> result.log_likelihood.shape, result.num_samples
         (torch.Size([4]), 16)
-    """  # noqa: D403
-    settings = Settings(
-        num_chains, num_distributions, num_leapfrog, start, schedule, target_accept, seed, chunk_size
-    )
+    """
+    settings = Settings(num_chains, num_distributions, num_leapfrog, start, schedule, target_accept, seed, chunk_size)
     bound = guide_bound(program, x, y, seed)
     weights = run(program, x, y, settings, progress=progress, checkpoint=checkpoint)
     result = from_weights(weights, settings, bound)
@@ -146,15 +144,15 @@ class AnnealedLogLikelihood(LogLikelihood):
         accepted = float(self.acceptance.mean())
         if not low <= accepted <= high:
             found.append(
-                f"the trajectories were accepted {accepted:.0%} of the time, outside {low:.0%} to {high:.0%}: the step sizes of the "
-                "preliminary run do not fit; use more intermediate distributions"
+                f"the trajectories were accepted {accepted:.0%} of the time, outside {low:.0%} to {high:.0%}: the step sizes of "
+                "the preliminary run do not fit; use more intermediate distributions"
             )
         below = float((self.importance_bound - self.log_likelihood).mean())
         error = math.hypot(self.nll_mc_se, float(self.importance_bound_se.square().sum().sqrt()) / len(self))
         if below > 3 * error:
             found.append(
-                f"importance weighting from the guide finds {below:.2g} nats more than annealing did: the chains have not come to "
-                f"the posterior; use more intermediate distributions than {self.num_distributions}, or start='guide'"
+                f"importance weighting from the guide finds {below:.2g} nats more than annealing did: the chains have not come "
+                f"to the posterior; use more intermediate distributions than {self.num_distributions}, or start='guide'"
             )
         return found
 

@@ -184,9 +184,7 @@ def run(
     )
 
 
-def _block(
-    path: Path, settings: Settings, first: int, exact: Tensor | None, work: _Work, report: _Reporter
-) -> None:
+def _block(path: Path, settings: Settings, first: int, exact: Tensor | None, work: _Work, report: _Reporter) -> None:
     """Adapt, go forward and, from exact draws, back; results are filed with ``work``."""
     log_step = work.now.get("log_step")
     if log_step is None:
@@ -205,7 +203,7 @@ def _block(
             continue
         log_weight, acceptance = _sweep(path, settings, sizes, first, phase, u, work, report)
         work.now |= {f"{name}.log_weight": log_weight.cpu(), f"{name}.acceptance": acceptance.cpu()}
-    step_size = sizes.at(torch.ones(1))[0].double().cpu()
+    step_size = sizes.at(torch.ones(1))[0].cpu().double()
     work.finish_block({**{k: v for k, v in work.now.items() if "." in k}, "step_size": step_size})
 
 
@@ -219,9 +217,7 @@ def _preliminary(path: Path, settings: Settings, first: int, report: _Reporter) 
     table = []
     for t in range(-WARM_UP, len(betas)):
         random = generator(settings.seed, first, ADAPTING, t + WARM_UP, device=u.device)
-        point, probability = transition(
-            path, point, betas[max(t, 0)], log_step.exp(), settings.num_leapfrog, random
-        )
+        point, probability = transition(path, point, betas[max(t, 0)], log_step.exp(), settings.num_leapfrog, random)
         log_step = adapt(log_step, probability, settings.target_accept, RATE)
         if t >= 0:
             table.append(log_step)
@@ -245,10 +241,12 @@ def _sweep(
     last = settings.num_distributions + 1
     positions = torch.linspace(0, 1, last + 1, dtype=torch.float64)
     u = path.draw(derive_seed(settings.seed, first, FORWARD)) if exact is None else exact.contiguous()
-    betas = settings.betas(positions).to(u)
-    rise = betas.double().diff()  # rise[t - 1] = b_t - b_(t-1), of the very numbers that the transitions use
+    wide = torch.float64 if u.device.type != "mps" else torch.float32
+    betas = settings.betas(positions).to(u.dtype)
+    # rise[t - 1] = b_t - b_(t-1), of the very numbers that the transitions use
+    rise, betas = betas.double().diff().to(wide).to(u.device), betas.to(u.device)
     step_sizes = sizes.at(positions)
-    log_weight = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
+    log_weight = torch.zeros(u.shape[:2], dtype=wide, device=u.device)
     accepted = torch.zeros_like(log_weight[0])
     begin = work.step
     if begin:
@@ -258,14 +256,12 @@ def _sweep(
     point = path(u)
     for done in range(begin, last):
         t = done + 1 if phase == FORWARD else last - done
-        log_weight = log_weight + rise[t - 1] * point.tilt
+        log_weight = log_weight + rise[t - 1] * point.tilt.to(wide)
         target = t if phase == FORWARD else t - 1
         if done == last - 1:
             break
         random = generator(settings.seed, first, phase, done, device=u.device)
-        point, probability = transition(
-            path, point, betas[target], step_sizes[target], settings.num_leapfrog, random
-        )
+        point, probability = transition(path, point, betas[target], step_sizes[target], settings.num_leapfrog, random)
         accepted = accepted + probability.mean(0)
         report(1)
         work.keep(done + 1, u=point.u, log_weight=log_weight, accepted=accepted)

@@ -17,7 +17,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
@@ -75,9 +74,7 @@ def bidirectional(
     """
     if num_images < 1:
         raise UserError(f"expected num_images of at least 1, got {num_images}")
-    settings = Settings(
-        num_chains, num_distributions, num_leapfrog, start, schedule, target_accept, seed, chunk_size
-    )
+    settings = Settings(num_chains, num_distributions, num_leapfrog, start, schedule, target_accept, seed, chunk_size)
     exact = sample_latents(program, num_images, y, event_shape=event_shape, seed=derive_seed(seed, 1))
     x = decode(program, exact, y, mean=False, event_shape=event_shape, seed=derive_seed(seed, 2))
     weights = run(program, x, y, settings, exact=exact, progress=progress, checkpoint=checkpoint)

@@ -104,11 +104,10 @@ def compare(a: LogLikelihood, b: LogLikelihood, names: tuple[str, str] = ("a", "
         UserError: results of different numbers of images.
 
     Example:
-        >>> import pyro_vae as pv
+        >>> import torch, pyro_vae as pv
         >>> from pyro_vae.evaluation.compare import compare
         >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
-        >>> x = pv.sample(vae, 8)
-        >>> result = pv.log_likelihood(vae, x, num_samples=100)
+        >>> result = pv.log_likelihood(vae, torch.zeros(8, 3), num_samples=100)
         >>> compare(result, result).mean
         0.0
     """

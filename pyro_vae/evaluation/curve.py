@@ -73,7 +73,9 @@ def curve(log_weight: Tensor) -> BoundCurve:
     total = log_weight.shape[0]
     if log_weight.dim() != 2 or total < 1:
         raise UserError(f"expected log-weights (num_samples, batch), got {tuple(log_weight.shape)}")
-    sizes = sorted({k for k in (2**i for i in range(total.bit_length())) if k < total / 2} | {max(1, total // 2), total})
+    sizes = sorted(
+        {k for k in (2**i for i in range(total.bit_length())) if k < total / 2} | {max(1, total // 2), total}
+    )
     whole = estimate(log_weight)
     bounds, errors = [], []
     for size in sizes:

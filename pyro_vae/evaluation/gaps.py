@@ -57,7 +57,7 @@ class InferenceGaps:
 
     @property
     def approximation(self) -> Tensor:
-        """log p(x) - ELBO(q*), ``(N,)``: what the family cannot express."""  # noqa: D403
+        """log p(x) - ELBO(q*), ``(N,)``: what the family cannot express."""
         return self.log_likelihood - self.elbo_optimal
 
     @property
@@ -183,13 +183,18 @@ def _vae_draws(program: VAE, x: Tensor, features: Tensor) -> Draws:
 def _log_joint(program: VAE, x: Tensor, z: Tensor) -> Tensor:
     with isolated(), pyro.plate(SAMPLE_PLATE, len(z), dim=-2), Fixed({"z": z}):
         model = poutine.trace(program.model).get_trace(x)
-    sites = [model.nodes[name] for name in ("z", "x")]
-    return sum(site["fn"].log_prob(site["value"]).expand(len(z), len(x)) for site in sites)  # type: ignore[return-value]
+    total = torch.zeros(len(z), len(x), dtype=z.dtype, device=z.device)
+    for name in ("z", "x"):
+        site: Any = model.nodes[name]
+        total = total + site["fn"].log_prob(site["value"])
+    return total
 
 
 def _guide_draws(density: Unconstrained) -> Draws:
     def draw(count: int) -> Tensor:
         at = density.densities(density.draw(count, guide=True), guide=True)
+        if at.log_guide is None:
+            raise UserError("the guide has no density")
         return at.log_prior + at.log_likelihood - at.log_guide
 
     return draw

@@ -64,7 +64,7 @@ def _fold(module: fx.GraphModule) -> bool:
             return False
         if all(i in known for i in inputs):
             args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            known[node] = node.target(*args, **kwargs)
     kept = [n for n in known if n.op != "get_attr" and any(user not in known for user in n.users)]
     for index, node in enumerate(kept):
         if not isinstance(known[node], Tensor):
@@ -110,5 +110,5 @@ def _shorten(module: fx.GraphModule) -> None:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    meta = node.meta.get("tensor_meta", node.meta.get("val"))
-    return tuple(meta.shape) if hasattr(meta, "shape") else None
+    shape = getattr(node.meta.get("tensor_meta", node.meta.get("val")), "shape", None)
+    return None if shape is None else tuple(shape)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from pyro_vae.evaluation.path import Path, Point
 
-JITTER = 0.2  # each trajectory's step size is drawn within +-20 %, so that none returns to where it began (Neal 2011, 3.2)
+JITTER = (
+    0.2  # each trajectory's step size is drawn within +-20 %, so that none returns to where it began (Neal 2011, 3.2)
+)
 
 
 def transition(
@@ -36,9 +38,8 @@ def transition(
         of no finite log-density is rejected.
     """
     u = point.u
-    draw = {"generator": generator, "dtype": u.dtype, "device": u.device}
-    start = torch.randn(u.shape, **draw)
-    uniform = torch.rand(2, *u.shape[:2], **draw)
+    start = torch.randn(u.shape, generator=generator, dtype=u.dtype, device=u.device)
+    uniform = torch.rand((2, *u.shape[:2]), generator=generator, dtype=u.dtype, device=u.device)
     step = (step_size * (1 - JITTER + 2 * JITTER * uniform[0])).unsqueeze(-1)
     momentum = start + 0.5 * step * point.gradient(beta)
     for _ in range(num_leapfrog - 1):
@@ -72,8 +73,6 @@ class StepSizes:
         return torch.lerp(self.log_step[low], self.log_step[(low + 1).clamp(max=last)], weight).exp()
 
 
-def adapt(
-    log_step: Tensor, probability: Tensor, target_accept: float, rate: float
-) -> Tensor:
+def adapt(log_step: Tensor, probability: Tensor, target_accept: float, rate: float) -> Tensor:
     """The log step sizes ``(batch,)`` after chains accepted with ``probability`` ``(chains, batch)``: Robbins & Monro 1951."""
     return log_step + rate * (probability.mean(0) - target_accept)

@@ -14,11 +14,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_vae.capture import Captured, CaptureWarning, OfProgram, Uncapturable, capture
+from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.estimators import Estimate, estimate
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
+from pyro_vae.evaluation.shares import everyones, own_share
 from pyro_vae.programs.contract import Program, check, check_observed, device_of, draw_terms, evaluating
+from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.latents import to_program
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -41,7 +44,9 @@ def log_likelihood(
     """Log p(x) of every row of x, by importance sampling from the guide.
 
     The work is cut into fixed blocks of images and samples, each seeded from (seed, first image, first sample): a
-    row's estimate depends on its place in x, and on nothing that was drawn before. Dropout is off.
+    row's estimate depends on its place in x, and on nothing that was drawn before. Dropout is off. Where a process group is
+    joined (``torchrun``), every process calls this alike, computes its share of the blocks and gets the whole result. A block
+    that finds no memory is drawn anew with half as many samples, or images, at once.
 
     Args:
         program: any Program, on its device.
@@ -76,28 +81,34 @@ def log_likelihood(
     images, samples = block_shape(x, num_samples, chunk_size)
     device = device_of(program)
     draw = _Passes(program, samples, compiled=wants_compiling(compile, len(x) * num_samples, device))
-    parts: list[Estimate] = []
-    sums: list[tuple[Tensor, Tensor]] = []
-    for first in range(0, len(x), images):
+    fitting = Chunks(images, samples)
+    blocks: dict[int, list[_Reduced]] = {}
+    traces = None
+    for first in own_share(range(0, len(x), images)):
         rows = slice(first, first + images)
         block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device)
-        if first == 0:
-            traces = check(program, block, block_y)
+        if traces is None:
+            traces = check(program, block[: fitting.images], None if block_y is None else block_y[: fitting.images])
         check_observed(traces, block)
         with evaluating(program):
-            part, reconstruction, kl = _block(draw, block, block_y, num_samples, samples, seed, first)
-        parts.append(part)
-        sums.append((reconstruction, kl))
+            blocks[first] = fitting.over(
+                lambda x, y, at, samples, first=first: _block(draw, x, y, num_samples, samples, seed, first + at),
+                block,
+                block_y,
+            )
         if progress is not None:
             progress(len(block))
-    join = lambda name: torch.cat([getattr(part, name) for part in parts])  # noqa: E731
+    shares = everyones((blocks, fitting.images * fitting.samples))
+    blocks = {first: found for share, _ in shares for first, found in share.items()}
+    parts = [part for first in sorted(blocks) for part in blocks[first]]
+    join = lambda name: torch.cat([getattr(part, name) for part, _, _ in parts])  # noqa: E731
     result = LogLikelihood(
         **{name: join(name) for name in ("log_likelihood", "bias", "mc_se", "ess", "khat")},
-        reconstruction=torch.cat([r for r, _ in sums]),
-        kl=torch.cat([k for _, k in sums]),
+        reconstruction=torch.cat([r for _, r, _ in parts]),
+        kl=torch.cat([k for _, _, k in parts]),
         num_samples=num_samples,
         seed=seed,
-        chunk_size=images * samples,
+        chunk_size=min(size for _, size in shares),
     )
     for message in result.warnings:
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
@@ -123,6 +134,7 @@ def wants_compiling(choice: str, num_draws: int, device: torch.device) -> bool:
 
 
 Weighed = tuple[Tensor, Tensor, Tensor, Tensor]
+_Reduced = tuple[Estimate, Tensor, Tensor]
 
 
 def weigh(program: Program, x: Tensor, y: Tensor | None, num_samples: int) -> Weighed:
@@ -169,7 +181,7 @@ class _Passes:
 
 def _block(
     draw: _Passes, x: Tensor, y: Tensor | None, num_samples: int, samples: int, seed: int, first_image: int
-) -> tuple[Estimate, Tensor, Tensor]:
+) -> _Reduced:
     """Estimates of one block of images, with the means over draws of log p(x | z) and of log q(z | x) - log p(z)."""
     log_weight, sizes = [], []
     reconstruction, kl = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)

@@ -38,7 +38,7 @@ class Point:
     tilt_grad: Tensor
 
     def log_density(self, beta: Tensor) -> Tensor:
-        """log f_b(u), ``(chains, batch)``."""  # noqa: D403
+        """log f_b(u), ``(chains, batch)``."""
         return self.base + beta * self.tilt
 
     def gradient(self, beta: Tensor) -> Tensor:
@@ -106,7 +106,9 @@ class Path:
             # the log-densities out.
             ones = torch.ones(u.shape[:2], dtype=u.dtype, device=u.device)
             grads = [
-                torch.autograd.grad(term, u, ones, retain_graph=True, allow_unused=True)[0] if term.requires_grad else None
+                torch.autograd.grad(term, u, ones, retain_graph=True, allow_unused=True)[0]
+                if term.requires_grad
+                else None
                 for term in (base, tilt)
             ]
         return (base.detach(), tilt.detach(), *(torch.zeros_like(u) if g is None else g for g in grads))

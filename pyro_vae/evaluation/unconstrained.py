@@ -121,9 +121,10 @@ class Unconstrained:
         try:
             with torch.no_grad(), seeded(0, self.x.device):
                 self.densities(self.draw(1), guide=True)
-        except NotImplementedError as error:
+        except (NotImplementedError, KeyError) as error:  # Pyro's flows without an inverse look a draw up, and miss
             raise UserError(
-                f"the guide cannot score latents that it did not draw ({error}): anneal from the prior (start='prior')"
+                f"the guide cannot score latents that it did not draw ({type(error).__name__}: {error}): "
+                "anneal from the prior (start='prior')"
             ) from None
 
     def _log_guide(self, values: dict[str, Tensor], shape: torch.Size) -> Tensor:
@@ -159,7 +160,7 @@ class Densities:
 
     @property
     def log_joint(self) -> Tensor:
-        """log p(x, u): the posterior density of u up to p(x)."""  # noqa: D403
+        """log p(x, u): the posterior density of u up to p(x)."""
         return self.log_prior + self.log_likelihood + self.log_jacobian
 
 
@@ -188,8 +189,7 @@ class _Place(Messenger):
         sizes = [math.prod(shape) for shape in shapes.values()]
         parts = u.split(sizes, -1) if len(sizes) > 1 else [u]
         self._parts = {
-            name: part.reshape(*u.shape[:-1], *shape)
-            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+            name: part.reshape(*u.shape[:-1], *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
         }
         self.log_jacobian = u.new_zeros(u.shape[:-1])
 

@@ -19,8 +19,8 @@ class Binomial(Likelihood):
     """A grey level as the number of successes in levels - 1 trials: one output per pixel, and a variance that follows.
 
     Summed over levels it is a probability, unlike the cross-entropy of grey values. The spread is narrow (8 levels of
-    256 at mid-grey), so that real images are over-dispersed under it. Used for grey images by Loaiza-Ganem & Cunningham
-    2019, https://arxiv.org/abs/1907.06845, as a baseline of the same kind.
+    256 at mid-grey), so that real images are over-dispersed under it. McCullagh & Nelder 1989, Generalized Linear Models,
+    https://doi.org/10.1007/978-1-4899-3242-6, chapter 4.
 
     Args:
         levels: what the data declare: 256 for 8-bit images, 17 for the digits.
@@ -40,7 +40,7 @@ class Binomial(Likelihood):
     def forward(self, features: Tensor) -> Distribution:
         """The product, event shape ``event_shape``."""
         (logits,) = self.head(features)
-        counts = dist.Binomial(logits.new_tensor(self.levels - 1), logits=logits, validate_args=False)
+        counts = dist.Binomial(logits.new_full((), self.levels - 1), logits=logits, validate_args=False)
         return Lattice(counts, self.levels).to_event(len(self.event_shape))
 
     def start_at(self, mean: Tensor) -> None:

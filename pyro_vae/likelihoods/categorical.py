@@ -44,11 +44,15 @@ class Categorical(Likelihood):
 
 
 class Level(dist.Categorical):
-    """A categorical over numbers, which therefore has a mean."""
+    """A categorical over the numbers 0, ..., levels - 1, which therefore has a mean."""
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Level:
         """The same for every element of a batch."""
         return super().expand(batch_shape, _instance=self._get_checked_instance(Level, _instance))
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws of k, as floats."""
+        return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)
 
     @property
     def mean(self) -> Tensor:

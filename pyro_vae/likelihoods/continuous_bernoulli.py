@@ -78,7 +78,8 @@ class TiltedUniform(dist.TorchDistribution):
         size, safe = self._size()
         away = torch.where(self.logits > 0, 1 - value, value)
         constant = safe.log() - (-(-safe).exp()).log1p()
-        series = size / 2 - size.square() / 24 + size.pow(2).square() / 2880
+        small = size.clamp(max=self.SMALL)  # the branch not taken must not overflow, or its gradient is 0 * inf
+        series = small / 2 - small.square() / 24 + small.pow(4) / 2880
         return torch.where(size < self.SMALL, series, constant) - size * away
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -93,6 +94,6 @@ class TiltedUniform(dist.TorchDistribution):
     def mean(self) -> Tensor:
         """1 / (1 - e^-l) - 1 / l."""
         size, safe = self._size()
-        series = 0.5 - size / 12 + size.pow(3) / 720
+        series = 0.5 - size.clamp(max=self.SMALL) / 12 + size.clamp(max=self.SMALL).pow(3) / 720
         y = torch.where(size < self.SMALL, series, 1 / safe - 1 / torch.expm1(safe))
         return torch.where(self.logits > 0, 1 - y, y)

@@ -23,7 +23,7 @@ MIN_SCALE = 1e-4
 class DiscretizedLogistic(Likelihood):
     """P(level) = sigma((x + h - m) / s) - sigma((x - h - m) / s), h half a level, the outermost bins open.
 
-    Kingma et al. 2016, https://arxiv.org/abs/1606.04934, appendix A; bits/dim with nothing to correct.
+    Kingma et al. 2016, https://arxiv.org/abs/1606.04934; bits/dim with nothing to correct.
 
     Args:
         levels: what the data declare: 256 for 8-bit images, 17 for the digits.

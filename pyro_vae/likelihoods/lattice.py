@@ -16,7 +16,7 @@ class Lattice(dist.TorchDistribution):
     """x = k / (levels - 1), k drawn from a distribution on 0, ..., levels - 1; a probability, not a density.
 
     Args:
-        base: the distribution of k, with no event axes.
+        base: the distribution of k, with no event axes; its draws are floats.
         levels: their number.
     """
 
@@ -41,8 +41,7 @@ class Lattice(dist.TorchDistribution):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws, each a level / (levels - 1)."""
-        dtype = self.mean.dtype
-        return self.base.sample(torch.Size(sample_shape)).to(dtype) / (self.levels - 1)
+        return self.base.sample(torch.Size(sample_shape)) / (self.levels - 1)
 
     @property
     def mean(self) -> Tensor:

@@ -76,7 +76,8 @@ class LowRankNormal(Likelihood):
 class Correlated(dist.TorchDistribution):
     """N(m, W W^T + diag s^2) on events of any shape, with nothing that waits for the device.
 
-    Woodbury: with V = W / s, r = (x - m) / s and I + V^T V = L L^T, the squared distance is |r|^2 - |L^-1 V^T r|^2.
+    With V = W / s, r = (x - m) / s and I + V^T V = L L^T, the squared distance is min_y |r - V y|^2 + |y|^2, at
+    y = (L L^T)^-1 V^T r: Woodbury's identity without its difference of large numbers, which could only flatter x.
 
     Args:
         loc: m ``(*batch_shape, *event_shape)``.
@@ -114,8 +115,8 @@ class Correlated(dist.TorchDistribution):
         identity = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
         tril = torch.linalg.cholesky_ex(scaled.mT @ scaled + identity).L  # eigenvalues of 1 and more
         inverse = torch.linalg.solve_triangular(tril, identity, upper=False)
-        along = residual.unsqueeze(-2) @ scaled @ inverse.mT
-        square = residual.square().sum(-1) - along.square().sum((-2, -1))
+        along = residual.unsqueeze(-2) @ scaled @ inverse.mT @ inverse
+        square = (residual - (along @ scaled.mT).squeeze(-2)).square().sum(-1) + along.square().sum((-2, -1))
         log_scale = self.scale.log().sum(-1) + tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * square - log_scale - 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
 

@@ -15,7 +15,7 @@ from pyro_vae.registry import register
 class Poisson(Counts):
     """Independent counts whose variance is their mean.
 
-    For counts of words or molecules; Zhao et al. 2020, https://arxiv.org/abs/1911.10872, compare it with the negative
+    For counts of words or molecules; Zhao et al. 2020, https://arxiv.org/abs/1905.00616, compare it with the negative
     binomial.
 
     Args:

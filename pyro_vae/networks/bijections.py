@@ -80,8 +80,8 @@ class Spline:
         slope = nn.functional.pad(self.MIN_SLOPE + nn.functional.softplus(slopes + one), (1, 1), value=1.0)
         ends = bottom if inverse else left
         index = (value.unsqueeze(-1) >= ends[..., 1:]).sum(-1, keepdim=True)
-        pick = lambda t: t.gather(-1, index).squeeze(-1)  # noqa: E731
-        return pick(left), pick(width), pick(bottom), pick(height), pick(slope), slope.gather(-1, index + 1).squeeze(-1)
+        pick = lambda t: t.expand(*index.shape[:-1], -1).gather(-1, index).squeeze(-1)  # noqa: E731
+        return pick(left), pick(width), pick(bottom), pick(height), pick(slope), pick(slope[..., 1:])
 
     def _log_slope(self, t: Tensor, s: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """log dy/dx at the fraction t of a bin of mean slope s."""
@@ -91,7 +91,6 @@ class Spline:
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Y and log dy/dx."""
-        x = x.expand(params.shape[:-1])
         inside = x.abs() < self.bound
         left, width, bottom, height, low, high = self._bin(x.clamp(-self.bound, self.bound), params, inverse=False)
         t, s = ((x.clamp(-self.bound, self.bound) - left) / width).clamp(0, 1), height / width
@@ -101,7 +100,6 @@ class Spline:
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """X and log dy/dx."""
-        y = y.expand(params.shape[:-1])
         inside = y.abs() < self.bound
         clamped = y.clamp(-self.bound, self.bound)
         left, width, bottom, height, low, high = self._bin(clamped, params, inverse=True)

@@ -75,7 +75,7 @@ class Layer(Transform):
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        x = torch.zeros_like(y)
+        x = y.new_zeros(y.shape[-1:])  # without the leading axes of y: the first pass depends on the context alone
         for degree in range(self.net.passes):
             # only what is final enters the next pass: a wild guess for the rest could overflow
             solved, log_slope = self.bijection.inverse(y, self.net(x, self.projected))

@@ -29,6 +29,7 @@ class FreeBits(Objective):
     """
 
     formula = "-E_q log p(x | z) + sum_g max(free, E_x KL_g)"
+    compares_images = True
 
     def __init__(self, *, free: Annotated[float, Field(ge=0)] = 0.1) -> None:
         self.free = free
@@ -69,6 +70,7 @@ class TotalCorrelation(Objective):
     """
 
     formula = "-ELBO + (beta - 1) KL(q(z) || prod_d q(z_d))"
+    compares_images = True
 
     def __init__(
         self, *, beta: Annotated[float, Field(ge=0)] = 6.0, num_data: Annotated[int, Field(ge=1)] = 50_000
@@ -112,6 +114,7 @@ class MaximumMeanDiscrepancy(Objective):
     """
 
     formula = "-E_q log p(x | z) + (1 - alpha) KL + (alpha + weight - 1) MMD(q(z), p(z))"
+    compares_images = True
 
     def __init__(
         self, *, alpha: Annotated[float, Field(le=1)] = 0.0, weight: Annotated[float, Field(ge=0)] = 1000.0

@@ -14,6 +14,7 @@ class Objective(ABC):
     """A loss to be minimised over the parameters of a program."""
 
     formula: ClassVar[str]
+    compares_images: ClassVar[bool] = False  # whether the loss is no mean over images, so that a batch cannot be cut
 
     @abstractmethod
     def __call__(

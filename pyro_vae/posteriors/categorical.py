@@ -30,8 +30,8 @@ class Categorical(Posterior):
         super().__init__(feature_shape, latent_shape)
         if len(latent_shape) != 2:
             raise UserError(
-                f"the categorical posterior draws latents (latent_dim, classes), not {tuple(latent_shape)}: choose a prior of "
-                "such latents, as categorical"
+                f"the categorical posterior draws latents (latent_dim, classes), not {tuple(latent_shape)}: "
+                "choose a prior of such latents, as categorical"
             )
         self.head = Head(feature_shape, latent_shape)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import pyro.distributions as dist
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pyro_vae.networks.heads import Head, positive, positive_inverse
 from pyro_vae.posteriors.base import Distribution, Posterior, Shape
+from pyro_vae.posteriors.full_rank_normal import CholeskyNormal
 from pyro_vae.registry import register
 
 MIN_SCALE = 1e-4
@@ -21,7 +21,7 @@ LIMIT = 30.0  # of an entry of W beside its s: keeps the Cholesky factor exact i
 class LowRankNormal(Posterior):
     """A normal whose covariance is diagonal plus ``rank`` directions; its Cholesky factor is made once per image.
 
-    Rezende, Mohamed & Wierstra 2014, https://arxiv.org/abs/1401.4082, section 4.3 (with one direction); Ong, Nott &
+    Rezende, Mohamed & Wierstra 2014, https://arxiv.org/abs/1401.4082 (with one direction); Ong, Nott &
     Smith 2018, https://arxiv.org/abs/1701.03208. Starts near N(0, I).
 
     Args:
@@ -47,4 +47,4 @@ class LowRankNormal(Posterior):
         identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         # eigenvalues of 1 and more; cholesky_ex does not wait for the device to say so
         tril = torch.linalg.cholesky_ex(relative @ relative.mT + identity).L
-        return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * tril, validate_args=False)
+        return CholeskyNormal(loc, scale_tril=scale.unsqueeze(-1) * tril, validate_args=False)

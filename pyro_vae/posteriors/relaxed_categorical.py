@@ -44,8 +44,8 @@ class RelaxedCategorical(Posterior):
         super().__init__(feature_shape, latent_shape)
         if len(latent_shape) != 2:
             raise UserError(
-                f"the relaxed-categorical posterior draws latents (latent_dim, classes), not {tuple(latent_shape)}: choose a prior of "
-                "such latents, as categorical"
+                f"the relaxed-categorical posterior draws latents (latent_dim, classes), not {tuple(latent_shape)}: "
+                "choose a prior of such latents, as categorical"
             )
         self.temperature, self.straight_through = temperature, straight_through
         self.head = Head(feature_shape, latent_shape)

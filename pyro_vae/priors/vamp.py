@@ -47,7 +47,7 @@ class Vamp(Prior):
         learned: bool = True,
     ) -> None:
         super().__init__(latent_shape)
-        self.start, self.bounds = start, bounds
+        self.components, self.start, self.bounds = components, start, bounds
         pseudo_inputs = (0.05 + 0.01 * torch.randn(components, *event_shape)).clamp(0.01, 0.99)
         self.pseudo_inputs = nn.Parameter(pseudo_inputs, requires_grad=learned)
 

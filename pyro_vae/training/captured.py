@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vae.capture import Captured, OfProgram, Uncapturable, capture
+from pyro_vae.capture import Captured, Uncapturable, capture
+from pyro_vae.programs.functional import OfProgram
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer

@@ -1,20 +1,53 @@
-"""The newest state of training in one file, tensors and text only."""
+"""The newest state of training in one file, tensors and text only.
+
+A checkpoint is written after every epoch, and between two steps when training is interrupted; it holds all that the
+rest depends on, so that a resumed run equals, to the bit, one left alone. Nothing in it is believed before it is held
+to the program and settings at hand.
+"""
 
 from __future__ import annotations
 
-import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError
-from pyro_vae.training.files import read_tensors, write_tensors
-from pyro_vae.training.run import CHECKPOINT, WEIGHTS, fill, read_metrics, write_metrics
+from pyro_vae.training.files import Outline, damaged, read_tensors, remove_temporaries, write_tensors
+from pyro_vae.training.run import CHECKPOINT, FILES, WEIGHTS, match, read_metrics, write_metrics
+from pyro_vae.training.settings import OPTIMIZER_STATE
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer
+
+SCHEDULED = ("lr", "betas", "momentum")  # what a schedule moves in an optimizer's groups; the rest the settings say
+COUNTERS = ("last_epoch", "_step_count", "_last_lr")  # of a schedule
+
+
+@dataclass
+class Within:
+    """Where an epoch stands between two of its steps.
+
+    Attributes:
+        first_step: the step before its first.
+        lr: the step size it began with.
+        seconds: how long it has taken.
+        read: the running sum of losses at the last logging point.
+        total: the running sum of losses, on the device.
+        random: the states of the generators of every device in use, by name; empty at the epoch's beginning.
+    """
+
+    first_step: int
+    lr: float
+    seconds: float
+    read: float
+    total: Tensor
+    random: dict[str, Tensor]
+
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -22,67 +55,175 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     write_tensors(path / WEIGHTS, weights)
 
 
-def save_checkpoint(path: Path, trainer: Trainer) -> None:
-    """Weights, optimizer, moving average and counters after an epoch."""
+def save_checkpoint(path: Path, trainer: Trainer, within: Within | None = None) -> None:
+    """Weights, optimizer, moving average, counters; within an epoch also its sums and random generators."""
+    write_tensors(path / CHECKPOINT, *state_of(trainer, within))
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of the generators that training on ``device`` draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Put them back."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
+def state_of(trainer: Trainer, within: Within | None = None) -> State:
+    """Tensors (not copied) and plain values from which :func:`restore` goes on."""
+    if trainer.captured is not None:
+        trainer.captured.finish()
     tensors = {f"program.{name}": t for name, t in trainer.program.state_dict().items()}
     for index, p in enumerate(trainer.parameters):
         for key, value in trainer.optimizer.state.get(p, {}).items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
     for index, average in enumerate(trainer.average or []):
         tensors[f"average.{index}"] = average
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups]
-    state = {
+    state: dict[str, Any] = {
         "step": trainer.step,
         "epoch": trainer.epoch,
         "best_loss": trainer.best_loss,
         "best_epoch": trainer.best_epoch,
-        "groups": groups,
-        "schedule": _plain(trainer.schedule.state_dict()),
+        "groups": [{k: v for k, v in g.items() if k in SCHEDULED} for g in trainer.optimizer.param_groups],
+        "schedule": {k: v for k, v in trainer.schedule.state_dict().items() if k in COUNTERS},
     }
-    write_tensors(path / CHECKPOINT, tensors, state)
+    if within is not None:
+        tensors["within.total"] = within.total
+        tensors |= {f"random.{name}": t for name, t in within.random.items()}
+        state["within"] = {k: getattr(within, k) for k in ("first_step", "lr", "seconds", "read")}
+    return tensors, state
+
+
+def restore(trainer: Trainer, tensors: dict[str, Tensor], state: dict[str, Any]) -> Within | None:
+    """Put a trainer where :func:`state_of` found it, in place; returns where the epoch stands, if it is within one."""
+    trainer.program.load_state_dict(_under("program.", tensors))
+    trainer.step, trainer.epoch = state["step"], state["epoch"]
+    trainer.best_loss, trainer.best_epoch = float(state["best_loss"]), state["best_epoch"]
+    for group, saved in zip(trainer.optimizer.param_groups, state["groups"], strict=True):
+        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+    trainer.schedule.load_state_dict(dict(state["schedule"]))
+    saved_state = _under("optimizer.", tensors)
+    if not saved_state:
+        trainer.optimizer.state.clear()
+    for name, tensor in saved_state.items():
+        index, key = name.split(".", 1)
+        parameter = trainer.parameters[int(index)]
+        own = trainer.optimizer.state[parameter]
+        if key in own:  # a captured step holds on to these very tensors
+            own[key].copy_(tensor)
+        else:
+            own[key] = tensor.to(_place(trainer, parameter, key), copy=True)
+    for name, tensor in _under("average.", tensors).items():
+        if trainer.average is not None:
+            trainer.average[int(name)].copy_(tensor)
+    if "within" not in state:
+        return None
+    total = tensors["within.total"].to(trainer.device, copy=True)
+    return Within(**state["within"], total=total, random=_under("random.", tensors))
 
 
 def resume_from(path: Path, trainer: Trainer) -> None:
     """Put a trainer where the checkpoint of a run left off; metrics written after it are cut."""
+    if trainer.ranks.first:
+        remove_temporaries(path, FILES)
     if not (path / CHECKPOINT).is_file():
         return  # killed within its first epoch: begin again
-    tensors, state = read_tensors(path / CHECKPOINT)
-    where = str(path / CHECKPOINT)
-    fill(trainer.program, _under("program.", tensors), where)
+    where = path / CHECKPOINT
+    tensors, state = read_tensors(where, lambda found, state: _admit(trainer, found, state, where))
+    metrics = read_metrics(path) if state["epoch"] else []
+    if len(metrics) < state["epoch"]:
+        raise damaged(where, f"it is from epoch {state['epoch']}, and the metrics end at epoch {len(metrics)}")
     try:
-        trainer.step, trainer.epoch = int(state["step"]), int(state["epoch"])
-        trainer.best_loss, trainer.best_epoch = float(state["best_loss"]), int(state["best_epoch"])
-        for group, saved in zip(trainer.optimizer.param_groups, state["groups"], strict=True):
-            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-        trainer.schedule.load_state_dict(state["schedule"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where} is damaged ({error!r}): train again") from None
-    for name, tensor in _under("optimizer.", tensors).items():
-        index, key = name.split(".", 1)
-        parameter = trainer.parameters[int(index)]
-        # counters stay where fused optimizers keep them; moments go where the parameters are
-        trainer.optimizer.state[parameter][key] = tensor.to(parameter.device) if tensor.dim() else tensor
-    for name, tensor in _under("average.", tensors).items():
-        if trainer.average is not None:
-            trainer.average[int(name)].copy_(tensor)
-    best, _ = read_tensors(path / WEIGHTS)
-    trainer.best = {name: t.to(trainer.device) for name, t in best.items()}
-    trainer.metrics = read_metrics(path)[: trainer.epoch]
-    write_metrics(path, trainer.metrics)
+        trainer.within = restore(trainer, tensors, state)
+        if trainer.within is not None:
+            with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
+                set_random_state(trainer.within.random, trainer.device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise damaged(where, error) from None
+    if trainer.best_epoch:
+        expected = trainer.program.state_dict()
+        best, _ = read_tensors(path / WEIGHTS, lambda found, _: match(expected, found, str(path / WEIGHTS)))
+        trainer.best = {name: t.to(trainer.device) for name, t in best.items()}
+    trainer.metrics = metrics[: trainer.epoch]
+    if trainer.ranks.first:
+        write_metrics(path, trainer.metrics)
+
+
+def _place(trainer: Trainer, parameter: Tensor, key: str) -> torch.device:
+    group = trainer.optimizer.param_groups[0]
+    on_device = key != "step" or group.get("fused") or group.get("capturable")
+    return parameter.device if on_device else torch.device("cpu")
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """What JSON can hold of a schedule's state: its counters; what it was made with is made again."""
+def _admit(trainer: Trainer, found: dict[str, Outline], state: Any, where: Path) -> None:
+    """:class:`UserError` for a checkpoint that is not one of this program and these settings; nothing is read before."""
+    try:
+        wrong = _wrong_counters(trainer, state)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        wrong = f"its counters: {error!r}"
+    if wrong:
+        raise damaged(where, wrong)
+    program = {n.removeprefix("program."): o for n, o in found.items() if n.startswith("program.")}
+    match(trainer.program.state_dict(), program, str(where))
+    expected: dict[str, Outline] = {}
+    for index, p in enumerate(trainer.parameters):
+        keys = OPTIMIZER_STATE[trainer.settings.optimizer]
+        if any(f"optimizer.{index}.{key}" in found for key in keys):  # none for a parameter without a gradient so far
+            for key in keys:
+                expected[f"optimizer.{index}.{key}"] = Outline((), torch.float32) if key == "step" else Outline.of(p)
+        if trainer.average is not None:
+            expected[f"average.{index}"] = Outline.of(p)
+    if "within" in state:
+        expected["within.total"] = Outline((), torch.float32 if trainer.device.type == "mps" else torch.float64)
+        generators = {n for n in found if n in ("random.cpu", "random.cuda", "random.mps")}
+        expected |= {n: Outline(found[n].shape[:1], torch.uint8) for n in generators | {"random.cpu"}}
+    rest = {n: o for n, o in found.items() if not n.startswith("program.")}
+    for name in sorted(set(expected) | set(rest)):
+        if rest.get(name) != expected.get(name):
+            raise damaged(where, f"{name!r} is {rest.get(name)} where {expected.get(name)} is expected")
 
-    def holds(value: Any) -> bool:
-        try:
-            json.dumps(value)
-        except TypeError:
-            return False
-        return True
 
-    return {k: v for k, v in state.items() if holds(v)}
+def _wrong_counters(trainer: Trainer, state: Any) -> str | None:
+    """What is wrong with the plain values of a checkpoint, or None."""
+    step, epoch = state["step"], state["epoch"]
+    numbers = [state["best_loss"], *(v for g in state["groups"] for v in _flat(g.values()))]
+    numbers += _flat(state["schedule"].values())
+    whole = [step, epoch, state["best_epoch"], state["schedule"]["last_epoch"], state["schedule"]["_step_count"]]
+    within = state.get("within", {"first_step": step, "lr": 0.0, "seconds": 0.0, "read": 0.0})
+    numbers += [within["lr"], within["seconds"], within["read"]]
+    if not all(type(n) is int and n >= 0 for n in [*whole, within["first_step"]]):
+        return "its counters are no whole numbers"
+    if not all(type(n) in (int, float) and not math.isnan(n) for n in numbers):
+        return "its counters are no numbers"
+    begin = min(epoch * trainer.steps_per_epoch, trainer.total_steps)
+    if within["first_step"] != begin or not begin <= step <= min(begin + trainer.steps_per_epoch, trainer.total_steps):
+        return f"step {step} is not in the epoch after epoch {epoch}"
+    if state["best_epoch"] > epoch or state["schedule"]["last_epoch"] != step:
+        return "its counters contradict each other"
+    own = [{k: v for k, v in g.items() if k in SCHEDULED} for g in trainer.optimizer.param_groups]
+    if [{k: len(_flat([v])) for k, v in g.items()} for g in state["groups"]] != [
+        {k: len(_flat([v])) for k, v in g.items()} for g in own
+    ]:
+        return "its optimizer has other settings"
+    if not set(state["schedule"]) <= set(COUNTERS) or len(_flat([state["schedule"].get("_last_lr", [])])) > len(own):
+        return "its schedule is another"
+    return "it has more than a checkpoint" if len(within) != 4 else None
+
+
+def _flat(values: Any) -> list[Any]:
+    return [n for v in values for n in (v if isinstance(v, (list, tuple)) else [v])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from pyro_vae.errors import UserError
@@ -15,11 +17,13 @@ def resolve_device(name: str) -> torch.device:
     if kind not in DEVICES:
         raise UserError(f"unknown device {name!r}: choose from {', '.join(DEVICES)}")
     if kind == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        kind = name = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda': no CUDA device is available here; use --device cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps': no Apple GPU is available here; use --device cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one device for each process that torchrun starts
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,10 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
     """Tensors by name; in the header of the same file a JSON-able state and a checksum of the tensors."""
     plain = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
+    owners: dict[int, str] = {}
+    for name, t in plain.items():  # tied weights are written twice: a file holds no tensor that shares its memory
+        if owners.setdefault(t.data_ptr(), name) != name and t.numel():
+            plain[name] = t.clone()
     metadata = {"crc32": str(_checksum(plain))}
     if state is not None:
         metadata["state"] = json.dumps(state)
@@ -123,23 +127,41 @@ def read_tensors(path: Path, check: Check | None = None) -> tuple[dict[str, Tens
     Raises:
         UserError: the file is missing, damaged, or not what ``check`` expects.
     """
+    with _opened(path) as file:
+        metadata, state = _outline(file, check)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if "crc32" in metadata and metadata["crc32"] != str(_checksum(tensors)):
+        raise damaged(path, "its checksum differs")
+    return tensors, state
+
+
+def outline_of(path: Path, check: Check) -> None:
+    """Put names, shapes, dtypes and state of a tensor file before ``check``; no tensor is read."""
+    with _opened(path) as file:
+        _outline(file, check)
+
+
+def _outline(file: Any, check: Check | None) -> tuple[dict[str, str], Any]:
+    metadata = file.metadata() or {}
+    state = json.loads(metadata["state"]) if "state" in metadata else None
+    if check is not None:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        check({n: Outline(tuple(s.get_shape()), DTYPES.get(s.get_dtype())) for n, s in slices.items()}, state)
+    return metadata, state
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A tensor file, its header checked against its size by safetensors; whatever is wrong with it is a UserError."""
     if not path.is_file():
         raise UserError(f"{path} is missing: the run is incomplete; train again or resume it")
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = json.loads(metadata["state"]) if "state" in metadata else None
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            if check is not None:
-                check({n: Outline(tuple(s.get_shape()), DTYPES.get(s.get_dtype())) for n, s in slices.items()}, state)
-            tensors = {name: file.get_tensor(name) for name in slices}
+            yield file
     except UserError:
         raise
     except (SafetensorError, ValueError, OSError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, str(error) or type(error).__name__) from None
-    if "crc32" in metadata and metadata["crc32"] != str(_checksum(tensors)):
-        raise damaged(path, "its checksum differs")
-    return tensors, state
 
 
 def damaged(path: Path, why: object) -> UserError:
@@ -151,7 +173,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     """CRC-32 of the tensors' bytes in the order of their names: it finds accidents, not forgeries."""
     crc = 0
     for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), crc))
+        crc = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), zlib.crc32(name.encode(), crc))
     return crc
 
 

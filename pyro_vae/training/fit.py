@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +10,17 @@ from typing import Any
 
 import torch
 
-from pyro_vae import registry
+from pyro_vae import memory, registry
 from pyro_vae.data import Data
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import check, check_observed, dtype_of, require_program, takes_y
 from pyro_vae.spec import parse_block, validated
 from pyro_vae.training.checkpoint import resume_from
 from pyro_vae.training.devices import resolve_device
+from pyro_vae.training.distributed import join, restarted
 from pyro_vae.training.loop import Trainer
 from pyro_vae.training.progress import Progress
-from pyro_vae.training.run import Run, create, make_record, read_record, remember_shape, require_free
+from pyro_vae.training.run import SPEC, Run, create, make_record, read_record, remember_shape, require_free
 from pyro_vae.training.settings import Settings
 from pyro_vae.training.source import Source, make_source
 
@@ -61,7 +63,12 @@ def fit(
     Raises:
         UserError: data that the likelihood or a network cannot take, a setting out of range, an output directory that
             cannot be used.
-        NumericalError: the loss became NaN or infinite; the last checkpoint is kept.
+        NumericalError: a loss or gradient became NaN or infinite: at which step, site and parameter; the last checkpoint
+            is kept, and the program is left as it was before.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step under way and a checkpoint; ``.status`` is the exit status that
+            is usual. A second one ends at once.
+
+    Under ``torchrun`` every process calls this with the same arguments; each takes its slice of every batch.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -78,22 +85,32 @@ def fit(
     chosen = validated(
         Settings, {"epochs": None if steps else epochs if epochs is not None else 50, "steps": steps, **settings}, "fit"
     )
-    target = resolve_device(device)
-    source = make_source(data, takes_y(program), target, dtype_of(program))
-    event_shape = _admit(program.to(target), data, source)
+    target, ranks = resolve_device(device), join()
     path = Path(out) if out is not None else None
+    source = make_source(data, takes_y(program), target, dtype_of(program))
+    objective = _objective(chosen)
+    event_shape = _admit(program.to(target), data, source, objective)
+    if ranks.size > 1 and getattr(objective, "compares_images", False):
+        raise UserError(
+            f"the objective {chosen.objective.name!r} compares the images of a batch with each other, and cannot be cut into "
+            "slices: train it in one process"
+        )
+    rows = min(chosen.batch_size, source.num_rows) * int(getattr(objective, "num_particles", 1)) // ranks.size
+    memory.require(4 * rows * math.prod(event_shape), f"a step of {rows:,} images times particles")
     record = make_record(program, event_shape, data, chosen)
-    trainer = Trainer(program, source, chosen, _objective(chosen), target, path)
+    trainer = Trainer(program, source, chosen, objective, target, path, ranks)
+    if path is not None and restarted() and ranks.shared((path / SPEC).is_file()):
+        resume = True
     if resume:
         if path is None:
             raise UserError("resume needs out, the run directory to go on from")
         _require_same(record, read_record(path), path)
         resume_from(path, trainer)
-    elif path is not None:
+    elif path is not None and ranks.first:
         require_free(path)
         create(path, record, data)
     remember_shape(program, event_shape)
-    with Progress(trainer.total_steps, trainer.step, visible=progress) as bar:
+    with Progress(trainer.total_steps, trainer.step, visible=progress and ranks.first) as bar:
         trainer.run(bar, callback)
     return Run(program, path, record, trainer.metrics)
 
@@ -103,8 +120,8 @@ def _objective(settings: Settings) -> Any:
     return registry.get("objectives", block.name)(**registry.validate("objectives", block.name, block.options))
 
 
-def _admit(program: Any, data: Any, source: Source) -> tuple[int, ...]:
-    """Hold the program to its contract and the data to the likelihood's support, before anything is written."""
+def _admit(program: Any, data: Any, source: Source, objective: Any) -> tuple[int, ...]:
+    """Hold the program to its contract and its objective, and the data to the likelihood's support, before anything is written."""
     with torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
         x, y = source.batch(torch.arange(min(8, source.num_rows)))
         if not torch.isfinite(x).all():
@@ -113,6 +130,8 @@ def _admit(program: Any, data: Any, source: Source) -> tuple[int, ...]:
         whole = source.num_rows if isinstance(data, torch.Tensor) else min(source.num_rows, CHECKED_ROWS)
         for first in range(0, whole, CHECKED_ROWS):
             check_observed(traces, source.batch(torch.arange(first, min(first + CHECKED_ROWS, whole)))[0])
+        with torch.no_grad():
+            objective(program, x, y, 0)
     if isinstance(data, Data) and data.levels and data.binarization == "none" and data.dequantization == "none":
         support = traces.model.nodes["x"]["fn"].support
         if not support.is_discrete:

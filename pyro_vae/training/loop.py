@@ -1,7 +1,8 @@
 """The loop of SVI: draw a minibatch, follow the gradient of the objective, keep the best weights.
 
 Every epoch seeds its own shuffle and its own noise from (seed, epoch), so that an epoch's result depends on the state it
-began with and on nothing else: a run resumed from the checkpoint after any epoch equals, to the bit, one left alone.
+began with and on nothing else: a run resumed from the checkpoint after any epoch equals, to the bit, one left alone. A
+checkpoint within an epoch keeps the generators' states too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,27 @@ from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.programs.latents import to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training.captured import CapturedStep, worth_capturing
-from pyro_vae.training.checkpoint import save_checkpoint, save_weights
+from pyro_vae.training.checkpoint import (
+    State,
+    Within,
+    random_state,
+    restore,
+    save_checkpoint,
+    save_weights,
+    set_random_state,
+    state_of,
+)
+from pyro_vae.training.distributed import ALONE, Ranks, parallel, told
+from pyro_vae.training.faults import ADVICE, Fault, examine
+from pyro_vae.training.interrupts import Interrupted, Interrupts
 from pyro_vae.training.progress import Progress
 from pyro_vae.training.run import write_metrics
 from pyro_vae.training.settings import Settings, make_optimizer, make_schedule
 from pyro_vae.training.source import Batch, Source
 
 LOGS_PER_EPOCH = 10  # how often an epoch's losses are read to the host
+COPY_SECONDS = 60  # how old the copy of the state may be from which a fault is looked for
+CHECKPOINT_SECONDS = 600  # how long an epoch may go on without a checkpoint within it
 VALIDATION_ROWS = 1000  # images in one pass of validation
 SHUFFLE, NOISE, VALIDATION = 0, 1, 2  # streams of random numbers
 
@@ -45,21 +61,26 @@ class Trainer:
         objective: Objective,
         device: torch.device,
         path: Path | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.program, self.source, self.settings, self.objective = program, source, settings, objective
-        self.device, self.path = device, path
+        self.device, self.path, self.ranks = device, path, ranks
         self.steps_per_epoch, self.total_steps = settings.length(source.num_rows)
         self.parameters = [p for p in program.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(settings, self.parameters)
         self.schedule = make_schedule(settings, self.optimizer, self.total_steps)
         self.average = [p.detach().clone() for p in self.parameters] if settings.average else None
         self.validation = source.validation()
-        self.step, self.epoch = 0, 0
+        self.step, self.epoch = 0, 0  # steps taken, epochs completed
         self.metrics: list[dict[str, Any]] = []
         self.best_loss, self.best_epoch = math.inf, 0
         self.best: dict[str, Tensor] | None = None
+        self.within: Within | None = None  # where the first epoch goes on, if not at its beginning
         self.captured: CapturedStep | None = None
         self.capture_tried = False
+        self.interrupts = Interrupts()
+        self.compute: Any = None  # (x, y, step) -> (loss, surrogate)
+        self.copy: tuple[State, float] | None = None  # of the state a fault is looked for from, and when it was made
 
     @property
     def finished(self) -> bool:
@@ -70,78 +91,129 @@ class Trainer:
 
     def run(self, bar: Progress, callback: Callable[[dict[str, Any]], Any] | None) -> None:
         """Train to the end, and leave the best weights in the program."""
-        while not self.finished:
-            metrics = self._one_epoch(bar)
-            self._keep_best(metrics)
-            self.metrics.append(metrics)
-            if self.path is not None:
-                write_metrics(self.path, self.metrics)
-                save_checkpoint(self.path, self)
-            if callback is not None and callback(dict(metrics)):
-                break
+        self.ranks.require_divisible(min(self.settings.batch_size, self.source.num_rows))
+        with told(self.path), self.interrupts:
+            while not self.finished:
+                metrics = self._one_epoch(bar)
+                self._keep_best(metrics)
+                self.metrics.append(metrics)
+                if self.path is not None and self.ranks.first:
+                    write_metrics(self.path, self.metrics)
+                    save_checkpoint(self.path, self)
+                if self.ranks.shared(callback is not None and self.ranks.first and bool(callback(dict(metrics)))):
+                    break
+                self._heed(None)
         if self.best is not None:
             self.program.load_state_dict(self.best)
 
     def _one_epoch(self, bar: Progress) -> dict[str, Any]:
-        start = time.perf_counter()
-        self.epoch += 1
-        last_step = min(self.total_steps, self.step + self.steps_per_epoch)
-        first_step = self.step
-        lr = self.optimizer.param_groups[0]["lr"]
+        began = time.perf_counter()
+        epoch = self.epoch + 1
         every = max(1, self.steps_per_epoch // LOGS_PER_EPOCH)
-        order = torch.randperm(self.source.num_rows, generator=generator(self.settings.seed, self.epoch, SHUFFLE))
-        total = torch.zeros((), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
-        read = 0.0
+        order = torch.randperm(self.source.num_rows, generator=generator(self.settings.seed, epoch, SHUFFLE))
         was_training = self.program.training
         self.program.train()
-        captured = self._capture(order[: self.settings.batch_size])
-        if captured is not None:
-            total = captured.loss.zero_()
-        with seeded(derive_seed(self.settings.seed, self.epoch, NOISE), self.device):
+        self._prepare(order[: self.settings.batch_size])
+        within, self.within = self.within or self._at_beginning(), None
+        if self.captured is not None:
+            within.total = self.captured.loss.copy_(within.total)
+        saved_at, began = began, began - within.seconds
+        last_step = min(self.total_steps, within.first_step + self.steps_per_epoch)
+        finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps after which the sum was finite
+        counted_from = self.step
+        with seeded(derive_seed(self.settings.seed, epoch, NOISE), self.device):
+            set_random_state(within.random, self.device)
+            self._copy_state(within)
             while self.step < last_step:
-                offset = (self.step - first_step) * self.settings.batch_size
-                rows = order[offset : offset + self.settings.batch_size]
-                if captured is not None:
-                    captured(*self.source.stored(rows))
-                    self.schedule.step()
-                    self.step += 1
-                else:
-                    total += self._one_step(self.source.batch(rows))
-                if (self.step - first_step) % every == 0 or self.step == last_step:
-                    seen, read = read, float(total)
-                    since = (self.step - first_step) % every or every
-                    self._require_finite(read)
-                    bar.update(self.step, f"epoch {self.epoch}  loss {(read - seen) / since:.2f}")
-        if captured is not None:
-            captured.finish()
+                self._advance(order, within)
+                finite += torch.isfinite(within.total)
+                since = (self.step - within.first_step) % every
+                logging = since == 0 or self.step == last_step
+                if logging:
+                    seen, within.read = within.read, float(self.ranks.mean(within.total))
+                    if not math.isfinite(within.read) or (self.step == last_step and not self._parameters_finite()):
+                        self._explain(order, counted_from + int(finite) + 1)
+                    bar.update(self.step, f"epoch {epoch}  loss {(within.read - seen) / (since or every):.2f}")
+                if self.step == last_step:
+                    break  # the checkpoint after the epoch is the next
+                now = time.perf_counter()
+                within.seconds = now - began
+                if logging or self.ranks.size == 1:
+                    self._heed(within)
+                if logging and self.ranks.shared(now - saved_at > CHECKPOINT_SECONDS):
+                    saved_at = now
+                    self._save_within(within)
+                if logging and self.copy is not None and now - self.copy[1] > COPY_SECONDS:
+                    self._copy_state(within)
+                    counted_from, finite = self.step, torch.zeros_like(finite)
+        if self.captured is not None:
+            self.captured.finish()
         self.program.train(was_training)
         metrics: dict[str, Any] = {
-            "epoch": self.epoch,
+            "epoch": epoch,
             "step": self.step,
-            "train_loss": read / (self.step - first_step),
-            "lr": lr,
+            "train_loss": within.read / (self.step - within.first_step),
+            "lr": within.lr,
         }
-        metrics |= self._validate()
-        metrics["seconds"] = round(time.perf_counter() - start, 3)
+        metrics |= self.ranks.shared(self._validate() if self.ranks.first else {})
+        metrics["seconds"] = round(time.perf_counter() - began, 3)
+        self.epoch = epoch
         return metrics
 
-    def _capture(self, rows: Tensor) -> CapturedStep | None:
-        """The compiled step, where it is wanted and can be had; said once where it is wanted and cannot."""
+    def _prepare(self, rows: Tensor) -> None:
+        """What computes a step: the compiled one where it is wanted and can be had, the objective, or its parallel form."""
+        if self.compute is None:
+            alone = lambda x, y, step: self.objective(self.program, x, y, step)  # noqa: E731
+            self.compute = alone
+            if self.ranks.size > 1:
+                with seeded(0, self.device):
+                    self.compute = parallel(self.program, self.objective, self.ranks, *self._batch(rows))
         wanted = self.settings.compile == "on" or (
-            self.settings.compile == "auto" and worth_capturing(self.total_steps, self.device)
+            self.settings.compile == "auto" and self.ranks.size == 1 and worth_capturing(self.total_steps, self.device)
         )
         if wanted and not self.capture_tried:
             self.capture_tried = True
             try:
-                self.captured = CapturedStep(self, *self.source.stored(rows))
+                if self.ranks.size > 1:
+                    raise Uncapturable("a compiled step cannot wait for other processes")
+                with self.interrupts.at_once():
+                    self.captured = CapturedStep(self, *self.source.stored(rows))
             except Uncapturable as error:
-                warnings.warn(f"training uncompiled: {error}", CaptureWarning, stacklevel=5)
-        return self.captured
+                warnings.warn(f"training uncompiled: {error}", CaptureWarning, stacklevel=6)
 
-    def _one_step(self, batch: Batch) -> Tensor:
-        loss, surrogate = self.objective(self.program, *batch, self.step)
+    def _at_beginning(self) -> Within:
+        dtype = torch.float64 if self.device.type != "mps" else torch.float32
+        total = torch.zeros((), dtype=dtype, device=self.device)
+        return Within(self.step, self.optimizer.param_groups[0]["lr"], 0.0, 0.0, total, {})
+
+    def _advance(self, order: Tensor, within: Within) -> None:
+        """One step, its loss added to the epoch's."""
+        if self.captured is not None:
+            self.captured(*self.source.stored(self._rows(order, within)))
+            self.schedule.step()
+            self.step += 1
+        else:
+            within.total += self._gradients(self._batch(self._rows(order, within)))
+            self._apply()
+
+    def _rows(self, order: Tensor, within: Within) -> Tensor:
+        offset = (self.step - within.first_step) * self.settings.batch_size
+        return order[offset : offset + self.settings.batch_size]
+
+    def _batch(self, rows: Tensor) -> Batch:
+        """What the program sees of these rows: this process's slice of the batch, with the noise of the whole."""
+        if self.source.fresh:
+            x, y = self.source.batch(rows)
+            return self.ranks.own(x), self.ranks.own(y)
+        return self.source.batch(self.ranks.own(rows))
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        loss, surrogate = self.compute(*batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         surrogate.backward()
+        return loss
+
+    def _apply(self) -> None:
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
@@ -150,18 +222,59 @@ class Trainer:
         if self.average is not None and self.settings.average is not None:
             decay = min(self.settings.average, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-        return loss
 
-    def _require_finite(self, total: float) -> None:
-        if math.isfinite(total):
+    def _heed(self, within: Within | None) -> None:
+        """End training where a signal asked for it: with a checkpoint, where there is a run."""
+        signum = next((s for s in self.ranks.gathered(self.interrupts.pending) if s is not None), None)
+        if signum is None:
             return
-        broken = [n for n, p in self.program.named_parameters() if not bool(torch.isfinite(p).all())]
-        at_fault = f"; the parameter {broken[0]!r} is no longer finite" if broken else ""
-        kept = f"; the checkpoint in {self.path} is from epoch {self.epoch - 1}" if self.path and self.epoch > 1 else ""
-        raise NumericalError(
-            f"the loss became NaN or infinite by step {self.step}{at_fault}{kept}: lower lr, set clip_norm, or give the "
-            "likelihood's scale a higher floor"
-        )
+        if within is not None:
+            self._save_within(within)
+        kept = f"; its checkpoint is in {self.path}: go on with --resume" if self.path is not None else ""
+        raise Interrupted(signum, f"interrupted after step {self.step} of {self.total_steps}{kept}")
+
+    def _save_within(self, within: Within) -> None:
+        if self.path is not None and self.ranks.first:
+            within.random = random_state(self.device)
+            save_checkpoint(self.path, self, within)
+
+    def _copy_state(self, within: Within) -> None:
+        within.random = random_state(self.device)
+        tensors, state = state_of(self, within)
+        self.copy = ({n: t.detach().clone() for n, t in tensors.items()}, state), time.perf_counter()
+
+    def _parameters_finite(self) -> bool:
+        return bool(torch.isfinite(torch.stack(torch._foreach_norm(self.parameters, math.inf))).all())
+
+    def _explain(self, order: Tensor, lost: int) -> None:
+        """Raise what is to be said of a sum that is not finite from step ``lost`` on, or of parameters after it."""
+        lost = min(self.ranks.gathered(lost))
+        found: tuple[int, Fault] | None = None
+        if self.copy is not None:
+            within = restore(self, *self.copy[0])
+            if within is not None:
+                set_random_state(within.random, self.device)
+                found = self._find(order, within, lost)
+            restore(self, *self.copy[0])  # the last state that is known to be good
+        kept = f"; the checkpoint in {self.path} is from epoch {self.epoch}" if self.path and self.epoch else ""
+        what, step, where = (found[1].what, found[0], f": {found[1]}") if found else ("the loss", lost, "")
+        raise NumericalError(f"{what} is NaN or infinite at step {step}{where}{kept}; {ADVICE}")
+
+    def _find(self, order: Tensor, within: Within, lost: int) -> tuple[int, Fault] | None:
+        """Go to the step before the last good one, and look at what follows; every process hears of what one finds."""
+        if self.captured is not None:
+            within.total = self.captured.loss.copy_(within.total)
+        while self.step < lost - 2:
+            self._advance(order, within)
+        previous: dict[str, Tensor] | None = None
+        while self.step < min(lost, self.total_steps):
+            fault = examine(self, self._batch(self._rows(order, within)), self._gradients, previous)
+            found = next((f for f in self.ranks.gathered(fault) if f is not None), None)
+            if found is not None:
+                return self.step + 1, found
+            previous = {n: p.detach().clone() for n, p in self.program.named_parameters()}
+            self._apply()
+        return None
 
     def _validate(self) -> dict[str, float]:
         """One-sample ELBO of the validation split under the weights that would be kept, with a fixed seed."""
@@ -169,15 +282,13 @@ class Trainer:
             return {}
         x, y = self.validation
         sums = torch.zeros(2, dtype=torch.float64)
-        self.swap_average()
-        with evaluating(self.program), seeded(derive_seed(0, VALIDATION), self.device):
+        with self._averaged(), evaluating(self.program), seeded(derive_seed(0, VALIDATION), self.device):
             for first in range(0, len(x), VALIDATION_ROWS):
                 rows = slice(first, first + VALIDATION_ROWS)
                 block_y = None if y is None else y[rows].to(self.device)
                 terms = draw_terms(self.program, to_program(self.program, x[rows]), block_y, num_samples=1)
                 kl = terms.log_guide - terms.log_prior
                 sums += torch.stack([terms.log_likelihood.sum(), kl.sum()]).double().cpu()
-        self.swap_average()
         reconstruction, kl_mean = (sums / len(x)).tolist()
         return {
             "validation_loss": kl_mean - reconstruction,
@@ -185,8 +296,16 @@ class Trainer:
             "validation_kl": kl_mean,
         }
 
-    def swap_average(self) -> None:
-        """Exchange the program's weights and their moving average, where there is one."""
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The program with the moving average of its weights, where there is one."""
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
+
+    def _swap_average(self) -> None:
         if self.average is not None:
             for p, a in zip(self.parameters, self.average, strict=True):
                 p.data, a.data = a.data, p.data
@@ -196,8 +315,7 @@ class Trainer:
         if not loss < self.best_loss:
             return
         self.best_loss, self.best_epoch = loss, self.epoch
-        self.swap_average()
-        self.best = {name: t.detach().clone() for name, t in self.program.state_dict().items()}
-        self.swap_average()
-        if self.path is not None:
+        with self._averaged():
+            self.best = {name: t.detach().clone() for name, t in self.program.state_dict().items()}
+        if self.path is not None and self.ranks.first:
             save_weights(self.path, self.best)

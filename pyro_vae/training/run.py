@@ -12,8 +12,10 @@ Nothing in it is code, and loading it runs none.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import math
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +25,22 @@ import tomli_w
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import memory
 from pyro_vae.data import Data, load_data
+from pyro_vae.data.roots import no_downloads
 from pyro_vae.errors import UserError
-from pyro_vae.spec import Spec, construct, parse_toml
+from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
-from pyro_vae.training.files import read_tensors, read_text, write_tensors, write_text
+from pyro_vae.training.files import (
+    Outline,
+    damaged,
+    outline_of,
+    parse_json,
+    read_tensors,
+    read_text,
+    write_tensors,
+    write_text,
+)
 from pyro_vae.training.settings import Settings
 
 SPEC, WEIGHTS, CHECKPOINT, METRICS, ROWS = (
@@ -37,6 +50,11 @@ SPEC, WEIGHTS, CHECKPOINT, METRICS, ROWS = (
     "metrics.jsonl",
     "rows.safetensors",
 )
+FILES = (SPEC, WEIGHTS, CHECKPOINT, METRICS, ROWS)
+TABLES = ("program", "model", "guide", "data", "training", "versions")
+DATA_KEYS = {"name": str, "root": str, "binarization": str, "dequantization": str, "validation": int}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DRAWN_AT_ONCE = 64  # data that the pictures of a run hold at least
 RECORDED = (
     "pyro-vae",
     "torch",
@@ -84,7 +102,10 @@ class Run:
             raise UserError(
                 f"{self.path} was trained on a tensor or Dataset of yours: hand the data to the function itself"
             )
-        return load_data(**{**source, **({"root": root} if root is not None else {})})
+        if root is not None:
+            return load_data(**{**source, "root": root})
+        with no_downloads():  # nothing is written where a run's record says
+            return load_data(**source)
 
     def __repr__(self) -> str:
         best = min(
@@ -128,13 +149,21 @@ def make_record(program: Any, event_shape: tuple[int, ...], data: Any, settings:
 def create(path: Path, record: dict[str, Any], data: Any) -> None:
     """Make a new run directory; refuses one that holds a run, or other files, or cannot be written."""
     require_free(path)
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the output directory {path}: {error.strerror}; choose another --out") from error
-    if isinstance(data, Data) and any(rows is not None for rows in data.rows.values()):
-        write_tensors(path / ROWS, {split: rows for split, rows in data.rows.items() if rows is not None})
-    write_text(path / SPEC, tomli_w.dumps(record))
+    try:
+        if isinstance(data, Data) and any(rows is not None for rows in data.rows.values()):
+            write_tensors(path / ROWS, {split: rows for split, rows in data.rows.items() if rows is not None})
+        write_text(path / SPEC, tomli_w.dumps(record))
+    except BaseException:
+        with contextlib.suppress(OSError):  # nothing half-made is left behind
+            (path / ROWS).unlink(missing_ok=True)
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 def require_free(path: Path) -> None:
@@ -152,11 +181,14 @@ def write_metrics(path: Path, metrics: list[dict[str, Any]]) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The metrics lines of a run."""
-    text = read_text(path / METRICS)
-    try:
-        return [json.loads(line) for line in text.splitlines() if line]
-    except ValueError:
-        raise UserError(f"{path / METRICS} is damaged: restore it, or train again") from None
+    lines = [line for line in read_text(path / METRICS).splitlines() if line]
+    metrics = [parse_json(line, path / METRICS) for line in lines]
+    for number, found in enumerate(metrics, 1):
+        if not isinstance(found, dict) or not all(type(v) in (int, float) for v in found.values()):
+            raise damaged(path / METRICS, f"line {number} is no table of numbers")
+        if found.get("epoch") != number or not {"step", "train_loss", "seconds"} <= set(found):
+            raise damaged(path / METRICS, f"line {number} is not that of epoch {number}")
+    return metrics
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -164,11 +196,20 @@ def read_record(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"no run directory {str(path)!r}: expected one written by pyro-vae train --out")
-    record = parse_toml(read_text(path / SPEC), str(path / SPEC))
-    program = record.get("program")
-    shape = program.get("event_shape") if isinstance(program, dict) else None
-    if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise UserError(f"{path / SPEC} does not say the program's event_shape: it is no run's spec")
+    where = path / SPEC
+    record = parse_toml(read_text(where), str(where))
+    wrong = [k for k in record if k not in TABLES or not isinstance(record[k], dict)]
+    if wrong:
+        raise UserError(f"{where}: {wrong[0]!r} is no table of a run's spec; expected {', '.join(TABLES)}")
+    shape = record.get("program", {}).get("event_shape")
+    if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
+        raise UserError(f"{where} does not say the program's event_shape: it is no run's spec")
+    memory.require(DRAWN_AT_ONCE * 4 * math.prod(shape), f"{where}: {DRAWN_AT_ONCE} data of event_shape {shape}")
+    for key, value in record.get("data", {}).items():
+        if key not in DATA_KEYS or type(value) is not DATA_KEYS[key]:
+            raise UserError(f"{where}: data.{key} = {value!r} is nothing that load_data takes")
+    if "data" in record and "name" not in record["data"]:
+        raise UserError(f"{where}: data says no name; expected that of a data set or a path")
     return record
 
 
@@ -193,8 +234,9 @@ def load(path: str | Path, program: Any = None, device: str = "cpu") -> Run:
     shape = tuple(record["program"]["event_shape"])
     if program is None:
         program = rebuild(path, record)
-    tensors, _ = read_tensors(path / WEIGHTS)
-    fill(program, tensors, str(path / WEIGHTS))
+    state = program.state_dict()
+    tensors, _ = read_tensors(path / WEIGHTS, lambda found, _: match(state, found, str(path / WEIGHTS)))
+    program.load_state_dict(tensors)
     remember_shape(program, shape)
     return Run(program.to(target), path, record, read_metrics(path))
 
@@ -208,32 +250,30 @@ def rebuild(path: Path, record: dict[str, Any]) -> nn.Module:
             "the program over, load(path, program=...) or --model FILE.py"
         )
     spec = Spec.from_dict({k: record[k] for k in ("model", "guide")})
-    program: Any = construct(spec, tuple(record["program"]["event_shape"]))
+    name = record["program"].get("dtype", "float32")
+    if not isinstance(name, str) or name not in DTYPES:
+        raise UserError(f"{path / SPEC}: program.dtype = {name!r}; expected one of {', '.join(DTYPES)}")
+    event_shape = tuple(record["program"]["event_shape"])
+    if (path / WEIGHTS).is_file():  # a file of another program is refused before this one takes any memory
+        expected = outline(spec, event_shape).to(DTYPES[name]).state_dict()
+        outline_of(path / WEIGHTS, lambda found, _: match(expected, found, str(path / WEIGHTS)))
+    program: Any = construct(spec, event_shape)
     program.spec = spec
-    return cast(nn.Module, program.to(_dtype(record)))
+    return cast(nn.Module, program.to(DTYPES[name]))
 
 
-def _dtype(record: dict[str, Any]) -> torch.dtype:
-    dtype = getattr(torch, str(record["program"].get("dtype", "float32")), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UserError(f"the run's dtype {record['program'].get('dtype')!r} is no floating dtype of torch")
-    return dtype
-
-
-def fill(program: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Copy tensors into a program after checking every name, shape and dtype."""
-    state = program.state_dict()
-    missing, extra = sorted(set(state) - set(tensors)), sorted(set(tensors) - set(state))
+def match(state: dict[str, Tensor], found: dict[str, Outline], where: str) -> None:
+    """:class:`UserError` unless the tensors of a file are those of a program by name, shape and dtype."""
+    missing, extra = sorted(set(state) - set(found)), sorted(set(found) - set(state))
     if missing or extra:
         what = f"no {missing[0]!r}" if missing else f"{extra[0]!r}, which the program lacks"
         raise UserError(f"{where} has {what}: it holds the weights of another program")
-    for name, tensor in tensors.items():
-        if tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
+    for name, have in found.items():
+        if have != Outline.of(state[name]):
             raise UserError(
-                f"{where}: {name!r} is {tensor.dtype} {tuple(tensor.shape)}, the program's is {state[name].dtype} "
-                f"{tuple(state[name].shape)}: it holds the weights of another program"
+                f"{where}: {name!r} is {have}, the program's is {Outline.of(state[name])}: it holds the weights of "
+                "another program"
             )
-    program.load_state_dict(tensors)
 
 
 def remember_shape(program: Any, shape: tuple[int, ...]) -> None:

@@ -67,6 +67,15 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "sgd": torch.optim.SGD,
 }
+# What each keeps for a parameter; all but the step have the parameter's shape.
+OPTIMIZER_STATE: dict[str, tuple[str, ...]] = {
+    "adam": ("step", "exp_avg", "exp_avg_sq"),
+    "adamw": ("step", "exp_avg", "exp_avg_sq"),
+    "adamax": ("step", "exp_avg", "exp_inf"),
+    "rmsprop": ("step", "square_avg"),
+    "adagrad": ("step", "sum"),
+    "sgd": (),
+}
 FUSED = {"adam", "adamw", "sgd", "adagrad"}
 
 

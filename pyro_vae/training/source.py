@@ -21,8 +21,10 @@ class Source(ABC):
     """Rows to train on, on the device and in the dtype asked for.
 
     ``stored(rows)`` fetches them as they are kept, ``prepare`` makes of that what a program sees (binarized afresh, if the data
-    are), by tensor operations alone; ``batch(rows)`` is the two in turn.
+    are), by tensor operations alone; ``batch(rows)`` is the two in turn. ``fresh`` says whether ``prepare`` may draw.
     """
+
+    fresh = True
 
     def __init__(self, num_rows: int, conditional: bool) -> None:
         if num_rows < 1:
@@ -96,6 +98,8 @@ class TensorSource(_Rows):
 
 class DatasetSource(Source):
     """Any map-style Dataset whose items are x, or start with x (and y)."""
+
+    fresh = False
 
     def __init__(self, dataset: Dataset[Any], conditional: bool, device: torch.device, dtype: torch.dtype) -> None:
         if not hasattr(dataset, "__len__"):

@@ -1,0 +1,210 @@
+"""Pixels that nobody saw, by the posterior of those that were seen.
+
+    p(x_miss | x_obs) = E[p(x_miss | z) | x_obs],    p(z | x_obs) proportional to p(z) p(x_obs | z)
+
+for likelihoods whose elements are independent given z. Chains go back and forth between z and x_miss: z is proposed
+by the guide at the filled image and accepted by Metropolis and Hastings' rule, x_miss drawn from p(x_miss | z).
+Without the rule this is the pseudo-Gibbs sampler of Rezende, Mohamed & Wierstra 2014,
+https://arxiv.org/abs/1401.4082, appendix F; with it the chains have the right law whatever the guide: Mattei &
+Frellsen 2018, https://arxiv.org/abs/1802.04826.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.unconstrained import Fixed
+from pyro_vae.programs.contract import (
+    OBSERVED,
+    SAMPLE_PLATE,
+    Program,
+    Traces,
+    arguments,
+    check,
+    evaluating,
+    isolated,
+    latent_sites,
+    takes_y,
+)
+from pyro_vae.programs.latents import mean_of, to_program
+from pyro_vae.seeding import derive_seed, seeded
+
+
+class WithMissing(nn.Module):
+    """A Program of which only some elements of x count, as a conditional one: y is where x was observed, ``(N, *event)``, 1 or 0.
+
+    Everything that takes a Program takes it: ``pv.log_likelihood(WithMissing(p), x, seen)`` is log p(x_obs), and
+    ``pv.posterior(WithMissing(p), x, seen, source="nuts")`` draws from p(z | x_obs). The guide sees x as it is: fill
+    what is missing with something plausible (:func:`impute` does); importance weights and chains set right what the
+    filling got wrong.
+
+    Raises:
+        UserError: when it is run, for a likelihood whose elements are not independent.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        if takes_y(program):
+            raise UserError("a conditional program with missing pixels is not supported: its y is taken")
+        self.program = program
+        self.event_shape = getattr(program, "event_shape", None)
+
+    def model(self, x: Tensor, seen: Tensor) -> None:
+        """p(z) p(x_obs | z)."""
+        with _Masked(seen.to(dtype=torch.bool)):
+            self.program.model(x)
+
+    def guide(self, x: Tensor, seen: Tensor) -> None:
+        """q(z | x)."""
+        self.program.guide(x)
+
+
+class _Masked(Messenger):
+    """Leave elements out of the log-density of the observed site."""
+
+    def __init__(self, seen: Tensor) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == OBSERVED:
+            inner, axes = _elements(msg["fn"])
+            msg["fn"] = dist.MaskedDistribution(inner, self.seen).to_event(axes)
+
+
+def _elements(fn: Any) -> tuple[Any, int]:
+    """The distribution of the elements, and how many axes they have; :class:`UserError` if they are not independent."""
+    inner, axes = fn, 0
+    while isinstance(inner, torch.distributions.Independent):
+        inner, axes = inner.base_dist, axes + inner.reinterpreted_batch_ndims
+    if axes != len(fn.event_shape) or axes == 0:
+        raise UserError(
+            f"imputation needs a likelihood whose elements are independent given z, and {type(inner).__name__} at the "
+            f"site {OBSERVED!r} has joint axes"
+        )
+    return inner, axes
+
+
+@dataclass(frozen=True, eq=False)
+class Imputation:
+    """What the posterior says of missing elements; tensors are on the CPU.
+
+    Attributes:
+        mean: E[x | x_obs], with x itself where it was seen, ``(N, *event)``.
+        mc_se: Monte Carlo standard error of that mean, from the spread between chains, ``(N, *event)``.
+        draws: complete data, x_miss from p(x_miss | x_obs), one from each chain: ``(num_chains, N, *event)``.
+        acceptance: mean acceptance of the guide's proposals, ``(N,)``; near 0, do not rely on the rest.
+    """
+
+    mean: Tensor
+    mc_se: Tensor
+    draws: Tensor
+    acceptance: Tensor
+
+
+def impute(
+    program: Program,
+    x: Tensor,
+    seen: Tensor,
+    y: Tensor | None = None,
+    *,
+    num_chains: int = 16,
+    num_rounds: int = 100,
+    seed: int = 0,
+) -> Imputation:
+    """Fill the missing elements of x by the posterior of those seen.
+
+    Args:
+        program: any Program whose likelihood has independent elements and whose guide can score latents that it did
+            not draw.
+        x: data ``(N, *event)``; what stands where nothing was seen is not read.
+        seen: bool ``(N, *event)`` or ``event``, True where x was observed.
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+        num_chains: independent chains per image, each from a filling of its own.
+        num_rounds: of proposing z and drawing x_miss; the first half is dropped.
+        seed: of everything drawn; torch's generators are put back.
+
+    Returns:
+        The conditional mean, with its error, and complete images.
+
+    Raises:
+        UserError: a likelihood whose elements are not independent given z, a guide that cannot score.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
+        >>> impute(vae, torch.zeros(4, 3), torch.tensor([True, True, False])).mean.shape
+        torch.Size([4, 3])
+    """
+    if num_chains < 2 or num_rounds < 2:
+        raise UserError(f"expected at least 2 chains and 2 rounds, got {num_chains} and {num_rounds}")
+    x = to_program(program, x)
+    seen = seen.to(x.device, torch.bool).expand(x.shape)
+    event = (num_chains, *x.shape)
+    wide = lambda t: t.expand(num_chains, *t.shape).flatten(0, 1)  # noqa: E731  # chains times images in one batch
+    y = None if y is None else wide(y.to(x.device))
+    known, mask = wide(x), wide(seen)
+    filled = torch.where(mask, known, torch.zeros_like(known))
+    traces = check(program, filled[:2], None if y is None else y[:2])
+    _elements(traces.model.nodes[OBSERVED]["fn"])
+    total, accepted = torch.zeros(event, dtype=torch.float64), torch.zeros(num_chains, len(x), dtype=torch.float64)
+    with evaluating(program), isolated(), seeded(derive_seed(seed, 0), x.device):
+        filled = torch.where(mask, known, _prior_draw(program, filled, y))
+        z, _, fn = _pass(program, filled, y)
+        filled = torch.where(mask, known, fn.sample().expand(1, *known.shape)[0])
+        for index in range(num_rounds):
+            try:
+                _, weight, fn = _pass(program, filled, y, z)
+            except NotImplementedError as error:
+                raise UserError(
+                    f"imputation needs a guide that can score latents that it did not draw: {error}"
+                ) from None
+            new, new_weight, new_fn = _pass(program, filled, y)
+            change = torch.nan_to_num(new_weight - weight, nan=-torch.inf)
+            accept = torch.rand_like(change).log() < change
+            pick = lambda a, b, accept=accept: torch.where(accept.reshape(-1, *(1 for _ in a.shape[1:])), a, b)  # noqa: E731
+            z = {n: pick(new[n][0], z[n][0]).unsqueeze(0) for n in z}
+            drawn = pick(*(f.sample().expand(1, *known.shape)[0] for f in (new_fn, fn)))
+            filled = torch.where(mask, known, drawn)
+            if index >= num_rounds // 2:
+                mean = pick(*(mean_of(f).expand(1, *known.shape)[0] for f in (new_fn, fn)))
+                total += mean.reshape(event).double().cpu()
+                accepted += change.clamp(max=0).exp().reshape(accepted.shape).double().cpu()
+    kept = num_rounds - num_rounds // 2
+    means, hidden = total / kept, ~seen.cpu()
+    return Imputation(
+        mean=torch.where(hidden, means.mean(0).to(x.dtype), x.cpu()),
+        mc_se=(means.std(0) / math.sqrt(num_chains) * hidden).to(x.dtype),
+        draws=filled.reshape(event).cpu(),
+        acceptance=accepted.mean(0) / kept,
+    )
+
+
+def _pass(
+    program: Program, x: Tensor, y: Tensor | None, z: dict[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], Tensor, Any]:
+    """Latents, drawn from the guide unless they are given, log p(x, z) - log q(z | x) ``(batch,)``, and p(x | z)."""
+    args = arguments(x, y)
+    with pyro.plate(SAMPLE_PLATE, 1, dim=-2), Fixed(z or {}):
+        guide = poutine.trace(program.guide).get_trace(*args)
+        model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(*args)
+    values = {n: s["value"].expand(1, len(x), *s["fn"].event_shape) for n, s in latent_sites(guide).items()}
+    weight = Traces(model, guide).terms(1, len(x)).log_weight[0]
+    return values, weight, model.nodes[OBSERVED]["fn"]
+
+
+def _prior_draw(program: Program, x: Tensor, y: Tensor | None) -> Tensor:
+    """Data drawn from the model, shaped like x."""
+    model: Any = poutine.trace(program.model).get_trace(*arguments(x, y))
+    drawn: Tensor = model.nodes[OBSERVED]["fn"].sample()
+    return drawn.expand(x.shape)

@@ -1,0 +1,335 @@
+"""The posterior of each image's latents, as ArviZ takes it.
+
+    p(z | x) = p(z) p(x | z) / p(x)
+
+by the guide q(z | x); by the guide's draws resampled with smoothed weights p(x, z) / q(z | x) (Vehtari et al. 2024,
+https://arxiv.org/abs/1507.02646); by NUTS or HMC; and, beside it, the prior.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from arviz_stats.base import array_stats
+from torch import Tensor
+
+from pyro_vae import __version__
+from pyro_vae.analysis.mcmc import sample_chains
+from pyro_vae.analysis.schema import Tree, event_dims
+from pyro_vae.analysis.scoring import Arrays, draw_from_guide, draw_from_prior, predict, score
+from pyro_vae.errors import UserError, nearest
+from pyro_vae.evaluation.estimators import estimate
+from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
+from pyro_vae.programs.contract import OBSERVED, Program, check, check_observed, device_of
+from pyro_vae.programs.latents import to_program
+from pyro_vae.seeding import derive_seed
+
+SOURCES = ("guide", "psis", "nuts", "hmc", "prior")
+PREDICTIVE = ("draws", "mean", "none")
+PREDICTIVE_ELEMENTS = 2**23  # numbers in posterior_predictive at most: 32 MiB in float32
+PPC_DRAWS = 50  # that ArviZ's predictive checks draw, and that are kept in any case
+GUIDE, PRIOR, PREDICTION, RESAMPLING = range(4)  # what a random number is drawn for
+VERSIONS = ("torch", "pyro-ppl", "arviz-base", "arviz-stats", "xarray")
+
+
+def posterior(
+    program: Program,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    num_samples: int = 1000,
+    source: str = "guide",
+    num_chains: int = 4,
+    seed: int = 0,
+    predictive: str = "draws",
+    num_predictive: int | None = None,
+    prior: bool = True,
+    labels: Tensor | Sequence[int] | None = None,
+    image_index: Tensor | Sequence[int] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    progress: Callable[[float], None] | None = None,
+    **mcmc: Any,
+) -> xr.DataTree:
+    """Draws from the posterior of the latents of every row of x, in ArviZ's schema.
+
+    Chains of the guide, of ``"psis"`` and of the prior are independent draws dealt out to chains, so that every
+    source has the same shape. The work is cut into fixed blocks of images, each seeded from (seed, first image).
+    Dropout is off.
+
+    Args:
+        program: any Program, on its device.
+        x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is).
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+        num_samples: draws per chain and image.
+        source: ``"guide"``, q(z | x) as it is; ``"psis"``, as many draws of it resampled by Pareto-smoothed
+            importance weights; ``"nuts"`` or ``"hmc"``, Markov chains with the decoder fixed; ``"prior"``, no
+            posterior at all.
+        num_chains: chains per image.
+        seed: of everything drawn; torch's generators are put back.
+        predictive: what ``posterior_predictive`` holds: ``"draws"`` of x from p(x | z), as ``x``; its ``"mean"``, as
+            ``x_mean``; or ``"none"``.
+        num_predictive: for how many draws per chain, evenly spaced (``draw`` says which); by default so many that the
+            group has about 8 million numbers, and at least 50 over all chains.
+        prior: also add ``prior`` and ``prior_predictive``, as many draws, without an axis of images unless the
+            program is conditional.
+        labels: of the images, ``(N,)``: ``constant_data``.
+        image_index: the rows of the data that the images are: the coordinate ``image``; 0 to N - 1 where None.
+        attributes: more attributes, such as the run's path.
+        progress: called with images' worth of work done, a fraction at a time.
+        mcmc: options of :func:`pyro_vae.analysis.mcmc.sample_chains`: ``num_warmup``, ``target_accept``, ...
+
+    Returns:
+        A tree with the groups posterior, posterior_predictive, log_likelihood (log p(x | z) per image), log_prior
+        (per latent site), sample_stats, prior, prior_predictive, observed_data and constant_data. ``sample_stats``
+        has ``lp`` = log p(x, z); for the guide and PSIS the ``log_weight`` of each draw, and per image ``khat``,
+        ``ess`` and ``log_evidence``; for Markov chains what :class:`pyro_vae.analysis.mcmc.Chains` has.
+
+    Raises:
+        UserError: an unknown source, x outside the support, discrete latents with NUTS or HMC.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
+        >>> tree = posterior(vae, torch.zeros(5, 3), num_samples=25)
+        >>> dict(tree.posterior.sizes)
+        {'chain': 4, 'draw': 25, 'image': 5, 'z_dim': 2}
+    """
+    _check(x, source, predictive, num_samples, num_chains, mcmc)
+    index = np.arange(len(x)) if image_index is None else _column("image_index", image_index, len(x))
+    tree = Tree(index)
+    shape = (num_chains, num_samples)
+    check_program(program, x, y)
+    if source != "prior":
+        blocks = []
+        images = len(x) if source in ("nuts", "hmc") else max(1, BLOCK_ELEMENTS // (8 * math.prod(x.shape[1:])))
+        for first in range(0, len(x), images):
+            rows = slice(first, first + images)
+            block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device_of(program))
+            found = _draws(program, block, block_y, source, shape, derive_seed(seed, first), mcmc, progress)
+            blocks.append(found)
+        _add_posterior(tree, blocks, shape)
+    kept = _kept(num_samples, num_chains, math.prod(x.shape), num_predictive)
+    if predictive != "none" and source != "prior":
+        values = {n: np.concatenate([b.latents[n] for b in blocks], 1) for n in blocks[0].latents}
+        _add_predictive(tree, "posterior", program, x, y, values, shape, kept, predictive, seed)
+    if prior or source == "prior":
+        _add_prior(tree, program, x, y, shape, kept, predictive, seed)
+    tree.add(
+        "observed_data", {OBSERVED: x.detach().cpu().numpy()}, {OBSERVED: ["image", *event_dims(OBSERVED, x.shape[1:])]}
+    )
+    constant = {} if labels is None else {"label": _column("labels", labels, len(x))}
+    dims = {"label": ["image"]}
+    if y is not None:
+        constant["y"] = y.detach().cpu().numpy()
+        dims["y"] = ["image", *event_dims("y", y.shape[1:])]
+    if constant:
+        tree.add("constant_data", constant, dims)
+    return tree.build(
+        {
+            "source": source,
+            "guide": guide_name(program),
+            "program": type(program).__name__,
+            "seed": seed,
+            "num_samples": num_samples,
+            "num_chains": num_chains,
+            "pyro_vae_version": __version__,
+            **{name.replace("-", "_") + "_version": importlib.metadata.version(name) for name in VERSIONS},
+            **{
+                name: value if isinstance(value, (int, float)) else str(value)
+                for name, value in mcmc.items()
+                if value is not None
+            },
+            **(attributes or {}),
+        }
+    )
+
+
+def guide_name(program: Any) -> str:
+    """What a program's guide is: the class of its posterior block, or the program's own class."""
+    block = getattr(program, "posterior", None)
+    return type(program if block is None else block).__name__
+
+
+def check_program(program: Any, x: Tensor, y: Tensor | None) -> None:
+    """Hold the program to its contract, and the data to its support."""
+    some = slice(0, 8)
+    block_y = None if y is None else y[some].to(device_of(program))
+    traces = check(program, to_program(program, x[some]), block_y)
+    check_observed(traces, to_program(program, x[some]))
+
+
+class _Block:
+    """Draws ``(num_chains * num_samples, batch, ...)`` of a block of images, and what belongs to them."""
+
+    def __init__(self, latents: Arrays, log_likelihood: np.ndarray, log_prior: Arrays) -> None:
+        self.latents, self.log_likelihood, self.log_prior = latents, log_likelihood, log_prior
+        self.statistics: Arrays = {"lp": log_likelihood + sum(log_prior.values())}
+        self.per_image: Arrays = {}
+
+    def rows(self, chosen: np.ndarray) -> None:
+        """Keep the draws ``chosen`` ``(num, batch)`` of each image."""
+
+        def take(array: np.ndarray) -> np.ndarray:
+            return np.take_along_axis(array, chosen.reshape(*chosen.shape, *(1 for _ in array.shape[2:])), 0)
+
+        self.latents = {n: take(v) for n, v in self.latents.items()}
+        self.log_prior = {n: take(v) for n, v in self.log_prior.items()}
+        self.statistics = {n: take(v) for n, v in self.statistics.items()}
+        self.log_likelihood = take(self.log_likelihood)
+
+
+def _draws(
+    program: Program, x: Tensor, y: Tensor | None, source: str, shape: tuple[int, int], seed: int,
+    mcmc: dict[str, Any], progress: Callable[[float], None] | None,
+) -> _Block:  # fmt: skip
+    if source in ("nuts", "hmc"):
+        chains = sample_chains(
+            program,
+            x,
+            y,
+            kernel=source,
+            num_chains=shape[0],
+            num_samples=shape[1],
+            seed=seed,
+            progress=progress,
+            **mcmc,
+        )
+        latents = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.latents.items()}
+        block = _Block(latents, *score(program, x, y, latents))
+        block.statistics = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.statistics.items()}
+        return block
+    latents, log_guide = draw_from_guide(program, x, y, math.prod(shape), derive_seed(seed, GUIDE))
+    block = _Block(latents, *score(program, x, y, latents))
+    log_weight = block.statistics["lp"] - log_guide
+    block.statistics["log_weight"] = log_weight
+    found = estimate(torch.from_numpy(log_weight))
+    block.per_image = {
+        "khat": found.khat.numpy(), "ess": found.ess.numpy(), "log_evidence": found.log_likelihood.numpy()
+    }  # fmt: skip
+    if source == "psis":
+        block.rows(resampled(log_weight, block.per_image["khat"], derive_seed(seed, RESAMPLING)))
+    if progress is not None:
+        progress(float(len(x)))
+    return block
+
+
+def resampled(log_weight: np.ndarray, khat: np.ndarray, seed: int) -> np.ndarray:
+    """Rows ``(num_samples, batch)`` drawn by Pareto-smoothed weights, systematically, in random order.
+
+    Systematic resampling takes every draw floor(S w) or ceil(S w) times. Where the weights are equal (k = -inf) it
+    takes each once.
+    """
+    num_samples, batch = log_weight.shape
+    random = np.random.default_rng(seed)
+    rows = np.empty((num_samples, batch), dtype=np.int64)
+    for image in range(batch):
+        weights = smoothed_weights(log_weight[:, image], khat[image])
+        points = (np.arange(num_samples) + random.uniform()) / num_samples
+        found = np.searchsorted(np.cumsum(weights), points, side="right").clip(max=num_samples - 1)
+        rows[:, image] = random.permutation(found)
+    return rows
+
+
+def smoothed_weights(log_weight: np.ndarray, khat: float) -> np.ndarray:
+    """Pareto-smoothed weights ``(num_samples,)`` that add up to 1."""
+    shifted = np.maximum(log_weight.astype(np.float64) - log_weight.max(), -700.0)
+    if np.isfinite(khat):
+        with np.errstate(all="ignore"):
+            shifted = array_stats.psislw(-shifted, r_eff=1.0)[0]  # ArviZ takes minus the log-weights
+    weights = np.exp(shifted - shifted.max())
+    total: np.ndarray = weights / weights.sum()
+    return total
+
+
+def _add_posterior(tree: Tree, blocks: list[_Block], shape: tuple[int, int]) -> None:
+    def chains(arrays: list[np.ndarray]) -> np.ndarray:
+        joined = np.concatenate(arrays, 1)
+        return joined.reshape(*shape, *joined.shape[1:])
+
+    latents = {n: chains([b.latents[n] for b in blocks]) for n in blocks[0].latents}
+    tree.add("posterior", latents, {n: ["image", *event_dims(n, v.shape[3:])] for n, v in latents.items()})
+    tree.add("log_likelihood", {OBSERVED: chains([b.log_likelihood for b in blocks])}, {OBSERVED: ["image"]})
+    log_prior = {n: chains([b.log_prior[n] for b in blocks]) for n in blocks[0].log_prior}
+    tree.add("log_prior", log_prior, {n: ["image"] for n in log_prior})
+    statistics = {n: chains([b.statistics[n] for b in blocks]) for n in blocks[0].statistics}
+    tree.add("sample_stats", statistics, {n: ["image"] for n in statistics})
+    tree.add_per_image(
+        "sample_stats", {n: np.concatenate([b.per_image[n] for b in blocks]) for n in blocks[0].per_image}
+    )
+
+
+def _add_predictive(
+    tree: Tree, group: str, program: Program, x: Tensor, y: Tensor | None, latents: Arrays, shape: tuple[int, int],
+    kept: np.ndarray, predictive: str, seed: int, axes: Sequence[str] = ("image",),
+) -> None:  # fmt: skip
+    """Predictions for the draws ``kept`` of each chain of latents ``(num_chains * num_samples, batch, *latent)``."""
+    rows = (np.arange(shape[0])[:, None] * shape[1] + kept).ravel()
+    chosen = {n: v[rows] for n, v in latents.items()}
+    found = predict(
+        program, to_program(program, x), None if y is None else y.to(device_of(program)), chosen,
+        mean=predictive == "mean", seed=derive_seed(seed, PREDICTION),
+    )  # fmt: skip
+    name = "x_mean" if predictive == "mean" else OBSERVED
+    value = found.reshape(shape[0], len(kept), *found.shape[1 if "image" in axes else 2 :])
+    dims = {name: [*axes, *event_dims(OBSERVED, x.shape[1:])]}
+    tree.add(f"{group}_predictive", {name: value}, dims, draw=kept)
+
+
+def _add_prior(
+    tree: Tree,
+    program: Program,
+    x: Tensor,
+    y: Tensor | None,
+    shape: tuple[int, int],
+    kept: np.ndarray,
+    predictive: str,
+    seed: int,
+) -> None:
+    axes = ["image"] if y is not None else []
+    if not axes:  # the prior is the same for every image
+        x = torch.zeros_like(x[:1])
+    block_y = None if y is None else y.to(device_of(program))
+    latents = draw_from_prior(program, to_program(program, x), block_y, math.prod(shape), derive_seed(seed, PRIOR))
+    values = {n: v.reshape(*shape, *v.shape[1 if axes else 2 :]) for n, v in latents.items()}
+    event = {n: v.shape[2:] for n, v in latents.items()}
+    tree.add("prior", values, {n: [*axes, *event_dims(n, event[n])] for n in values})
+    if predictive != "none":
+        _add_predictive(tree, "prior", program, x, y, latents, shape, kept, predictive, seed, axes)
+
+
+def _kept(num_samples: int, num_chains: int, elements: int, num_predictive: int | None) -> np.ndarray:
+    """Which draws of each chain have their prediction kept."""
+    if num_predictive is None:
+        fits = PREDICTIVE_ELEMENTS // max(1, num_chains * elements)
+        num_predictive = max(fits, math.ceil(PPC_DRAWS / num_chains))
+    if num_predictive < 1:
+        raise UserError(f"expected num_predictive of at least 1, got {num_predictive}")
+    num = min(num_samples, num_predictive)
+    return np.arange(num) * num_samples // num
+
+
+def _check(x: Any, source: str, predictive: str, num_samples: int, num_chains: int, mcmc: dict[str, Any]) -> None:
+    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
+        raise UserError(f"expected data (N, *event) with at least one row, got {tuple(getattr(x, 'shape', ()))}")
+    if source not in SOURCES:
+        raise UserError(f"unknown source {source!r}: {nearest(str(source), SOURCES)}")
+    if predictive not in PREDICTIVE:
+        raise UserError(f"unknown predictive {predictive!r}: {nearest(str(predictive), PREDICTIVE)}")
+    for name, value in (("num_samples", num_samples), ("num_chains", num_chains)):
+        if value < 1:
+            raise UserError(f"expected {name} of at least 1, got {value}")
+    if mcmc and source not in ("nuts", "hmc"):
+        raise UserError(f"the option {next(iter(mcmc))!r} is for source='nuts' and 'hmc', and the source is {source!r}")
+
+
+def _column(name: str, values: Any, size: int) -> np.ndarray:
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    if array.shape != (size,):
+        raise UserError(f"expected {name} of shape ({size},), one for each image, got {array.shape}")
+    return array

@@ -1,0 +1,125 @@
+"""What a model says of latents that are given: their log-densities, and the data they would make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
+from pyro_vae.evaluation.unconstrained import Fixed
+from pyro_vae.programs.contract import (
+    OBSERVED,
+    SAMPLE_PLATE,
+    Program,
+    Traced,
+    arguments,
+    evaluating,
+    is_random,
+    isolated,
+    latent_sites,
+)
+from pyro_vae.programs.latents import mean_of
+from pyro_vae.seeding import derive_seed, seeded
+
+Arrays = dict[str, np.ndarray]
+
+
+def draw_from_guide(
+    program: Program, x: Tensor, y: Tensor | None, num_samples: int, seed: int
+) -> tuple[Arrays, np.ndarray]:
+    """Joint draws of the model's latents from the guide, ``(num_samples, batch, *latent)`` by site, and log q(z | x) of each.
+
+    Auxiliary sites of the guide count in its density, and are not returned.
+    """
+    values: list[Arrays] = []
+    log_guide: list[np.ndarray] = []
+    with evaluating(program), isolated():
+        with seeded(0, x.device):
+            names = list(latent_sites(poutine.trace(program.model).get_trace(*arguments(x, y))))
+        for first, size in parts(num_samples, x):
+            with seeded(derive_seed(seed, first), x.device), pyro.plate(SAMPLE_PLATE, size, dim=-2):
+                traced: Traced = poutine.trace(program.guide).get_trace(*arguments(x, y))
+            total = sum(_site_log_prob(site) for site in traced.nodes.values() if is_random(site))
+            log_guide.append(_host(torch.as_tensor(total).expand(size, len(x))))
+            sites = latent_sites(traced)
+            values.append(
+                {n: _host(sites[n]["value"].expand(size, len(x), *sites[n]["fn"].event_shape)) for n in names}
+            )
+    return {n: np.concatenate([v[n] for v in values]) for n in names}, np.concatenate(log_guide)
+
+
+def draw_from_prior(program: Program, x: Tensor, y: Tensor | None, num_samples: int, seed: int) -> Arrays:
+    """Draws of every latent from the model, ``(num_samples, batch, *latent)`` by site; of x the shape is used."""
+    values: list[Arrays] = []
+    with evaluating(program), isolated():
+        for first, size in parts(num_samples, x):
+            with seeded(derive_seed(seed, first), x.device), pyro.plate(SAMPLE_PLATE, size, dim=-2):
+                traced = poutine.trace(program.model).get_trace(*arguments(x, y))
+            values.append(
+                {
+                    n: _host(s["value"].expand(size, len(x), *s["fn"].event_shape))
+                    for n, s in latent_sites(traced).items()
+                }
+            )
+    return {n: np.concatenate([v[n] for v in values]) for n in values[0]}
+
+
+def score(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> tuple[np.ndarray, Arrays]:
+    """log p(x | z) ``(num_samples, batch)``, and the log-density of each latent site given those before it, by name.
+
+    Factors of the model count with the prior and have their own names.
+    """
+    log_likelihood: list[np.ndarray] = []
+    log_prior: list[Arrays] = []
+    for traced, size in _traces(program, x, y, latents):
+        terms = {n: _host(_site_log_prob(s).expand(size, len(x))) for n, s in traced.nodes.items() if is_random(s)}
+        log_likelihood.append(terms.pop(OBSERVED))
+        log_prior.append(terms)
+    joined = {n: np.concatenate([t[n] for t in log_prior]) for n in log_prior[0]}
+    return np.concatenate(log_likelihood), joined
+
+
+def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, mean: bool, seed: int) -> np.ndarray:
+    """For each latent a draw from p(x | z), or its mean: ``(num_samples, batch, *event)``; of x the shape is used."""
+    found = []
+    for index, (traced, size) in enumerate(_traces(program, x, y, latents)):
+        fn = traced.nodes[OBSERVED]["fn"]
+        with seeded(derive_seed(seed, index), x.device):
+            value = mean_of(fn) if mean else fn.sample()
+        found.append(_host(value.expand(size, *x.shape)))
+    return np.concatenate(found)
+
+
+def parts(num_samples: int, x: Tensor) -> Iterator[tuple[int, int]]:
+    """(first, size) of the samples that are drawn in one pass for all of x."""
+    size = max(1, BLOCK_ELEMENTS // max(1, math.prod(x.shape)))
+    for first in range(0, num_samples, size):
+        yield first, min(size, num_samples - first)
+
+
+def _traces(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> Iterator[tuple[Traced, int]]:
+    num_samples = len(next(iter(latents.values())))
+    for first, size in parts(num_samples, x):
+        values = {n: torch.from_numpy(v[first : first + size]).to(x.device) for n, v in latents.items()}
+        with evaluating(program), isolated():
+            with pyro.plate(SAMPLE_PLATE, size, dim=-2), Fixed(values):
+                traced = poutine.trace(program.model).get_trace(*arguments(x, y))
+            yield traced, size
+
+
+def _site_log_prob(site: dict[str, Any]) -> Tensor:
+    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    if site["mask"] is not None:
+        log_prob = log_prob.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob.new_zeros(()))
+    return log_prob
+
+
+def _host(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())

@@ -1,0 +1,100 @@
+"""``pyro-vae anomaly``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, Seed
+
+
+def anomaly(
+    run: RunPath,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The data set that may be anomalous, by name or path.")],
+    samples: Annotated[int, typer.Option(min=1, help="Importance samples per image.")] = 500,
+    limit: Annotated[int, typer.Option(min=2, help="Images of each kind at most, by a fixed seed.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The PNG file to write [default: RUN/anomaly.png].", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    model: ProgramFile = None,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Score another data set against the run's own: AUROCs, and a picture of what is most surprising.
+
+    Scores are calibrated on the run's validation split and compared with its test split. Smaller images are put in
+    the middle of a black background.
+    """
+    from pyro_vae.cli.pictures import destination
+
+    path = destination(run, out, "anomaly")
+
+    from pyro_vae.analysis.anomaly import detect, fitted, most_surprising
+    from pyro_vae.analysis.drawing import is_image, save
+    from pyro_vae.cli.runs import open_run
+    from pyro_vae.data import load_data
+    from pyro_vae.errors import UserError
+    from pyro_vae.evaluation.evaluate import chosen_rows
+    from pyro_vae.programs.contract import takes_y
+    from pyro_vae.training.files import write_text
+    from pyro_vae.training.progress import Progress
+
+    loaded = open_run(run, device, model)
+    if takes_y(loaded.program):
+        raise UserError(
+            "anomaly scores of a conditional program need labels, which an anomaly has not: use an unconditional one"
+        )
+    ours = loaded.load_data(data_root)
+    if len(ours.validation) < 2 or len(ours.test) < 2:
+        raise UserError(f"{ours.name} has no validation and test splits to calibrate on: train with --validation")
+    theirs = load_data(data, root=data_root)
+    if theirs.binarization != ours.binarization and theirs.levels not in (None, 2):
+        theirs = theirs.with_(binarization=ours.binarization if ours.binarization != "static" else "dynamic")
+    pick = lambda source, split: source.observed(split, rows=chosen_rows(len(source.stored(split)), limit))  # noqa: E731
+    reference, normal = pick(ours, "validation"), pick(ours, "test")
+    other = fitted(pick(theirs, "test"), loaded.event_shape)
+    total = len(reference) + len(normal) + len(other)
+    with Progress(total, visible=not quiet, unit="image") as bar:
+        result = detect(
+            loaded.program, reference, normal, other, num_samples=samples, seed=seed,
+            progress=lambda n: bar.advance(n, f"K = {samples}"),
+        )  # fmt: skip
+    figures = {"data": ours.name, "other": theirs.name, "seed": seed, **result.summary()}
+    if is_image(loaded.event_shape):
+        save(most_surprising(result, normal, other), path)
+        figures["picture"] = str(path)
+    text = _json(figures)
+    write_text(run / "anomaly.json", text + "\n")
+    print(text if json else _table(figures))
+
+
+def _json(figures: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(figures, indent=2)
+
+
+def _table(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    from pyro_vae.cli.tables import markdown
+
+    rows = [
+        [
+            name,
+            f"{s['auroc']:.3f} +- {s['auroc_se']:.3f}",
+            f"{s['found_at_5_percent']:.1%}",
+            f"{s['false_alarms_at_5_percent']:.1%}",
+            f"{s['median_normal']:.1f}",
+            f"{s['median_other']:.1f}",
+        ]
+        for name, s in figures["scores"].items()
+    ]
+    ours, theirs = figures["data"], figures["other"]
+    header = ["score", "AUROC", "found at 5 %", "false alarms at 5 %", f"median, {ours}", f"median, {theirs}"]
+    lines = [markdown(header, rows), *(f"warning: {w}" for w in figures["warnings"])]
+    return "\n".join([*lines, *([figures["picture"]] if "picture" in figures else [])])
