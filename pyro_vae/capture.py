@@ -1,8 +1,9 @@
 """A function of tensors as one compiled graph.
 
 The function is run once under ``make_fx``, which records every tensor operation, those of autograd included, and no
-Python: Pyro's handlers, plates and traces are gone from the graph. Inductor then compiles it. What a graph cannot hold (a value read to
-the host, structure that changes from run to run, a sampler with a loop that depends on its data) is refused with the reason.
+Python: Pyro's handlers, plates and traces are gone from the graph. Inductor then compiles it. What a graph cannot hold (a
+value read to the host, structure that changes from run to run, a sampler with a loop that depends on its data) is refused
+with the reason.
 """
 
 from __future__ import annotations
@@ -51,9 +52,7 @@ def signature_of(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
     return [(tuple(t.shape), t.dtype, t.device) for t in tensors]
 
 
-def capture(
-    function: Callable[..., Any], example: tuple[Any, ...], *, same_random_numbers: bool = False
-) -> Captured:
+def capture(function: Callable[..., Any], example: tuple[Any, ...], *, same_random_numbers: bool = False) -> Captured:
     """Compile a function of (nested lists of) tensors for tensors like those of ``example``.
 
     Args:

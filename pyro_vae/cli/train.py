@@ -58,7 +58,10 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the shuffles and the noise.")] = 0,
     device: Device = "auto",
     compile_: Annotated[
-        str | None, typer.Option("--compile", help="auto, on or off: compile a whole step into one graph [default: auto].", show_default=False)
+        str | None,
+        typer.Option(
+            "--compile", help="auto, on or off: compile a step into one graph [default: auto].", show_default=False
+        ),
     ] = None,
     binarization: Annotated[
         str | None,

@@ -91,19 +91,19 @@ def log_likelihood(
             traces = check(program, block[: fitting.images], None if block_y is None else block_y[: fitting.images])
         check_observed(traces, block)
         with evaluating(program):
-            blocks[first] = fitting.over(
-                lambda x, y, at, samples, first=first: _block(draw, x, y, num_samples, samples, seed, first + at),
-                block,
-                block_y,
-            )
+
+            def reduce(x: Tensor, y: Tensor | None, at: int, samples: int, first: int = first) -> _Reduced:
+                return _block(draw, x, y, num_samples, samples, seed, first + at)
+
+            blocks[first] = fitting.over(reduce, block, block_y)
         if progress is not None:
             progress(len(block))
     shares = everyones((blocks, fitting.images * fitting.samples))
     blocks = {first: found for share, _ in shares for first, found in share.items()}
     parts = [part for first in sorted(blocks) for part in blocks[first]]
-    join = lambda name: torch.cat([getattr(part, name) for part, _, _ in parts])  # noqa: E731
+    names = ("log_likelihood", "bias", "mc_se", "ess", "khat")
     result = LogLikelihood(
-        **{name: join(name) for name in ("log_likelihood", "bias", "mc_se", "ess", "khat")},
+        **{name: torch.cat([getattr(part, name) for part, _, _ in parts]) for name in names},
         reconstruction=torch.cat([r for _, r, _ in parts]),
         kl=torch.cat([k for _, _, k in parts]),
         num_samples=num_samples,

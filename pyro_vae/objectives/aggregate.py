@@ -141,7 +141,7 @@ def factorised(fn: Any) -> Any:
     """The distribution of single coordinates of an event whose coordinates are independent, or None."""
     while type(fn).__name__ == "MaskedDistribution":
         fn = fn.base_dist
-    base = getattr(fn, "base_dist", None)
+    base: Any = getattr(fn, "base_dist", None)
     if type(fn).__name__ != "Independent" or len(base.event_shape) != 0:
         return None
     return base

@@ -5,7 +5,7 @@ Nothing here knows a block by name: supports are compared, and what a prior asks
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from pyro_vae import registry
 from pyro_vae.errors import UserError
@@ -19,28 +19,30 @@ MOST_PASSES = 1_000
 
 def require_fit(prior: Prior, posterior: Posterior) -> None:
     """:class:`UserError`, with the nearest legal choices, where a prior and a posterior cannot stand in one program."""
+    p, q = _name("priors", prior), _name("posteriors", posterior)
     if prior.support is not None and not same_support(prior.support, posterior.support):
-        fitting = [n for n in registry.names("posteriors") if same_support(_family("posteriors", n).support, prior.support)]
-        others = [n for n in registry.names("priors") if _accepts(_family("priors", n), posterior)]
+        posteriors = registry.names("posteriors")
+        fitting = [n for n in posteriors if same_support(_posterior(n).support, prior.support)]
+        others = [n for n in registry.names("priors") if _accepts(registry.get("priors", n), posterior)]
         raise UserError(
-            f"the prior {_name('priors', prior)!r} lives on {_on(prior.support)}, the posterior {_name('posteriors', posterior)!r} "
-            f"on {_on(posterior.support)}: with this prior choose from {', '.join(fitting) or 'no posterior'}; with this posterior "
-            f"from {', '.join(others) or 'no prior'}"
+            f"the prior {p!r} lives on {_on(prior.support)}, the posterior {q!r} on {_on(posterior.support)}: with this prior "
+            f"choose from {', '.join(fitting) or 'no posterior'}; with this posterior from {', '.join(others) or 'no prior'}"
         )
     if not prior.scores_guide or posterior.scoring == "cheap":
         return
-    cheap = [n for n in registry.names("posteriors") if _family("posteriors", n).scoring == "cheap"]
+    cheap = [n for n in registry.names("posteriors") if _posterior(n).scoring == "cheap"]
     if posterior.scoring == "impossible":
         raise UserError(
-            f"the prior {_name('priors', prior)!r} is made of the guide's density at z that the guide did not draw, and the "
-            f"posterior {_name('posteriors', posterior)!r} can score its own draws only: choose from {', '.join(cheap)}"
+            f"the prior {p!r} is made of the guide's density at z that the guide did not draw, and the posterior {q!r} can score "
+            f"its own draws only: choose from {', '.join(cheap)}"
         )
-    passes = getattr(prior, "components", 1) * posterior.latent_shape[0]
+    components, dims = getattr(prior, "components", 1), posterior.latent_shape[0]
+    passes = components * dims
     if passes > MOST_PASSES:
         raise UserError(
-            f"the prior {_name('priors', prior)!r} scores every z under {getattr(prior, 'components', 1)} densities of the "
-            f"guide, and the posterior {_name('posteriors', posterior)!r} takes {posterior.latent_shape[0]} passes for each: {passes:,} "
-            f"passes per draw, above {MOST_PASSES:,}: choose from {', '.join(cheap)}, or fewer components"
+            f"the prior {p!r} scores every z under {components} densities of the guide, and the posterior {q!r} takes {dims} "
+            f"passes for each: {passes:,} passes per draw, above {MOST_PASSES:,}: choose from {', '.join(cheap)}, or fewer "
+            "components"
         )
 
 
@@ -49,14 +51,14 @@ def same_support(a: Any, b: Any) -> bool:
     return a is not None and b is not None and repr(a) == repr(b)
 
 
-def _accepts(family: type[Prior], posterior: Posterior) -> bool:
+def _posterior(name: str) -> type[Posterior]:
+    return cast(type[Posterior], registry.get("posteriors", name))
+
+
+def _accepts(family: Any, posterior: Posterior) -> bool:
     if family.support is not None:
         return same_support(family.support, posterior.support)
     return not family.scores_guide or posterior.scoring == "cheap"
-
-
-def _family(kind: str, name: str) -> Any:
-    return registry.get(kind, name)
 
 
 def _name(kind: str, block: Any) -> str:

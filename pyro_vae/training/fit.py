@@ -121,7 +121,7 @@ def _objective(settings: Settings) -> Any:
 
 
 def _admit(program: Any, data: Any, source: Source, objective: Any) -> tuple[int, ...]:
-    """Hold the program to its contract and its objective, and the data to the likelihood's support, before anything is written."""
+    """Hold a program to its contract and objective, and the data to the likelihood's support, before anything is written."""
     with torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
         x, y = source.batch(torch.arange(min(8, source.num_rows)))
         if not torch.isfinite(x).all():
