@@ -35,7 +35,9 @@ def main() -> None:
     torch.set_num_threads(1)
     data = pv.load_data("digits")
     vae = pv.build("mlp", "diagonal", data, latent_dim=4, encoder="mlp:hidden=[16]", decoder="mlp:hidden=[16]")
-    print(f"torch {torch.__version__}, {arguments.steps:,} steps, compile {arguments.compile}, digits, seed {arguments.seed}\n")
+    print(
+        f"torch {torch.__version__}, {arguments.steps:,} steps, compile {arguments.compile}, digits, seed {arguments.seed}\n"
+    )
     print("| steps | steps/s | processor s per 1000 steps | resident MB |\n|---|---|---|---|")
     last = [0, time.perf_counter(), time.process_time()]
     rows: list[tuple[float, float]] = []
@@ -51,7 +53,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         pv.fit(
-            vae, data, steps=arguments.steps, batch_size=64, seed=arguments.seed, compile=arguments.compile,
+            vae, data, steps=arguments.steps, batch_size=16, seed=arguments.seed, compile=arguments.compile,
             out=Path(folder) / "run", callback=report,
         )  # fmt: skip
     (slow, much), (slow_end, much_end) = rows[1], rows[-1]

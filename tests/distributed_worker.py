@@ -81,7 +81,11 @@ def cases() -> dict[str, tuple[Any, Any, str]]:
         small = {"encoder": "mlp:hidden=[8]", "decoder": "mlp:hidden=[8]", "latent_dim": 4, "likelihood": "normal"}
         found[name] = pv.build("mlp", "diagonal", (6,), **{**small, **blocks}).double(), x, "elbo"
     found["digits, binarized anew"] = pv.build("mlp", "diagonal", digits, latent_dim=4).double(), digits, "elbo"
-    found["as many particles as rows"] = pv.build("mlp", "diagonal", digits, latent_dim=4).double(), digits, "elbo:num_particles=4"
+    found["as many particles as rows"] = (
+        pv.build("mlp", "diagonal", digits, latent_dim=4).double(),
+        digits,
+        "elbo:num_particles=4",
+    )
     found["a user's two layers"] = by_hand.TwoLayers(6).double(), x, "elbo:num_particles=3"
     found["dropout and gamma"] = Dropping().double(), x, "elbo"
     for name in registry.names("objectives"):

@@ -59,7 +59,9 @@ def test_evaluation_gives_the_same_numbers_per_image(report: dict[str, Any]) -> 
 def test_a_run_of_two_is_that_of_one(report: dict[str, Any], tmp_path: Path) -> None:
     """In float32: up to rounding. One writes; the directory is complete and loads."""
     vae = pv.build("mlp", "diagonal", (6,), likelihood="normal", latent_dim=4)
-    alone = pv.fit(vae, torch.rand(50, 6, generator=generator(0)), epochs=3, batch_size=10, seed=1, out=tmp_path / "run")
+    alone = pv.fit(
+        vae, torch.rand(50, 6, generator=generator(0)), epochs=3, batch_size=10, seed=1, out=tmp_path / "run"
+    )
     assert [m["train_loss"] for m in alone.metrics] == pytest.approx(report["metrics"], rel=1e-5)
     loaded = pv.load(report["out"])
     for name, weight in vae.state_dict().items():

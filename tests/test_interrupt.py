@@ -142,9 +142,17 @@ class Broken(nn.Module):
 @pytest.mark.parametrize(
     ("how", "lr", "message"),
     [
-        ("gradient", 0.01, r"^a gradient is NaN or infinite at step 1: at the site 'x' .* the parameter at fault is 'raw'"),
+        (
+            "gradient",
+            0.01,
+            r"^a gradient is NaN or infinite at step 1: at the site 'x' .* the parameter at fault is 'raw'",
+        ),
         ("scale", 0.5, r"^the loss is NaN or infinite at step \d+: at the site 'x' .* the parameter at fault is 'raw'"),
-        ("guide", 300.0, r"^the loss is NaN or infinite at step \d+: at the site 'z' .* parameter at fault is 'encoder"),
+        (
+            "guide",
+            300.0,
+            r"^the loss is NaN or infinite at step \d+: at the site 'z' .* parameter at fault is 'encoder",
+        ),
     ],
 )
 def test_a_numerical_fault_is_named(how: str, lr: float, message: str, tmp_path: Path) -> None:
@@ -177,7 +185,7 @@ def test_the_last_good_checkpoint_is_kept(tmp_path: Path) -> None:
 def test_out_of_memory_in_evaluation_halves_the_chunk(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     from pyro_vae.evaluation import importance
 
-    vae, x = program(), torch.rand(9, 6, generator=generator(0))
+    vae, x, num_samples = program(), torch.rand(9, 6, generator=generator(0)), 100 if limit > 1 else 10
     weigh, seen = importance.weigh, []
 
     def short(program: Any, x: Tensor, y: Tensor | None, num_samples: int) -> Any:
@@ -189,16 +197,16 @@ def test_out_of_memory_in_evaluation_halves_the_chunk(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importance, "weigh", short)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = pv.log_likelihood(vae, x, num_samples=100, chunk_size=400)
+        result = pv.log_likelihood(vae, x, num_samples=num_samples, chunk_size=4 * num_samples)
     told = [w for w in caught if issubclass(w.category, SmallerChunkWarning)]
     assert len(told) == 1
-    assert "out of memory with 400 images times samples" in str(told[0].message)
+    assert f"out of memory with {4 * num_samples} images times samples" in str(told[0].message)
     assert result.chunk_size <= limit
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = pv.log_likelihood(vae, x, num_samples=100)
+        whole = pv.log_likelihood(vae, x, num_samples=num_samples)
     assert len(result) == 9
-    torch.testing.assert_close(result.log_likelihood, whole.log_likelihood, rtol=0.2, atol=1.0)
+    torch.testing.assert_close(result.log_likelihood, whole.log_likelihood, rtol=0.2, atol=2.0)
 
 
 def test_no_memory_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

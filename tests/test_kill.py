@@ -124,7 +124,9 @@ def test_compiled(tmp_path: Path) -> None:
     status, _, err = commands.run(*TRAIN, "--out", str(alone), "--compile", "on")
     assert status == 0, err
     assert "uncompiled" not in err
-    for index, moment in enumerate([("time", 0, 1.0), ("time", 4, 0.03), ("write", 2 * CALLS + 4 * 3 * CALLS + 7, 0.0)]):
+    for index, moment in enumerate(
+        [("time", 0, 1.0), ("time", 4, 0.03), ("write", 2 * CALLS + 4 * 3 * CALLS + 7, 0.0)]
+    ):
         check(tmp_path / f"run{index}", alone, moment, "--compile", "on")
 
 

@@ -70,8 +70,8 @@ def fits(prior: str, posterior: str) -> bool:
     """Whether the two may be put together, by what they declare: the same support, and a guide that can be scored."""
     p: Any = registry.get("priors", prior)
     q: Any = registry.get("posteriors", posterior)
-    if p.support is None:  # it lives wherever the guide does
-        return not getattr(p, "scores_guide", False) or q.scoring != "impossible"
+    if p.support is None:  # it lives wherever the guide does, on latents of one axis
+        return q.scoring != "impossible" and "OneHot" not in repr(q.support)
     return repr(p.support) == repr(q.support)
 
 

@@ -45,7 +45,7 @@ class Independent(nn.Module):
 @pytest.mark.parametrize("kernel", ["nuts", "hmc"])
 def test_the_density_is_left_alone_on_constrained_and_heavy_tailed_latents(kernel: str, record_property: Any) -> None:
     x = torch.zeros(8, 3, dtype=torch.float64)
-    chains = sample_chains(Independent().double(), x, kernel=kernel, num_samples=400, num_warmup=150)
+    chains = sample_chains(Independent().double(), x, kernel=kernel, num_samples=300, num_warmup=120)
     assert {n: v.shape[3:] for n, v in chains.latents.items()} == {"rate": (), "share": (2,), "heavy": (1, 2)}
     exact = {"rate": scipy.stats.gamma(3, scale=0.5), "share": scipy.stats.beta(2, 4), "heavy": scipy.stats.t(5)}
     # the probability of each quarter of every coordinate, one z-score each, Bonferroni over all

@@ -31,7 +31,7 @@ FALSE_ALARM = 1e-3  # of the tests against the closed form, each over all of its
 @cache
 def tree(source: str, diagonal: bool = True) -> xr.DataTree:
     program = conjugate.LinearGaussian(diagonal=diagonal)
-    options = {"num_warmup": 300} if source in ("nuts", "hmc") else {}
+    options = {"num_warmup": 200} if source in ("nuts", "hmc") else {}
     return pv.posterior(
         program,
         conjugate.data(),

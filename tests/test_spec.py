@@ -31,13 +31,13 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 # Spec -> TOML -> spec
 
 
-@pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("model", MODELS)
-def test_declared_specs_survive_toml(model: str, guide: str) -> None:
-    spec = Spec(model=read("models", model), guide=read("guides", guide))
-    assert Spec.from_toml(spec.to_toml()) == spec
-    assert Spec.from_dict(spec.to_dict()) == spec
-    assert Spec.from_toml(spec.to_toml()).to_toml() == spec.to_toml()
+def test_declared_specs_survive_toml(model: str) -> None:
+    for guide in GUIDES:
+        spec = Spec(model=read("models", model), guide=read("guides", guide))
+        assert Spec.from_toml(spec.to_toml()) == spec
+        assert Spec.from_dict(spec.to_dict()) == spec
+        assert Spec.from_toml(spec.to_toml()).to_toml() == spec.to_toml()
 
 
 def value_of(annotation: Any, field: Any, rng: random.Random) -> Any:

@@ -75,7 +75,7 @@ def _results(
 
     from pyro_vae.cli.runs import open_run
     from pyro_vae.errors import UserError
-    from pyro_vae.evaluation.evaluate import _labels, chosen_rows
+    from pyro_vae.evaluation.evaluate import chosen_rows, labels_of
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
     from pyro_vae.programs.contract import OBSERVED, check, takes_y
@@ -90,7 +90,7 @@ def _results(
         data = loaded.load_data(data_root)
         rows = chosen_rows(len(data.stored(split)), limit)
         x = data.observed(split, rows=rows)
-        y = _labels(data, split, rows) if takes_y(loaded.program) else None
+        y = labels_of(data, split, rows) if takes_y(loaded.program) else None
         what = f"{data.name} ({data.binarization} binarization, {data.dequantization} dequantization)"
         if opened and not (x.shape == opened[0][1].shape and torch.equal(x, opened[0][1])):
             raise UserError(
@@ -119,14 +119,19 @@ def _results(
 
 def _tables(figures: dict[str, Any]) -> str:
     """Every run's NLL, every pair's difference, and a sentence on each pair."""
+    import math
+
     from pyro_vae.cli.evaluate import markdown
+    from pyro_vae.evaluation.result import digits, total_error
 
-    def number(value: float | None, digits: int = 3) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
+    def number(value: float | None, decimals: int = 3) -> str:
+        return "-" if value is None else f"{value:.{decimals}f}"
 
-    runs = [
-        [r["run"], number(r["nll"], 2), number(r["nll_mc_se"]), number(r["nll_data_se"], 2)] for r in figures["runs"]
-    ]
+    def nll(run: dict[str, Any]) -> str:
+        known = (math.nan if run[key] is None else run[key] for key in ("nll_mc_se", "nll_data_se"))
+        return "-" if run["nll"] is None else digits(run["nll"], total_error(*known))
+
+    runs = [[r["run"], nll(r), number(r["nll_mc_se"]), number(r["nll_data_se"], 2)] for r in figures["runs"]]
     pairs = [
         [
             " - ".join(c["runs"]),

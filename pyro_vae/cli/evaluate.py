@@ -136,19 +136,28 @@ def _json(figures: dict[str, Any]) -> str:
 
 
 def _table(figures: dict[str, Any]) -> str:
-    """The figures as lines of Markdown."""
+    """The figures as lines of Markdown; NLL and ELBO with the decimals that the error of the NLL supports."""
+    import math
+
+    from pyro_vae.evaluation.result import digits, total_error
+
     f = figures
 
-    def number(key: str, digits: int = 2) -> str:
-        return "-" if f[key] is None else f"{f[key]:.{digits}f}"
+    def number(key: str, decimals: int = 2) -> str:
+        return "-" if f[key] is None else f"{f[key]:.{decimals}f}"
+
+    error = total_error(*(math.nan if f[key] is None else f[key] for key in ("nll_mc_se", "nll_data_se")))
+
+    def supported(key: str) -> str:
+        return "-" if f[key] is None else digits(f[key], error)
 
     annealed = f["method"] != "iw"
     samples = f"{f['num_samples']} chains" if annealed else f"K = {f['num_samples']}"
     rows = [
-        ("NLL", f"{number('nll')} nats per image"),
+        ("NLL", f"{supported('nll')} nats per image"),
         ("  Monte Carlo error", f"{number('nll_mc_se', 3)} ({samples}; bias {number('nll_bias', 3)})"),
         ("  data error", f"{number('nll_data_se')} (N = {f['num_data']}, {f['split']})"),
-        ("ELBO", f"{number('elbo')} = reconstruction {number('reconstruction')} - KL {number('kl')}"),
+        ("ELBO", f"{supported('elbo')} = reconstruction {supported('reconstruction')} - KL {supported('kl')}"),
         ("bits per dimension", number("bits_per_dim", 4)),
         ("active units", " + ".join(str(n) for n in f["active_units"])),
         ("ESS, median", f"{number('ess_median', 1 if annealed else 0)} of {f['num_samples']}"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae import memory
 from pyro_vae.data.arrays import from_array
 from pyro_vae.data.splits import Filed
 from pyro_vae.errors import UserError
@@ -67,6 +68,9 @@ def _arrays(path: Path, archive: Any) -> tuple[np.ndarray, np.ndarray | None]:
                 f"{str(path)!r} holds the arrays {', '.join(names) or 'none'}: expected one named "
                 f"{', '.join(DATA_KEYS)}, or a single array; save it with np.savez(path, x=...)"
             )
+        unpacked = {info.filename: info.file_size for info in archive.zip.infolist()}
+        needed = sum(unpacked.get(name, unpacked.get(f"{name}.npy", 0)) for name in (key, labels) if name is not None)
+        memory.require(needed, f"{str(path)!r}, unpacked,")
         return np.asarray(archive[key]), None if labels is None else np.asarray(archive[labels])
 
 

@@ -52,10 +52,10 @@ def evaluate(
     start = time.perf_counter()
     rows = chosen_rows(len(data.stored(split)), limit)
     x = data.observed(split, rows=rows)
-    y = _labels(data, split, rows) if takes_y(program) else None
+    y = labels_of(data, split, rows) if takes_y(program) else None
     result = log_likelihood(program, x, y, num_samples=num_samples, seed=seed, chunk_size=chunk_size, progress=progress)
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
-    train_y = _labels(data, "train", train_rows) if y is not None else None
+    train_y = labels_of(data, "train", train_rows) if y is not None else None
     figures = result.summary()
     figures |= {
         "bits_per_dim": bits_per_dim(program, data, result.nll, x[:2], None if y is None else y[:2]),
@@ -110,7 +110,8 @@ def active_units(program: Program, x: Tensor, y: Tensor | None = None) -> list[i
     return [int((site.double().var(0) > ACTIVE_VARIANCE).sum()) for site in sites]
 
 
-def _labels(data: Data, split: str, rows: Tensor) -> Tensor:
+def labels_of(data: Data, split: str, rows: Tensor) -> Tensor:
+    """What a conditional program is conditioned on: the labels of these rows; :class:`UserError` where there are none."""
     labels = data.labels.get(split)
     if labels is None:
         raise UserError(f"the program is conditional, model(x, y), and {data.name} has no labels")

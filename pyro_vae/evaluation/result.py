@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.evaluation.estimators import good_khat
 
+MOST_DECIMALS = 4  # of a printed log-likelihood: below that, rounding of the model itself is seen
 BAD_FRACTION = 0.01  # of images with k above the threshold, from which on the mean is not to be trusted
 
 
@@ -71,6 +72,11 @@ class LogLikelihood:
         return float(self.log_likelihood.std()) / math.sqrt(len(self)) if len(self) > 1 else math.nan
 
     @property
+    def nll_total_se(self) -> float:
+        """Monte Carlo and data error of ``nll`` together; of those that are known, NaN where neither is."""
+        return total_error(self.nll_mc_se, self.nll_data_se)
+
+    @property
     def nll_bias(self) -> float:
         """Estimated bias of ``nll``, at least about 0: the bound's looseness to first order in 1/K."""
         return -float(self.bias.mean())
@@ -128,14 +134,46 @@ class LogLikelihood:
         return {**plain, "num_samples": self.num_samples, "num_data": len(self), "warnings": list(self.warnings)}
 
     def __str__(self) -> str:
+        nll, elbo, reconstruction, kl = (
+            digits(float(value), self.nll_total_se)
+            for value in (self.nll, self.elbo.mean(), self.reconstruction.mean(), self.kl.mean())
+        )
         lines = [
-            f"NLL {self.nll:.2f} +- {self.nll_mc_se:.2g} (Monte Carlo) +- {self.nll_data_se:.2g} (data) nats per image, "
+            f"NLL {nll} +- {self.nll_mc_se:.2g} (Monte Carlo) +- {self.nll_data_se:.2g} (data) nats per image, "
             f"K = {self.num_samples}, N = {len(self)}",
-            f"ELBO {float(self.elbo.mean()):.2f} = reconstruction {float(self.reconstruction.mean()):.2f} - KL "
-            f"{float(self.kl.mean()):.2f}; ESS median {float(self.ess.median()):.0f}, "
+            f"ELBO {elbo} = reconstruction {reconstruction} - KL {kl}; ESS median {float(self.ess.median()):.0f}, "
             f"Pareto k median {float(self.khat.nanmedian()):.2f}",
         ]
         return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 
     def __repr__(self) -> str:
         return f"<LogLikelihood: {self}>"
+
+
+def digits(value: float, error: float) -> str:
+    """A value with the decimals that its standard error supports, by the rule of the Particle Data Group.
+
+    The error is kept to two digits where these are 10 to 35, and to one above; the value ends where the error does. Where
+    the error is unknown or infinite, no decimals stand.
+
+    Particle Data Group, Review of Particle Physics, introduction, section 5.3, https://pdg.lbl.gov.
+
+    Example:
+        >>> digits(87.53127, 0.25), digits(19.012, 0.41), digits(1234.5, 56.0), digits(19.012, float("nan"))
+        ('87.53', '19.0', '1230', '19')
+    """
+    if not math.isfinite(value) or not math.isfinite(error):
+        return f"{value:.0f}"
+    if error <= 0:  # exact, to rounding
+        return f"{value:.{MOST_DECIMALS}f}"
+    exponent = math.floor(math.log10(error))
+    leading = error / 10.0**exponent  # 1 to 10
+    # 9.5 and more is rounded up to 10, whose second digit stands where the first of 9.4 would
+    decimals = min(-exponent + (leading < 3.55), MOST_DECIMALS)
+    return f"{round(value, decimals):.{max(decimals, 0)}f}"
+
+
+def total_error(*errors: float) -> float:
+    """Independent standard errors together, of those that are known; NaN where none is."""
+    known = [e for e in errors if not math.isnan(e)]
+    return math.hypot(*known) if known else math.nan

@@ -137,8 +137,10 @@ def resume_from(path: Path, trainer: Trainer) -> None:
     """Put a trainer where the checkpoint of a run left off; metrics written after it are cut."""
     if trainer.ranks.first:
         remove_temporaries(path, FILES)
-    if not (path / CHECKPOINT).is_file():
-        return  # killed within its first epoch: begin again
+    if not (path / CHECKPOINT).is_file():  # killed within its first epoch: begin again
+        if trainer.ranks.first:
+            write_metrics(path, [])
+        return
     where = path / CHECKPOINT
     tensors, state = read_tensors(where, lambda found, state: _admit(trainer, found, state, where))
     metrics = read_metrics(path) if state["epoch"] else []

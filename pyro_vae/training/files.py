@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -70,11 +71,13 @@ def write_bytes(path: Path, content: bytes) -> None:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        kept = "; what stood there before is whole" if path.exists() else ""
-        raise UserError(
-            f"cannot write {path}: {error.strerror}{kept}; free space, or choose another place to write to"
-        ) from error
+        raise _unwritable(path, error) from error
     _flush_folder(path.parent)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    kept = "; what stood there before is whole" if path.exists() else ""
+    return UserError(f"cannot write {path}: {error.strerror}{kept}; free space, or choose another place to write to")
 
 
 def _flush_folder(folder: Path) -> None:
@@ -93,6 +96,24 @@ def remove_temporaries(path: Path, names: tuple[str, ...]) -> None:
         for left in path.glob(f".{name}.*{TEMPORARY}"):
             with contextlib.suppress(OSError):
                 left.unlink()
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file, or leave it as it was; whoever is killed here leaves a last line without its end."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        with os.fdopen(handle, "ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(content := text.encode("utf-8")) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -39,7 +39,7 @@ from pyro_vae.training.distributed import ALONE, Ranks, parallel, told
 from pyro_vae.training.faults import ADVICE, Fault, examine
 from pyro_vae.training.interrupts import Interrupted, Interrupts
 from pyro_vae.training.progress import Progress
-from pyro_vae.training.run import write_metrics
+from pyro_vae.training.run import append_metrics
 from pyro_vae.training.settings import Settings, make_optimizer, make_schedule
 from pyro_vae.training.source import Batch, Source
 
@@ -98,7 +98,7 @@ class Trainer:
                 self._keep_best(metrics)
                 self.metrics.append(metrics)
                 if self.path is not None and self.ranks.first:
-                    write_metrics(self.path, self.metrics)
+                    append_metrics(self.path, metrics)
                     save_checkpoint(self.path, self)
                 if self.ranks.shared(callback is not None and self.ranks.first and bool(callback(dict(metrics)))):
                     break

@@ -33,6 +33,7 @@ from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.files import (
     Outline,
+    append_text,
     damaged,
     outline_of,
     parse_json,
@@ -175,13 +176,18 @@ def require_free(path: Path) -> None:
 
 
 def write_metrics(path: Path, metrics: list[dict[str, Any]]) -> None:
-    """All metrics lines."""
+    """All metrics lines, instead of those that are there."""
     write_text(path / METRICS, "".join(json.dumps(m) + "\n" for m in metrics))
 
 
+def append_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """One more line."""
+    append_text(path / METRICS, json.dumps(metrics) + "\n")
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The metrics lines of a run."""
-    lines = [line for line in read_text(path / METRICS).splitlines() if line]
+    """The metrics lines of a run; a last one that was not written to its end does not count."""
+    lines = read_text(path / METRICS).split("\n")[:-1]
     metrics = [parse_json(line, path / METRICS) for line in lines]
     for number, found in enumerate(metrics, 1):
         if not isinstance(found, dict) or not all(type(v) in (int, float) for v in found.values()):
