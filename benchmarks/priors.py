@@ -118,7 +118,9 @@ def small_table(found: dict[Cell, dict], seed: int) -> list[str]:
 
 def full_table(found: dict[Cell, dict], images: int, seeds: list[int]) -> list[str]:
     """NLL per seed, and the paired differences from the standard normal of the same seed."""
-    lines = ["| prior | " + " | ".join(f"seed {s}" for s in seeds) + " | gain, mean over seeds | its spread over seeds |"]
+    lines = [
+        "| prior | " + " | ".join(f"seed {s}" for s in seeds) + " | gain, mean over seeds | its spread over seeds |"
+    ]
     lines.append("|---" * (len(seeds) + 3) + "|")
     for prior in FULL:
         row, gains = [prior], []
@@ -155,9 +157,9 @@ def report(found: dict[Cell, dict], total: int, images: int, args: argparse.Name
             "",
             *full_table(found, images, args.seeds),
             "",
-            f"{len(found)} of {total} cells; error of any NLL over images at most {error:.2f}, Monte Carlo error at most {worst:.3f}. "
-            f"{seconds / 60:.0f} min on a core of {os.cpu_count()} ({platform.machine()}), PyTorch {torch.__version__}, Python "
-            f"{platform.python_version()}.",
+            f"{len(found)} of {total} cells; error of any NLL over images at most {error:.2f}, Monte Carlo error at most "
+            f"{worst:.3f}. {seconds / 60:.0f} min on a core of {os.cpu_count()} ({platform.machine()}), "
+            f"PyTorch {torch.__version__}, Python {platform.python_version()}.",
         ]
     )
 

@@ -183,8 +183,21 @@ ruins = st.one_of(
 
 KEYS = ["latent_dim", "program", "prior", "likelihood", "decoder", "encoder", "posterior", "name", "hidden", "components",
         "scale", "x"]  # fmt: skip
-WORDS = ["vae", "mlp", "linear", "gated-mlp", "conv", "residual-conv", "normal", "bernoulli", "vamp", "gaussian-mixture", "full-rank-normal",
-         "low-rank-normal", "spline-flow", "maf", "student-t", "categorical", "laplace", "shared", "../x", "", "é\u2028"]  # fmt: skip
+BLOCKS = ["mlp", "linear", "gated-mlp", "conv", "normal", "bernoulli", "vamp", "gaussian-mixture", "full-rank-normal"]
+WORDS = [
+    *BLOCKS,
+    "vae",
+    "low-rank-normal",
+    "spline-flow",
+    "maf",
+    "student-t",
+    "categorical",
+    "laplace",
+    "shared",
+    "../x",
+    "",
+    "é",
+]
 plain = st.one_of(
     st.sampled_from(WORDS),
     st.integers(-3, 40),

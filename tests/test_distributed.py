@@ -107,7 +107,7 @@ def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     while len(commands.metrics(path)) < before + 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert commands.finish(process)[0] == 143
+    assert process.finish()[0] == 143
     assert len(commands.metrics(path)) >= before + 2
 
 

@@ -195,15 +195,15 @@ def declared_array(shape: list[Any], descr: str) -> bytes:
 
 
 def bomb() -> bytes:
-    """A .npz file of 2 MB that unpacks to 2 GB."""
+    """A .npz file of 400 kB that unpacks to 400 MB."""
     buffer = io.BytesIO()
     with (
         zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("x.npy", "w", force_zip64=True) as file,
     ):
-        text = repr({"descr": "|u1", "fortran_order": False, "shape": (2000, 1_000_000)}).encode()
+        text = repr({"descr": "|u1", "fortran_order": False, "shape": (400, 1_000_000)}).encode()
         file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
-        for _ in range(2000):
+        for _ in range(400):
             file.write(bytes(1_000_000))
     return buffer.getvalue()
 
@@ -246,7 +246,7 @@ def test_arrays(number: int, ground: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_an_array_that_unpacks_to_more_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: MEMORY)
     (tmp_path / "x.npz").write_bytes(bomb())
-    with fuzzing.guarded(tmp_path), pytest.raises(UserError, match=r"would take 2 GB of memory, and 300 MB are free"):
+    with fuzzing.guarded(tmp_path), pytest.raises(UserError, match=r"would take 400 MB of memory, and 300 MB are free"):
         pv.load_data(tmp_path / "x.npz")
 
 
@@ -304,17 +304,7 @@ def test_commands(number: int, ground: Path, lay: Callable[[], Path]) -> None:
             "evaluate": ["evaluate", str(path), "--samples", "2", "--limit", "3", "--json", "--quiet"],
             "sample": ["sample", str(path), "--num", "4"],
             "resume": ["train", "--out", str(path), "--resume", "--quiet"],
-            "train": [
-                "train",
-                "digits",
-                "--model",
-                str(path / "m.toml"),
-                "--out",
-                str(path / "new"),
-                "--epochs",
-                "1",
-                "--quiet",
-            ],
+            "train": ["train", "--model", str(path / "m.toml"), "--out", str(path / "new"), "--epochs", "1", "--quiet"],
         }[which]
         if which == "train":
             (path / "m.toml").write_bytes(whole if callable(text) else text)
@@ -323,7 +313,7 @@ def test_commands(number: int, ground: Path, lay: Callable[[], Path]) -> None:
         else:
             ruin(path / file)
         before = fuzzing.listing(ground / "outside")
-        status, _, err = commands.run(*arguments, timeout=240)
+        status, _, err = commands.run(*arguments)
         assert status in (0, 2), (arguments, err)
         assert "Traceback" not in err
         if status == 2:

@@ -23,7 +23,6 @@ from pyro_vae.evaluation.chunks import SmallerChunkWarning
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.interrupts import Interrupted
 
-
 CHECKED = 8 + 100  # rows that fit reads before the first step: a few for the contract, all for the support
 
 
@@ -107,7 +106,7 @@ def test_exit_status(tmp_path: Path, signum: int) -> None:
     while not (path / "metrics.jsonl").is_file() and process.poll() is None:
         pass
     process.send_signal(signum)
-    status, _, err = commands.finish(process)
+    status, _, err = process.finish()
     assert status == 128 + signum
     assert "interrupted after step" in err
     assert "Traceback" not in err

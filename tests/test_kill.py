@@ -49,9 +49,9 @@ FILES = 2 + 2 * EPOCHS  # rows and spec, then metrics and checkpoint after every
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run left alone."""
+    """A run left alone, by a new interpreter."""
     path = tmp_path_factory.mktemp("kill") / "alone"
-    status, _, err = commands.run(*TRAIN, "--out", str(path))
+    status, _, err = commands.run_afresh(*TRAIN, "--out", str(path))
     assert status == 0, err
     return path
 
@@ -78,14 +78,14 @@ def kill_at(path: Path, epoch: int, delay: float, *options: str) -> int:
             break
         time.sleep(0.002)
     time.sleep(delay)
-    process.kill()
-    return commands.finish(process)[0]
+    process.send_signal(signal.SIGKILL)
+    return process.finish()[0]
 
 
 def kill_writing(path: Path, count: int, *options: str) -> int:
     """Let training kill itself at the ``count``-th call that a written file passes through."""
     prelude = DIE_WRITING.format(count=count)
-    return commands.finish(commands.start(*TRAIN, "--out", str(path), *options, prelude=prelude))[0]
+    return commands.start(*TRAIN, "--out", str(path), *options, prelude=prelude).finish()[0]
 
 
 def moments(number: int, seed: int) -> list[tuple[str, int, float]]:

@@ -96,21 +96,26 @@ _found: dict[tuple[str, str], str] = {}
 
 
 def pairs(rows, columns, fast):
-    for row in rows:
-        for column in columns:
-            marks = [] if (row, column) in fast else [pytest.mark.slow]
-            yield pytest.param(row, column, marks=marks, id=f"{row}-{column}")
+    return [
+        pytest.param(row, column, marks=[] if (row, column) in fast else [pytest.mark.slow], id=f"{row}-{column}")
+        for row in rows
+        for column in columns
+    ]
 
 
 @pytest.mark.parametrize(("prior", "posterior"), pairs(PRIORS, POSTERIORS, FAST))
 def test_prior_and_posterior(prior, posterior):
     data = pv.load_data("digits")
+    few = {"components": 10} if "components" in registry.schema("priors", prior).model_fields else {}
+    declared = {"name": prior, **few}
     _found[prior, posterior] = outcome(
-        lambda: pv.build("mlp", "diagonal", data, prior=prior, posterior=posterior, **SMALL), data
+        lambda: pv.build("mlp", "diagonal", data, prior=declared, posterior=posterior, **SMALL), data
     )
 
 
-@pytest.mark.parametrize(("likelihood", "kind"), pairs(LIKELIHOODS, KINDS, {("bernoulli", "binary"), ("normal", "real")}))
+@pytest.mark.parametrize(
+    ("likelihood", "kind"), pairs(LIKELIHOODS, KINDS, {("bernoulli", "binary"), ("normal", "real")})
+)
 def test_likelihood_and_data(likelihood, kind):
     data = KINDS[kind]()
     options = {"levels": 17} if "levels" in registry.schema("likelihoods", likelihood).model_fields else {}

@@ -76,7 +76,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("particles", [1, 3])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_loss_and_every_gradient_are_those_of_trace_elbo(name: str, particles: int, record_property: Any) -> None:
+def test_loss_and_every_gradient_are_those_of_trace_elbo(name: str, particles: int) -> None:
     program, x = PROGRAMS[name](), rows()
     loss, expected = pyro_loss_and_grads(program, x, particles, seed=5)
     with seeded(5):
@@ -85,7 +85,7 @@ def test_loss_and_every_gradient_are_those_of_trace_elbo(name: str, particles: i
     found = gradients(program)
     assert set(found) == set(expected) == {n for n, _ in program.named_parameters()}
     worst = max(relative(found[n], expected[n]) for n in found)
-    record_property("largest relative difference", max(worst, abs(float(ours) / loss - 1)))
+    print("largest relative difference", max(worst, abs(float(ours) / loss - 1)))
     assert abs(float(ours) / loss - 1) < 1e-10
     assert worst < 1e-10
     assert not ours.requires_grad
@@ -104,11 +104,13 @@ def test_the_analytic_kl_is_exact_for_two_normals(likelihood: str, particles: in
     program, x = declared("standard-normal", likelihood), rows()
     with seeded(5):
         loss, _ = AnalyticELBO(num_particles=particles)(program, x)
-    with seeded(5):
+    with seeded(5), torch.no_grad():
         terms = draw_terms(program, x, num_samples=particles)
     q = program.q(x)
     kl = kl_divergence(q, program.prior(x).expand(q.batch_shape)).sum()
-    assert float(loss) == pytest.approx(float((kl - terms.log_likelihood.sum() / particles) / BATCH), rel=1e-12)
+    assert float(loss) == pytest.approx(
+        float((kl.detach() - terms.log_likelihood.sum() / particles) / BATCH), rel=1e-12
+    )
 
 
 def test_the_analytic_elbo_has_the_mean_of_the_elbo() -> None:
@@ -152,7 +154,7 @@ def test_beta_and_warmup_weigh_the_kl_and_nothing_else(
     with seeded(5):
         weighed, surrogate = objective(beta=beta, warmup_steps=warmup)(program, x, None, step)
     with seeded(5):
-        reconstruction = draw_terms(program, x, num_samples=1).log_likelihood.mean()
+        reconstruction = draw_terms(program, x, num_samples=1).log_likelihood.mean().detach()
     expected = weight * (float(plain) + float(reconstruction)) - float(reconstruction)
     assert float(weighed) == pytest.approx(expected, rel=1e-10)
     surrogate.backward()

@@ -78,13 +78,13 @@ class ExactGuide(nn.Module):
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 30, 1000])
-def test_with_the_exact_posterior_every_weight_is_p_of_x(num_samples: int, record_property: Any) -> None:
+def test_with_the_exact_posterior_every_weight_is_p_of_x(num_samples: int) -> None:
     result = pv.log_likelihood(ExactGuide(ppca()), digits()[1], num_samples=num_samples) if num_samples > 24 else None
     if result is None:
         with pytest.warns(UserWarning, match="too few"):
             result = pv.log_likelihood(ExactGuide(ppca()), digits()[1], num_samples=num_samples)
     error = float((result.log_likelihood / exact() - 1).abs().max())
-    record_property("largest relative error", error)
+    print("largest relative error", error)
     assert error < 1e-9
     torch.testing.assert_close(result.elbo, exact(), rtol=1e-9, atol=1e-9)
     assert float((result.ess - num_samples).abs().max()) < 1e-9 * num_samples
@@ -95,7 +95,7 @@ def test_with_the_exact_posterior_every_weight_is_p_of_x(num_samples: int, recor
         assert result.nll_mc_se == 0.0
 
 
-def test_with_a_diagonal_guide_trained_alone_the_errors_are_as_stated(record_property: Any) -> None:
+def test_with_a_diagonal_guide_trained_alone_the_errors_are_as_stated() -> None:
     vae, (train, x) = ppca(), digits()
     for part in (vae.encoder, vae.posterior):
         part.requires_grad_(True)
@@ -110,11 +110,11 @@ def test_with_a_diagonal_guide_trained_alone_the_errors_are_as_stated(record_pro
     precision = weight.T @ weight / float(solution().noise_variance_) + torch.eye(COMPONENTS, dtype=torch.float64)
     least = float(precision.diagonal().log().sum() - precision.logdet()) / 2
     gap = float((exact() - result.elbo).mean())
-    record_property("gap of the ELBO, and the least of a diagonal guide", (gap, least))
+    print("gap of the ELBO, and the least of a diagonal guide", (gap, least))
     assert least > 0.02
     assert least - 0.005 < gap < 3 * least
     # What follows assumes weights of finite variance, k < 1/2 (khat has errors of its own, of about 0.1).
-    record_property("khat: median, worst", (float(result.khat.median()), float(result.khat.max())))
+    print("khat: median, worst", (float(result.khat.median()), float(result.khat.max())))
     assert float((result.khat < 0.5).double().mean()) > 0.97
     assert result.khat_bad_fraction == 0
     z = (result.log_likelihood - result.bias - exact()) / result.mc_se
@@ -123,7 +123,7 @@ def test_with_a_diagonal_guide_trained_alone_the_errors_are_as_stated(record_pro
     mean = float(z.mean()) * n**0.5
     square = float(z.square().sum())
     low, high = scipy.stats.chi2.ppf([2.5e-4, 1 - 2.5e-4], n)
-    record_property("standardised errors: mean * sqrt(n), sum of squares, its bounds", (mean, square, low, high))
+    print("standardised errors: mean * sqrt(n), sum of squares, its bounds", (mean, square, low, high))
     assert abs(mean) < scipy.stats.norm.ppf(1 - 2.5e-4)
     assert low < square < high
     # and the mean over images is within its own error

@@ -1,8 +1,8 @@
 """A picture of the importance-weighted bound against the number of samples: has it levelled off, and at what?
 
-from pyro_vae.analysis.curve import bound_against_samples
+It is handed what :func:`pyro_vae.bound_curve` found, and estimates by other methods to hold it against::
 
-bound_against_samples(pv.bound_curve(run.program, x), levels={"AIS": pv.annealed_log_likelihood(run.program, x)})
+    bound_against_samples(pv.bound_curve(run.program, x), levels={"AIS": pv.annealed_log_likelihood(run.program, x)})
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def bound_against_samples(
         ax.fill_between(k, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
         ax.plot(k, mean, ".-", color=colour, label=name)
     for i, (name, level) in enumerate(levels.items()):
-        mean, half = float(corrected(level).mean()), LEVEL * level.nll_mc_se
-        ax.axhspan(mean - half, mean + half, color="0.3", alpha=0.15, linewidth=0)
-        ax.axhline(mean, color="0.3", linestyle=LINES[i % len(LINES)], linewidth=1.2, label=name)
+        height, error = float(corrected(level).mean()), LEVEL * level.nll_mc_se
+        ax.axhspan(height - error, height + error, color="0.3", alpha=0.15, linewidth=0)
+        ax.axhline(height, color="0.3", linestyle=LINES[i % len(LINES)], linewidth=1.2, label=name)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(10))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

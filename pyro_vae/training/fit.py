@@ -129,7 +129,9 @@ def _admit(program: Any, data: Any, source: Source, objective: Any) -> tuple[int
         traces = check(program, x, y)
         whole = source.num_rows if isinstance(data, torch.Tensor) else min(source.num_rows, CHECKED_ROWS)
         for first in range(0, whole, CHECKED_ROWS):
-            check_observed(traces, source.batch(torch.arange(first, min(first + CHECKED_ROWS, whole)))[0])
+            rows = source.batch(torch.arange(first, min(first + CHECKED_ROWS, whole)))[0]
+            check_observed(traces, rows)
+            _require_squares(rows)
         with torch.no_grad():
             objective(program, x, y, 0)
     if isinstance(data, Data) and data.levels and data.binarization == "none" and data.dequantization == "none":
@@ -137,6 +139,15 @@ def _admit(program: Any, data: Any, source: Source, objective: Any) -> tuple[int
         if not support.is_discrete:
             _warn_lattice(data)
     return tuple(x.shape[1:])
+
+
+def _require_squares(x: torch.Tensor) -> None:
+    most, limit = float(x.abs().max()), math.sqrt(torch.finfo(x.dtype).max)
+    if most > limit:
+        raise UserError(
+            f"the data reach {most:.3g}, and {str(x.dtype).removeprefix('torch.')} holds no squares of numbers above "
+            f"{limit:.3g}: rescale them, to a spread of about 1"
+        )
 
 
 def _warn_lattice(data: Data) -> None:
