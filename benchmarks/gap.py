@@ -113,7 +113,13 @@ def measure(name: str, posterior: str, objective: str, lr: float, args: argparse
     }
     pv.fit(vae.double(), train, steps=steps, device="cpu", seed=0, **settings)
     seconds = time.perf_counter() - start
-    found: dict[str, Any] = {"posterior": posterior, "objective": objective, "steps": steps, "lr": lr}
+    found: dict[str, Any] = {
+        "posterior": posterior,
+        "objective": objective,
+        "steps": steps,
+        "lr": lr,
+        "refine": args.refine,
+    }
     found["seconds"] = round(seconds, 1)
     found["least_of_a_diagonal"] = least_of_a_diagonal(vae)
     guide = Refined(vae, steps=args.refine, lr=0.2, num_draws=16) if name == "refinement" else vae
@@ -146,7 +152,7 @@ def table(found: dict[str, dict], args: argparse.Namespace) -> str:
         f = found["refinement"]
         lines += [
             "",
-            f"Refinement: {args.refine} gradient steps per image from a guide trained for {f['steps']} steps, whose own gap is "
+            f"Refinement: {f['refine']} gradient steps per image from a guide trained for {f['steps']} steps, whose own gap is "
             f"{f['unrefined_gap']:.4f} ({f['unrefined_train_gap']:.4f}).",
         ]
     versions = f"PyTorch {torch.__version__}, Python {platform.python_version()}"
@@ -190,9 +196,9 @@ def main() -> None:
             kept.write_text(json.dumps(measure(name, posterior, objective, lr, args)))
         found[name] = json.loads(kept.read_text())
         print(name, found[name], flush=True)
-    (RESULTS / "gap.md").write_text(table(found, args) + "\n")
-    (RESULTS / "gap.json").write_text(json.dumps(found, indent=2) + "\n")
-    draw(found)
+        (RESULTS / "gap.md").write_text(table(found, args) + "\n")
+        (RESULTS / "gap.json").write_text(json.dumps(found, indent=2) + "\n")
+        draw(found)
     print(table(found, args))
 
 

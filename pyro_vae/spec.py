@@ -325,7 +325,11 @@ def _with_levels(spec: Spec, data: Any) -> Spec:
     """The spec with the data's number of levels written into a likelihood that has such an option and was not told."""
     likelihood, levels = spec.model.likelihood, getattr(data, "observed_levels", None)
     takes = "levels" in registry.schema("likelihoods", likelihood.name).model_fields
-    return spec.override({"likelihood.levels": levels}) if takes and levels and "levels" not in likelihood.options else spec
+    return (
+        spec.override({"likelihood.levels": levels})
+        if takes and levels and "levels" not in likelihood.options
+        else spec
+    )
 
 
 def _random_rows(data: Any, count: int, seed: int) -> Tensor:

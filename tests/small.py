@@ -1,9 +1,14 @@
-"""Every registered block, made small: what it has of the options below, in the type that it takes them."""
+"""Small blocks, small programs and the small data set, for tests that are about something else."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from torch import Tensor
+
+import pyro_vae as pv
 from pyro_vae import registry
 from pyro_vae.errors import UserError
 
@@ -31,3 +36,20 @@ def small(kind: str, name: str) -> dict[str, Any]:
             except UserError:
                 continue
     return options
+
+
+def digits() -> pv.Data:
+    """The embedded digits, binarized anew in every minibatch."""
+    return pv.load_data("digits")
+
+
+def small_vae(data: Any, model: str = "mlp", **overrides: Any) -> Any:
+    """A declared model with three latents and networks of 16 units."""
+    sizes = {"latent_dim": 3, "encoder": "mlp:hidden=[16]", "decoder": "mlp:hidden=[16]"}
+    return pv.build(model, "diagonal", data, **{**sizes, **overrides})
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds."""
+    with safe_open(str(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

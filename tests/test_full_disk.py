@@ -30,7 +30,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for one run, but not for a second checkpoint beside the first."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    size = (7 * WEIGHTS + 40_000) // 4096 * 4096
+    size = (8 * WEIGHTS + 40_000) // 4096 * 4096
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("mounting is not allowed here; the limit on file sizes is tested instead")

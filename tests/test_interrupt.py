@@ -161,7 +161,7 @@ def test_a_numerical_fault_is_named(how: str, lr: float, message: str, tmp_path:
     with pytest.raises(NumericalError, match=message + r".*lower lr, set clip_norm"):
         pv.fit(broken, x, epochs=5, batch_size=20, lr=lr, schedule="constant", out=tmp_path / "run")
     assert all(bool(torch.isfinite(p).all()) for p in broken.parameters())
-    assert not (tmp_path / "run" / "checkpoint.safetensors").exists() or pv.load(tmp_path / "run", program=fresh)
+    assert not (tmp_path / "run" / "weights.safetensors").exists() or pv.load(tmp_path / "run", program=fresh)
 
 
 def test_the_last_good_checkpoint_is_kept(tmp_path: Path) -> None:

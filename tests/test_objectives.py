@@ -106,8 +106,8 @@ def test_the_analytic_kl_is_exact_for_two_normals(likelihood: str, particles: in
         loss, _ = AnalyticELBO(num_particles=particles)(program, x)
     with seeded(5), torch.no_grad():
         terms = draw_terms(program, x, num_samples=particles)
-    q = program.q(x)
-    kl = kl_divergence(q, program.prior(x).expand(q.batch_shape)).sum()
+        q = program.q(x)
+        kl = kl_divergence(q, program.prior(x).expand(q.batch_shape)).sum()
     assert float(loss) == pytest.approx(
         float((kl.detach() - terms.log_likelihood.sum() / particles) / BATCH), rel=1e-12
     )

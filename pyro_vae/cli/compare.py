@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,8 +120,6 @@ def _results(
 
 def _tables(figures: dict[str, Any]) -> str:
     """Every run's NLL, every pair's difference, and a sentence on each pair."""
-    import math
-
     from pyro_vae.cli.evaluate import markdown
     from pyro_vae.evaluation.result import digits, total_error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,8 +138,6 @@ def _json(figures: dict[str, Any]) -> str:
 
 def _table(figures: dict[str, Any]) -> str:
     """The figures as lines of Markdown; NLL and ELBO with the decimals that the error of the NLL supports."""
-    import math
-
     from pyro_vae.evaluation.result import digits, total_error
 
     f = figures

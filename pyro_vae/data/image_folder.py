@@ -93,7 +93,9 @@ def _read(path: Path, folder: Path) -> tuple[np.ndarray, tuple[int, int], str]:
     from PIL import Image
 
     if not path.is_file():  # a pipe would keep us waiting for ever
-        raise UserError(f"{_name(path, folder)} in {str(folder)!r} is no ordinary file: expected images only; move it elsewhere")
+        raise UserError(
+            f"{_name(path, folder)} in {str(folder)!r} is no ordinary file: expected images only; move it elsewhere"
+        )
     try:
         with Image.open(path) as image:
             size, mode = image.size, image.mode

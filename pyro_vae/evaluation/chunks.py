@@ -57,7 +57,9 @@ class Chunks:
         elif self.images > 1:
             self.images = -(-self.images // 2)
         else:
-            raise UserError(f"out of memory with one sample of one image ({why.splitlines()[0][:160]}): free some memory")
+            raise UserError(
+                f"out of memory with one sample of one image ({why.splitlines()[0][:160]}): free some memory"
+            )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not self.told:

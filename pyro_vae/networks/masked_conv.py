@@ -78,7 +78,7 @@ class PixelNet(nn.Module):
         What depends on x alone is computed once per x.
         """
         h = _each(self.first, x) + _each(self.context[0], maps)
-        for layer, context in zip(self.hidden, self.context[1:], strict=True):  # type: ignore[arg-type]
+        for layer, context in zip(self.hidden, self.context[1:], strict=True):
             h = h + _each(layer, nn.functional.silu(h)) + _each(context, maps)
         return _each(self.last, nn.functional.silu(h))
 

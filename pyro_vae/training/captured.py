@@ -32,12 +32,18 @@ class CapturedStep:
     Hutter 2019, https://arxiv.org/abs/1711.05101) operation by operation.
     """
 
-    def __init__(self, trainer: Trainer, stored: Tensor, y: Tensor | None, *, same_random_numbers: bool = False) -> None:
+    def __init__(
+        self, trainer: Trainer, stored: Tensor, y: Tensor | None, *, same_random_numbers: bool = False
+    ) -> None:
         settings = trainer.settings
         if settings.optimizer not in CAPTURED_OPTIMIZERS:
-            raise Uncapturable(f"the optimizer {settings.optimizer!r} is not captured; {' and '.join(CAPTURED_OPTIMIZERS)} are")
+            raise Uncapturable(
+                f"the optimizer {settings.optimizer!r} is not captured; {' and '.join(CAPTURED_OPTIMIZERS)} are"
+            )
         if trainer.device.type not in WORTH_CAPTURING:
-            raise Uncapturable(f"the device {trainer.device.type!r} is not captured; {' and '.join(WORTH_CAPTURING)} are")
+            raise Uncapturable(
+                f"the device {trainer.device.type!r} is not captured; {' and '.join(WORTH_CAPTURING)} are"
+            )
         self.trainer = trainer
         group = trainer.optimizer.param_groups[0]
         self.eps, self.beta2 = group["eps"], group["betas"][1]
@@ -45,6 +51,7 @@ class CapturedStep:
         self.names = [n for n, p in trainer.program.named_parameters() if p.requires_grad]
         self.objective = OfProgram(trainer.program, trainer.objective)
         self._ensure_state()
+        trainer.optimizer._opt_called = True  # type: ignore[attr-defined]  # or the schedule warns that no step was taken
         scalar = trainer.parameters[0].detach().new_zeros(())
         self.lr, self.beta1, self.loss = scalar.clone(), scalar.clone(), scalar.double().clone()
         self.graph: Captured = capture(self._step, self._arguments(stored, y), same_random_numbers=same_random_numbers)

@@ -1,6 +1,6 @@
 """The newest state of training in one file, tensors and text only.
 
-A checkpoint is written after every epoch, and between two steps when training is interrupted; it holds all that the
+A checkpoint is written at the start, after every epoch, and between two steps when training is interrupted; it holds all that the
 rest depends on, so that a resumed run equals, to the bit, one left alone. Nothing in it is believed before it is held
 to the program and settings at hand.
 """
@@ -137,10 +137,6 @@ def resume_from(path: Path, trainer: Trainer) -> None:
     """Put a trainer where the checkpoint of a run left off; metrics written after it are cut."""
     if trainer.ranks.first:
         remove_temporaries(path, FILES)
-    if not (path / CHECKPOINT).is_file():  # killed within its first epoch: begin again
-        if trainer.ranks.first:
-            write_metrics(path, [])
-        return
     where = path / CHECKPOINT
     tensors, state = read_tensors(where, lambda found, state: _admit(trainer, found, state, where))
     metrics = read_metrics(path) if state["epoch"] else []

@@ -76,7 +76,9 @@ class Ranks:
     def require_divisible(self, batch: int) -> None:
         """:class:`UserError` unless every process gets as many rows."""
         if batch % self.size:
-            raise UserError(f"a batch of {batch} rows does not divide among {self.size} processes: choose batch_size anew")
+            raise UserError(
+                f"a batch of {batch} rows does not divide among {self.size} processes: choose batch_size anew"
+            )
 
 
 ALONE = Ranks()
@@ -124,7 +126,9 @@ def told(path: Path | None) -> Iterator[None]:
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in LOST) or not dist.is_initialized():
             raise
-        kept = f"go on from the checkpoint in {path} with --resume" if path is not None else "train again, and give out="
+        kept = (
+            f"go on from the checkpoint in {path} with --resume" if path is not None else "train again, and give out="
+        )
         raise UserError(
             f"another process of this training died or cannot be reached: {kept} (torchrun --max-restarts N does so by itself)"
         ) from error

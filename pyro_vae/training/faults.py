@@ -71,7 +71,7 @@ def _in_loss(trainer: Trainer, batch: Batch, previous: dict[str, Tensor]) -> Fau
             return Fault("the loss", site, f"{name!r}, which the step before moved by up to {moved:.3g}")
     if modules:
         name, module = modules[0]
-        own = [(n, p) for n, p in module.named_parameters(recurse=False)]
+        own = [(n, p.detach()) for n, p in module.named_parameters(recurse=False)]
         key, p = max(own, key=lambda item: float(item[1].abs().max()))
         return Fault("the loss", site, f"'{name}.{key}', up to {float(p.abs().max()):.3g}, whose layer overflows")
     return Fault("the loss", site, _parameter_of_site(trainer, batch))

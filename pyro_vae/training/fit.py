@@ -15,7 +15,7 @@ from pyro_vae.data import Data
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import check, check_observed, dtype_of, require_program, takes_y
 from pyro_vae.spec import parse_block, validated
-from pyro_vae.training.checkpoint import resume_from
+from pyro_vae.training.checkpoint import resume_from, save_checkpoint
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.distributed import join, restarted
 from pyro_vae.training.loop import Trainer
@@ -108,7 +108,7 @@ def fit(
         resume_from(path, trainer)
     elif path is not None and ranks.first:
         require_free(path)
-        create(path, record, data)
+        create(path, record, data, lambda: save_checkpoint(path, trainer))
     remember_shape(program, event_shape)
     with Progress(trainer.total_steps, trainer.step, visible=progress and ranks.first) as bar:
         trainer.run(bar, callback)

@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import math
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +40,7 @@ from pyro_vae.training.files import (
     parse_json,
     read_tensors,
     read_text,
+    remove_temporaries,
     write_tensors,
     write_text,
 )
@@ -147,8 +149,11 @@ def make_record(program: Any, event_shape: tuple[int, ...], data: Any, settings:
     return record
 
 
-def create(path: Path, record: dict[str, Any], data: Any) -> None:
-    """Make a new run directory; refuses one that holds a run, or other files, or cannot be written."""
+def create(path: Path, record: dict[str, Any], data: Any, save_start: Callable[[], None] = lambda: None) -> None:
+    """Make a new run directory; refuses one that holds a run, or other files, or cannot be written.
+
+    The spec, which makes it a run, is written last: whoever finds it finds the state from which to begin as well.
+    """
     require_free(path)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -158,10 +163,12 @@ def create(path: Path, record: dict[str, Any], data: Any) -> None:
     try:
         if isinstance(data, Data) and any(rows is not None for rows in data.rows.values()):
             write_tensors(path / ROWS, {split: rows for split, rows in data.rows.items() if rows is not None})
+        save_start()
         write_text(path / SPEC, tomli_w.dumps(record))
     except BaseException:
         with contextlib.suppress(OSError):  # nothing half-made is left behind
-            (path / ROWS).unlink(missing_ok=True)
+            for name in (ROWS, CHECKPOINT):
+                (path / name).unlink(missing_ok=True)
             for folder in new:
                 folder.rmdir()
         raise
@@ -171,6 +178,10 @@ def require_free(path: Path) -> None:
     """:class:`UserError` where ``path`` cannot become a new run directory."""
     if (path / SPEC).exists():
         raise UserError(f"{path} already holds a run: choose another --out, or --resume it")
+    if path.is_dir():
+        remove_temporaries(path, FILES)
+        if {p.name for p in path.iterdir()} <= {ROWS, CHECKPOINT}:  # killed before it was a run
+            return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is not an empty directory: choose another --out")
 
