@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ import torch
 
 # On purpose, once, and before any test: the networks of the tests are small, and more threads make them slower.
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# A runner in the background of a shell inherits an ignored SIGINT; the tests of interrupts, and the processes they start, need
+# Python's own handler.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def global_state() -> dict[str, Any]:

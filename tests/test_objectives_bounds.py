@@ -127,7 +127,10 @@ def test_limits(vae, x, name, options, other):
 def test_every_objective_trains_every_parameter(vae, x, name):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        loss, surrogate = objective(name)(vae, x)
+        try:
+            loss, surrogate = objective(name)(vae, x)
+        except UserError as refusal:
+            pytest.skip(f"refused for continuous latents, and tested elsewhere: {refusal}")
         vae.zero_grad()
         surrogate.backward()
     assert loss.shape == ()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training.loop import VALIDATION
 from pyro_vae.training.settings import OPTIMIZERS
+
 
 def noise(folder: Path) -> pv.Data:
     """Forty rows of coin flips: what is learned of them is learned by heart, and validation soon gets worse."""

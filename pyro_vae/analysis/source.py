@@ -35,24 +35,27 @@ def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()
         import pyro
     """
     built: Any = construct(spec, event_shape)
-    latent: Shape = (spec.model.latent_dim,)
+    latent: Shape = built.prior.latent_shape
     # in the order in which spec.construct draws their initial weights
     blocks: list[tuple[str, str, Block, tuple[Shape, ...]]] = [
         ("encoder", "encoders", spec.guide.encoder, (event_shape,)),
         ("posterior", "posteriors", spec.guide.posterior, (built.encoder.out_shape, latent)),
-        ("prior", "priors", spec.model.prior, (latent,)),
+        ("prior", "priors", spec.model.prior, (latent, event_shape) if built.prior.needs_event_shape else (latent,)),
         ("decoder", "decoders", spec.model.decoder, (latent, event_shape)),
         ("likelihood", "likelihoods", spec.model.likelihood, (built.decoder.out_shape, event_shape)),
     ]
     methods = {n: textwrap.dedent(inspect.getsource(f)) for n, f in vars(VAE).items() if _is_own_method(n, f)}
     imports = {_import_line(name, VAE) for name in _globals_of(methods.values())}
     lines = ["super().__init__()", f"self.event_shape = {event_shape!r}"]
-    for attribute, kind, block, shapes in blocks:
-        cls = registry.get(kind, block.name)
-        imports.add(f"from {cls.__module__} import {cls.__name__}")
+    classes = [registry.get(kind, block.name) for _, kind, block, _ in blocks]
+    for cls, (attribute, kind, block, shapes) in zip(classes, blocks, strict=True):
+        # a Bernoulli prior, posterior and likelihood have one name between them
+        shared = len({c for c in classes if c.__name__ == cls.__name__}) > 1
+        name = cls.__name__ + attribute.capitalize() if shared else cls.__name__
+        imports.add(f"from {cls.__module__} import {cls.__name__}" + (f" as {name}" if shared else ""))
         options = registry.validate(kind, block.name, block.options)
         arguments = [*(repr(s) for s in shapes), *(f"{k}={v!r}" for k, v in options.items())]
-        lines.append(f"self.{attribute} = {cls.__name__}({', '.join(arguments)})")
+        lines.append(f"self.{attribute} = {name}({', '.join(arguments)})")
     imports |= {"from torch import nn"}
     body = ["def __init__(self) -> None:\n" + textwrap.indent("\n".join(lines), "    "), *methods.values()]
     return "\n".join(
