@@ -195,7 +195,7 @@ def check(program: Any, x: Tensor, y: Tensor | None = None) -> Traces:
     Raises:
         ProgramError: a site outside the plate, a subsampled plate, ``pyro.param``, no observed site ``x``, a latent
             that the guide lacks, a log-density of the wrong shape.
-        UserError: the program cannot take a tensor of this shape.
+        UserError: the program cannot take a tensor of this shape, or values like these.
     """
     require_program(program)
     with seeded(0, x.device), evaluating(program), isolated(validate=is_validation_enabled()):
@@ -209,6 +209,8 @@ def check(program: Any, x: Tensor, y: Tensor | None = None) -> Traces:
                 f"{type(error).__name__}: {error}"
                 + (_EVENT_AXES if "Shape mismatch inside plate" in str(error) else "")
             ) from error
+        if OBSERVED in traces.model.nodes and traces.model.nodes[OBSERVED]["is_observed"]:
+            check_observed(traces, x)  # before any log-density is asked for a value that it need not have
         _check_sites(program, traces, x.shape[0])
     return traces
 
