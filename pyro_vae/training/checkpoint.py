@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.training.files import Outline, damaged, read_tensors, remove_temporaries, write_tensors
-from pyro_vae.training.run import CHECKPOINT, FILES, WEIGHTS, match, read_metrics, write_metrics
+from pyro_vae.training.run import CHECKPOINT, FILES, METRICS, WEIGHTS, match, read_metrics, write_metrics
 from pyro_vae.training.settings import OPTIMIZER_STATE
 
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ def resume_from(path: Path, trainer: Trainer) -> None:
     if trainer.ranks.first:
         remove_temporaries(path, FILES)
     where = path / CHECKPOINT
+    if not any((path / name).exists() for name in (CHECKPOINT, WEIGHTS, METRICS)):
+        return  # killed before there was anything to go on from: begin again
     tensors, state = read_tensors(where, lambda found, state: _admit(trainer, found, state, where))
     metrics = read_metrics(path) if state["epoch"] else []
     if len(metrics) < state["epoch"]:
