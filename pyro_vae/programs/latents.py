@@ -54,7 +54,8 @@ def mean_of(fn: Any) -> Tensor:
     except NotImplementedError:
         mean = None
     if mean is None or not torch.isfinite(mean).all():
-        mean = fn.sample((MEAN_DRAWS,)).to(dtype=torch.get_default_dtype()).mean(0)
+        draws = fn.sample((MEAN_DRAWS,))
+        mean = (draws if draws.is_floating_point() else draws.to(torch.get_default_dtype())).mean(0)
     return mean
 
 

@@ -255,7 +255,10 @@ def load(path: str | Path, program: Any = None, device: str = "cpu") -> Run:
     tensors, _ = read_tensors(path / WEIGHTS, lambda found, _: match(state, found, str(path / WEIGHTS)))
     program.load_state_dict(tensors)
     remember_shape(program, shape)
-    return Run(program.to(target), path, record, read_metrics(path))
+    metrics = read_metrics(path)
+    if not metrics:  # weights are kept after an epoch, and so is a line of metrics
+        raise damaged(path / METRICS, "it holds no whole line")
+    return Run(program.to(target), path, record, metrics)
 
 
 def rebuild(path: Path, record: dict[str, Any]) -> nn.Module:
