@@ -15,8 +15,9 @@ VENV_ARGS ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
-# Two threads on purpose: the networks here are small, and more threads than free cores make them slower.
-OMP_NUM_THREADS ?= 2
+# One thread on purpose: the networks of the tests and the demonstration are small, and threads that wait for each other
+# on a busy machine make them many times slower.
+OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
 PYTHONS := python3.13 python3.12 python3.11 python3
