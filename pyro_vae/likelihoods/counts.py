@@ -34,21 +34,21 @@ class Counts(Likelihood):
 
     def __init__(self, feature_shape: Shape, event_shape: Shape, num_params: int, library: float | None) -> None:
         super().__init__(feature_shape, event_shape)
-        self.library_size = library
+        self.size_factor = library
         self.head = Head(feature_shape, event_shape, num_params=num_params)
 
     def log_mean(self, f: Tensor) -> Tensor:
         """Log-means ``(*leading, *event_shape)``."""
-        if self.library_size is None:
+        if self.size_factor is None:
             return positive(f).log()
         flat = f.flatten(-len(self.event_shape)).log_softmax(-1)
-        return flat.reshape(f.shape) + math.log(self.library_size)
+        return flat.reshape(f.shape) + math.log(self.size_factor)
 
     def start_at(self, mean: Tensor) -> None:
         """Output bias = the mean counts, through the inverse of the mean's transformation."""
         mean = mean.clamp(min=1e-3)
         # softplus^-1; of counts in the thousands, the counts
-        self.head.set_bias(mean.log() if self.library_size is not None else mean + (-(-mean).expm1()).log())
+        self.head.set_bias(mean.log() if self.size_factor is not None else mean + (-(-mean).expm1()).log())
 
 
 class Dispersed(Counts):
