@@ -367,3 +367,14 @@ def test_an_interrupt_is_no_traceback(place: Path, capsys: Capsys, monkeypatch: 
     monkeypatch.setattr("pyro_vae.training.fit.fit", stopped)
     assert run(["train", *SMALL, "--out", "out"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_no_memory_is_one_line(error: Exception, place: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starved(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("pyro_vae.training.fit.fit", starved)
+    refused(capsys, place, ["train", *SMALL, "--out", "out"], "out of memory", "choose smaller sizes")

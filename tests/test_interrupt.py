@@ -208,6 +208,50 @@ def test_out_of_memory_in_evaluation_halves_the_chunk(monkeypatch: pytest.Monkey
     torch.testing.assert_close(result.log_likelihood, whole.log_likelihood, rtol=0.2, atol=2.0)
 
 
+@pytest.mark.parametrize("moves", ["ais", "bdmc", "nuts"])
+def test_out_of_memory_on_the_way_halves_the_images(monkeypatch: pytest.MonkeyPatch, moves: str) -> None:
+    """From the block that failed on; what is drawn is what a smaller chunk_size would have drawn."""
+    from pyro_vae.analysis.mcmc import sample_chains
+    from pyro_vae.evaluation.ais import annealed_log_likelihood
+    from pyro_vae.evaluation.bdmc import bidirectional
+    from pyro_vae.evaluation.unconstrained import Unconstrained
+
+    vae, x = pv.build("ppca", "linear", (6,), latent_dim=2), torch.rand(9, 6, generator=generator(0))
+
+    def run(chunk_size: int, progress: Any = None) -> tuple[Any, int | None]:
+        if moves == "nuts":
+            chains = sample_chains(vae, x, num_samples=5, num_warmup=5, chunk_size=chunk_size, progress=progress)
+            return torch.from_numpy(chains.latents["z"]), chains.chunk_size
+        options: dict[str, Any] = {
+            "num_chains": 4,
+            "num_distributions": 5,
+            "chunk_size": chunk_size,
+            "progress": progress,
+        }
+        if moves == "bdmc":
+            return bidirectional(vae, 9, **options).gap, None
+        result = annealed_log_likelihood(vae, x, **options)
+        return result.log_likelihood, result.chunk_size
+
+    done: list[float] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        small, _ = run(8)
+        densities = Unconstrained.densities
+
+        def short(self: Any, u: torch.Tensor, **options: Any) -> Any:
+            if u.shape[1] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            return densities(self, u, **options)
+
+        monkeypatch.setattr(Unconstrained, "densities", short)
+        found, chunk_size = run(32, done.append)
+    assert len([w for w in caught if issubclass(w.category, SmallerChunkWarning)]) == 1
+    assert torch.equal(found, small)
+    assert chunk_size in (None, 8)
+    assert sum(done) == pytest.approx(9)
+
+
 def test_no_memory_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from pyro_vae.evaluation import importance
 

@@ -20,6 +20,7 @@ from pyro_vae.analysis.nuts import NUTS, Adapt, Report
 from pyro_vae.analysis.target import Record, Target
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.anneal import BLOCK_ELEMENTS
+from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.programs.contract import Program, check, check_observed, device_of, evaluating, latent_sites
 from pyro_vae.programs.latents import to_program
@@ -89,7 +90,8 @@ def sample_chains(
         seed: of everything drawn.
         target_accept: mean acceptance that the step size is adapted to.
         max_tree_depth: doublings of a NUTS trajectory at most.
-        chunk_size: images times chains in one batch; by default as many as fit the cache (CPU) or fill a GPU.
+        chunk_size: images times chains in one batch; by default as many as fit the cache (CPU) or fill a GPU. Where memory
+            runs out, half as many images are taken from there on, and a warning says so.
         progress: called with images' worth of work done, a fraction at a time; adds up to about N.
 
     Raises:
@@ -114,12 +116,10 @@ def sample_chains(
     if chunk_size is None:
         elements = BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["other"])
         chunk_size = max(64, elements // max(1, math.prod(x.shape[1:])))
-    images = max(1, chunk_size // num_chains)
-    parts: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
-    gradients = 0
-    for first in range(0, len(x), images):
-        rows = slice(first, first + images)
-        block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device)
+    fitting = Chunks(max(1, chunk_size // num_chains), num_chains, whole=True)
+
+    def move(x: Tensor, y: Tensor | None, first: int, num_chains: int) -> _Block:
+        block, block_y = to_program(program, x), None if y is None else y.to(device)
         require_continuous(program, block, block_y)
         with evaluating(program):
             density = Unconstrained(program, block, block_y)
@@ -134,11 +134,16 @@ def sample_chains(
             record = _sample(chosen, num_samples, num_warmup, target_accept, _part(progress, len(block)))
             if kernel == "hmc":
                 del record.statistics["tree_depth"]
-            parts.append((_constrained(density, record.draws, images * num_chains), record.as_dict()))
-            gradients += target.gradients[0]
-    latents = {n: np.concatenate([p[0][n] for p in parts], 2) for n in parts[0][0]}
-    statistics = {n: np.concatenate([p[1][n] for p in parts], 2) for n in parts[0][1]}
-    return Chains(latents, statistics, gradients, images * num_chains)
+            latents = _constrained(density, record.draws, fitting.images * num_chains)
+            return latents, record.as_dict(), target.gradients[0]
+
+    blocks = fitting.over(move, x, y)
+    latents = {n: np.concatenate([b[0][n] for b in blocks], 2) for n in blocks[0][0]}
+    statistics = {n: np.concatenate([b[1][n] for b in blocks], 2) for n in blocks[0][1]}
+    return Chains(latents, statistics, sum(b[2] for b in blocks), fitting.images * num_chains)
+
+
+_Block = tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]
 
 
 def require_continuous(program: Any, x: Tensor, y: Tensor | None) -> None:

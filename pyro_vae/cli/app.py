@@ -90,9 +90,26 @@ def run(args: list[str]) -> int:
             return INTERRUPTED
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             return _refuse(_with_value(error.format_message(), args))
+        if _no_memory(error):
+            return _refuse(f"out of memory ({_first_line(error)}): choose smaller sizes, or free some memory")
         traceback.print_exc()
         print("This is a fault of pyro-vae; please report it with the lines above.", file=sys.stderr)
         return 1
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether there was no memory, on the host or, where torch is loaded at all, on a device."""
+    if isinstance(error, MemoryError):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    from pyro_vae.evaluation.chunks import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
 def _with_value(message: str, args: list[str]) -> str:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.hmc import StepSizes, adapt, transition
 from pyro_vae.evaluation.path import Path, Start
 from pyro_vae.evaluation.unconstrained import Unconstrained
@@ -155,24 +156,29 @@ def run(
         save_every: seconds between two saves.
     """
     device = device_of(program)
-    images = settings.block_images(x, device)
     work = _Work(checkpoint, _fingerprint(program, x, y, settings, exact), save_every)
+    fitting = Chunks(work.block_images or settings.block_images(x, device), settings.num_chains, whole=True)
     report = _Reporter(progress, settings, reverse=exact is not None)
-    for index, first in enumerate(range(0, len(x), images)):
-        rows = slice(first, first + images)
-        report.images = len(x[rows])
-        if index < work.blocks:
-            report(report.total)
-            continue
-        block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device)
+    report.skip(work.images)
+
+    def anneal(x: Tensor, y: Tensor | None, at: int, chains: int) -> None:
+        first = begin + at
+        work.begin_block(fitting.images)
+        report.begin_block(len(x))
+        block, block_y = to_program(program, x), None if y is None else y.to(device)
         with evaluating(program):
             density = Unconstrained(program, block, block_y)
-            path = Path(density, settings.num_chains, settings.start)
+            path = Path(density, chains, settings.start)
             exact_u = None
             if exact is not None:
+                rows = slice(first, first + len(x))
                 values = {name: value[rows].unsqueeze(0).to(device) for name, value in exact.items()}
-                exact_u = density.unconstrain(values).expand(settings.num_chains, -1, -1)
+                exact_u = density.unconstrain(values).expand(chains, -1, -1)
             _block(path, settings, first, exact_u, work, report)
+        report.end_block()
+
+    begin = work.images
+    fitting.over(anneal, x[begin:], None if y is None else y[begin:])
     done = work.done
     return Weights(
         log_weight=done["forward.log_weight"],
@@ -180,7 +186,7 @@ def run(
         step_size=done["step_size"],
         reverse_log_weight=done.get("reverse.log_weight"),
         reverse_acceptance=done.get("reverse.acceptance"),
-        chunk_size=images * settings.num_chains,
+        chunk_size=fitting.images * settings.num_chains,
     )
 
 
@@ -274,11 +280,30 @@ class _Reporter:
 
     def __init__(self, progress: Progress | None, settings: Settings, reverse: bool) -> None:
         self.total = WARM_UP + settings.num_preliminary + settings.num_distributions * (2 if reverse else 1)
-        self.images, self._progress = 0, progress
+        self._progress = progress
+        self._images, self._told = 0, 0.0  # of the block under way, and what has been said of it
 
     def __call__(self, transitions: int) -> None:
-        if self._progress is not None:
-            self._progress(self.images * transitions / self.total)
+        self._tell(self._images * transitions / self.total)
+
+    def begin_block(self, images: int) -> None:
+        """What was said of a block that was given up is taken back."""
+        self._tell(-self._told)
+        self._images = images
+
+    def end_block(self) -> None:
+        """The next block begins at nothing."""
+        self._told = 0.0
+
+    def skip(self, images: int) -> None:
+        """So many images were finished before."""
+        self._tell(images)
+        self.end_block()
+
+    def _tell(self, images: float) -> None:
+        self._told += images
+        if images and self._progress is not None:
+            self._progress(images)
 
 
 @dataclass
@@ -288,7 +313,8 @@ class _Work:
     checkpoint: Checkpoint | None
     fingerprint: str
     save_every: float
-    blocks: int = 0
+    images: int = 0  # finished
+    block_images: int = 0  # in one block; 0 before there was one
     step: int = 0
     done: dict[str, Tensor] = field(default_factory=dict)
     now: dict[str, Tensor] = field(default_factory=dict)
@@ -299,9 +325,14 @@ class _Work:
         if found is None or found[1].get("fingerprint") != self.fingerprint:
             return
         tensors, state = found
-        self.blocks, self.step = int(state["blocks"]), int(state["step"])
+        self.images, self.block_images, self.step = (int(state[name]) for name in ("images", "block_images", "step"))
         self.done = {k.removeprefix("done."): v for k, v in tensors.items() if k.startswith("done.")}
         self.now = {k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")}
+
+    def begin_block(self, images: int) -> None:
+        """What is kept of a larger block, which found no memory, is of no use."""
+        if images != self.block_images:
+            self.block_images, self.step, self.now = images, 0, {}
 
     def keep(self, step: int, **tensors: Tensor) -> None:
         """Save the chains where they stand, if it is time."""
@@ -315,7 +346,7 @@ class _Work:
         self.done = {
             k: torch.cat([self.done[k], v.double()], -1) if k in self.done else v.double() for k, v in results.items()
         }
-        self.blocks, self.step, self.now = self.blocks + 1, 0, {}
+        self.images, self.step, self.now = len(self.done["step_size"]), 0, {}
         if self.checkpoint is not None:
             self._save()
 
@@ -324,7 +355,8 @@ class _Work:
             return
         tensors = {f"done.{k}": v for k, v in self.done.items()} | {f"now.{k}": v for k, v in self.now.items()}
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        self.checkpoint.save(plain, {"fingerprint": self.fingerprint, "blocks": self.blocks, "step": self.step})
+        counts = {"images": self.images, "block_images": self.block_images, "step": self.step}
+        self.checkpoint.save(plain, {"fingerprint": self.fingerprint, **counts})
         self._saved = time.monotonic()
 
 

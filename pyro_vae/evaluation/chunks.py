@@ -23,11 +23,11 @@ class Chunks:
 
     Args:
         images: images in one block.
-        samples: samples of each in one pass.
+        samples: samples of each in one pass; chains that move together, with ``whole``, stay as many as they are.
     """
 
-    def __init__(self, images: int, samples: int) -> None:
-        self.images, self.samples = images, samples
+    def __init__(self, images: int, samples: int, *, whole: bool = False) -> None:
+        self.images, self.samples, self.whole = images, samples, whole
         self.told = False
 
     def over(
@@ -52,14 +52,13 @@ class Chunks:
 
     def _halve(self, why: str) -> None:
         before = self.images * self.samples
-        if self.samples > 1:
+        if self.samples > 1 and not self.whole:
             self.samples = -(-self.samples // 2)
         elif self.images > 1:
             self.images = -(-self.images // 2)
         else:
-            raise UserError(
-                f"out of memory with one sample of one image ({why.splitlines()[0][:160]}): free some memory"
-            )
+            what = f"{self.samples:,} chains of one image" if self.whole else "one sample of one image"
+            raise UserError(f"out of memory with {what} ({why.splitlines()[0][:160]}): free some memory")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not self.told:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from pyro.distributions import transforms as T
 from pyro.distributions.transforms.planar import ConditionedPlanar
@@ -15,7 +16,21 @@ from pyro_vae.networks.heads import Head, positive, positive_inverse
 from pyro_vae.posteriors.base import Distribution, Posterior, Shape
 from pyro_vae.registry import register
 
-BOUND = 5.0  # of the entries of u and w
+BOUND = 5.0  # of the entries of v and w
+
+
+class _Plane(ConditionedPlanar):  # type: ignore[misc]
+    """A planar layer that stays invertible, and finite, where w vanishes.
+
+    Invertible is what has v . w > -1; Pyro adds to v a multiple of w / |w|^2 to that end. Where |w|^2 is below 1 / (4 D BOUND^2),
+    v . w is above -1/2 as it is, and |w|^2 is held there.
+    """
+
+    def u_hat(self, u: Tensor, w: Tensor) -> Tensor:
+        """The direction in place of v."""
+        alpha = (u * w).sum(-1, keepdim=True)
+        least = 1 / (4 * w.shape[-1] * BOUND**2)
+        return u + (F.softplus(alpha) - 1 - alpha) * w / w.square().sum(-1, keepdim=True).clamp(min=least)
 
 
 @register("posteriors", "planar")
@@ -40,7 +55,7 @@ class Planar(Posterior):
         self.head.set_bias(positive_inverse(1.0), param=1)
         self.directions = Head(feature_shape, (layers, *latent_shape), num_params=2)
         self.directions.scale_weight(0.1)
-        for param in range(2):  # away from w = 0, where a layer is not defined
+        for param in range(2):  # away from w = 0, where a layer does nothing
             self.directions.set_bias(torch.randn(layers, *latent_shape) / latent_shape[0] ** 0.5, param)
         self.offsets = Head(feature_shape, (layers,))
 
@@ -50,9 +65,6 @@ class Planar(Posterior):
         u, w = (BOUND * (d / BOUND).tanh() for d in self.directions(features))
         (b,) = self.offsets(features)
         base = dist.Normal(loc.new_zeros(loc.shape), loc.new_ones(()), validate_args=False).to_event(1)
-        planes = [
-            ConditionedPlanar((b[..., k : k + 1], u[..., k, :], w[..., k, :]))
-            for k in range(self.offsets.event_shape[0])
-        ]
+        planes = [_Plane((b[..., k : k + 1], u[..., k, :], w[..., k, :])) for k in range(self.offsets.event_shape[0])]
         place = T.AffineTransform(loc, positive(raw), event_dim=1, cache_size=1)
         return dist.TransformedDistribution(base, [*planes, place], validate_args=False)

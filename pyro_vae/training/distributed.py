@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pyro_vae.objectives.base import Objective
 from pyro_vae.training.noise import BatchAxis, GlobalNoise
 
 TIMEOUT = timedelta(minutes=10)  # for a process that hangs; one that dies is noticed at once
+STORE_PORT = "pyro_vae/port"  # where the first process says which port its store listens on
 LOST = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "store", "peer")
 
 
@@ -106,9 +108,41 @@ def join() -> Ranks:
     if not dist.is_initialized():
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         # not left and joined again: the second meeting would find the addresses of the first
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        found = {"store": _fresh_store(), "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT, **found)
         atexit.register(_leave)
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _fresh_store() -> Any:
+    """A store that knows no process of an earlier attempt.
+
+    The store of torchrun's agent outlives a restart, and with it the addresses of processes that are dead: gloo would call
+    them. So the first process opens one of its own, and leaves its port with the agent; who finds the port of a dead one
+    looks again.
+    """
+    host, first, deadline = (
+        os.environ["MASTER_ADDR"],
+        os.environ["RANK"] == "0",
+        time.monotonic() + TIMEOUT.total_seconds(),
+    )
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return dist.TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=first, timeout=TIMEOUT)
+    agent = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT)
+    if first:
+        own = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        agent.set(STORE_PORT, str(own.port))
+        return own
+    while True:
+        try:
+            own = dist.TCPStore(host, int(agent.get(STORE_PORT)), is_master=False, timeout=timedelta(seconds=2))
+        except (dist.DistNetworkError, dist.DistStoreError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            own.set_timeout(TIMEOUT)
+            return own
 
 
 def _leave() -> None:

@@ -1,0 +1,173 @@
+"""A compiled step follows the plain one: the same parameters after 200 steps in float64, for every block that can be captured.
+
+What cannot be is named, with the reason, in docs/compiled.md; ``PYRO_VAE_WRITE_DOCS=1 pytest tests/test_captured.py`` writes it
+anew. On a CPU a compiled step draws the numbers that a plain one draws, so that there is nothing to set up.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import digits, small
+from test_extremes import partner
+
+import pyro_vae as pv
+from pyro_vae import capture, registry
+from pyro_vae.capture import CaptureWarning
+from pyro_vae.errors import UserError
+from pyro_vae.seeding import generator, seeded
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "compiled.md"
+STEPS, LIMIT = 200, 1e-8
+KINDS = ("priors", "posteriors", "likelihoods", "encoders", "decoders", "objectives")
+FAST = {("priors", "gaussian-mixture"), ("posteriors", "diagonal-normal"), ("objectives", "iwae")}
+BLOCKS = [
+    pytest.param(kind, name, marks=[] if (kind, name) in FAST else [pytest.mark.slow], id=f"{kind}-{name}")
+    for kind in KINDS
+    for name in registry.names(kind)
+]
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="Inductor needs a C++ compiler"
+)
+_found: dict[tuple[str, str], str] = {}
+
+
+def declared(kind: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to build and how to train, so that a block is in use."""
+    blocks: dict[str, Any] = {"latent_dim": 3, "encoder": "mlp:hidden=[16]", "decoder": "mlp:hidden=[16]"}
+    training: dict[str, Any] = {}
+    if kind == "objectives":
+        training["objective"] = name
+        if name == "enumerated-elbo":
+            blocks |= {"prior": "categorical:classes=3", "posterior": "categorical:classes=3", "latent_dim": 1}
+    else:
+        blocks[kind.removesuffix("s")] = {"name": name, **small(kind, name)}
+    if kind == "posteriors":
+        other = partner(name)
+        blocks["prior"] = {"name": other, **small("priors", other)}
+    if kind == "priors":
+        support = repr(registry.get("priors", name).support)  # type: ignore[attr-defined]
+        same = [q for q in registry.names("posteriors") if repr(registry.get("posteriors", q).support) == support]  # type: ignore[attr-defined]
+        other = "diagonal-normal" if "diagonal-normal" in same else same[0]
+        blocks["posterior"] = {"name": other, **small("posteriors", other)}
+    return blocks, training
+
+
+def observations(blocks: dict[str, Any]) -> torch.Tensor:
+    """Two hundred rows that the likelihood takes, images where a network wants them."""
+    nets = {b["name"] for k, b in blocks.items() if k in ("encoder", "decoder") and isinstance(b, dict)}
+    shape = (1, 28, 28) if any("conv" in name for name in nets) else (1, 4, 4)
+    rows = torch.rand(200, *shape, generator=generator(0), dtype=torch.float64)
+    likelihood = blocks.get("likelihood", {"name": "bernoulli"})
+    kind = registry.get("likelihoods", likelihood["name"]).data  # type: ignore[attr-defined]
+    if kind == "binary":
+        return rows.round()
+    if kind == "counts":
+        return (rows * 4).round()
+    if kind == "lattice" or "levels" in likelihood:
+        top = likelihood.get("levels", 256) - 1
+        return (rows * top).round() / top
+    return rows * 0.9 + 0.05
+
+
+def trained(blocks: dict[str, Any], x: torch.Tensor, compile: str, **training: Any) -> dict[str, torch.Tensor]:
+    """The parameters after 200 steps."""
+    with seeded(0):
+        vae = pv.build("mlp", "diagonal", tuple(x.shape[1:]), **blocks).double()
+    pv.fit(vae, x, steps=STEPS, batch_size=20, compile=compile, seed=1, **training)
+    return {name: p.detach().clone() for name, p in vae.named_parameters()}
+
+
+def compare(blocks: dict[str, Any], x: torch.Tensor, **training: Any) -> str:
+    """The largest relative difference of a parameter tensor; or why the step cannot be captured."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compiled = trained(blocks, x, "on", **training)
+    told = [str(w.message) for w in caught if issubclass(w.category, CaptureWarning)]
+    if told:
+        return told[0].removeprefix("training uncompiled: ")
+    plain = trained(blocks, x, "off", **training)
+    worst = max(float((compiled[n] - p).norm() / p.norm().clamp(min=1e-300)) for n, p in plain.items())
+    assert worst <= LIMIT
+    return f"{worst:.0e}"
+
+
+@needs_compiler
+@pytest.mark.parametrize(("kind", "name"), BLOCKS)
+def test_a_compiled_step_is_the_plain_step(kind: str, name: str) -> None:
+    blocks, training = declared(kind, name)
+    x = observations(blocks)
+    try:
+        _found[kind, name] = compare(blocks, x, **training)
+    except UserError as error:
+        pytest.fail(f"{kind} {name} cannot be built here: {error}")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"optimizer": "adamw", "clip_norm": 1.0, "average": 0.99},
+        {"schedule": "one-cycle", "objective": "elbo:warmup=100", "lr": 0.003},
+    ],
+    ids=["adamw, clipped, averaged", "one cycle, warmed up"],
+)
+@pytest.mark.slow
+def test_settings_of_training(training: dict[str, Any]) -> None:
+    blocks, _ = declared("posteriors", "diagonal-normal")
+    assert float(compare(blocks, observations(blocks), **training)) <= LIMIT
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_resuming_and_another_rate_compile_nothing_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor finds what it compiled before: a second process would load it from the cache."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    x = digits().observed("train").double()
+
+    def train(epochs: int, lr: float, out: str, **options: Any) -> tuple[int, int]:
+        counters.clear()
+        vae = pv.build("mlp", "diagonal", tuple(x.shape[1:]), latent_dim=3, seed=0).double()
+        pv.fit(vae, x, epochs=epochs, lr=lr, batch_size=50, compile="on", out=tmp_path / out, **options)
+        return counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]
+
+    assert train(2, 1e-3, "first")[0] == 1
+    assert train(2, 1e-3, "first", resume=True) == (0, 0) or train(2, 1e-3, "first", resume=True)[0] == 0
+    assert train(2, 5e-4, "second") == (0, 1)
+
+
+@needs_compiler
+def test_a_graph_draws_anew_and_in_the_same_law() -> None:
+    """The mean of 40,000 normals drawn in 400 calls: within 4.4 standard errors of 0 (a false alarm in 1e-5)."""
+    graph = capture.capture(lambda x: [torch.randn_like(x)], (torch.zeros(100),))
+    with seeded(0):
+        drawn = torch.stack([graph(torch.zeros(100))[0] for _ in range(400)])
+    assert abs(float(drawn.mean())) * 200 < 4.4
+    assert len(drawn.unique()) > 39_000
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_the_list_stands_in_the_docs() -> None:
+    wanted = [(kind, name) for kind in KINDS for name in registry.names(kind)]
+    if any(block not in _found for block in wanted):
+        pytest.skip("needs the whole of this file in one run")
+    refused = [(kind.removesuffix("s"), name) for kind, name in wanted if not _found[kind, name][0].isdigit()]
+    lines = [f"| {kind} | {name} | {_found[kind + 's', name]} |" for kind, name in refused]
+    text = (
+        "# What is compiled\n\nPrinted by `tests/test_captured.py`, which trains every block for 200 steps in float64, compiled "
+        f"and not, with the same random numbers: {len(wanted) - len(refused)} of {len(wanted)} blocks end with the same "
+        f"parameters to {LIMIT:.0e} of their norm. The others fall back to plain steps:\n\n"
+        "| kind | block | why not |\n|---|---|---|\n" + "\n".join(lines) + "\n"
+    )
+    if os.environ.get("PYRO_VAE_WRITE_DOCS"):
+        DOCS.write_text(text)
+    assert DOCS.read_text() == text, "docs/compiled.md is stale: run this file with PYRO_VAE_WRITE_DOCS=1"
