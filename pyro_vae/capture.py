@@ -30,8 +30,8 @@ class CaptureWarning(UserWarning):
 class Captured:
     """The compiled graph of a function; called with tensors of the shapes and dtypes it was captured with.
 
-    Random numbers are drawn afresh at every call from seeds that torch's generator supplies, so that
-    ``torch.manual_seed`` makes it repeatable; they are not the numbers that eager code draws.
+    Random numbers are drawn afresh at every call. On a CPU they are those that eager code draws; on a GPU others, from seeds that
+    torch's generator supplies, so that ``torch.manual_seed`` makes them repeatable.
     """
 
     def __init__(self, compiled: Callable[..., Any], signature: list[tuple[Any, ...]], out: Any) -> None:
@@ -39,8 +39,13 @@ class Captured:
 
     def __call__(self, *args: Any) -> Any:
         """The function's value; tensors that the function changes in place are changed in place."""
+        return tree_unflatten(list(self.flat(tree_flatten(args)[0])), self._out)
+
+    def flat(self, args: list[Tensor]) -> Sequence[Tensor]:
+        """The same of and to flat lists of tensors; the list of arguments may be emptied."""
         with torch.no_grad():
-            return tree_unflatten(list(self._compiled(*tree_flatten(args)[0])), self._out)
+            found: Sequence[Tensor] = self._compiled(*args)
+            return found
 
     def fits(self, *args: Any) -> bool:
         """Whether the graph was captured for tensors of these shapes, dtypes and devices."""
@@ -52,14 +57,13 @@ def signature_of(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
     return [(tuple(t.shape), t.dtype, t.device) for t in tensors]
 
 
-def capture(function: Callable[..., Any], example: tuple[Any, ...], *, same_random_numbers: bool = False) -> Captured:
+def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
     """Compile a function of (nested lists of) tensors for tensors like those of ``example``.
 
     Args:
         function: takes and returns tensors, or lists, tuples and dicts of them; may change its arguments in place, and may
             call autograd. It is run three times on copies of ``example``.
         example: its arguments.
-        same_random_numbers: draw what eager code draws, more slowly; for tests of equality.
 
     Returns:
         The compiled function.
@@ -89,7 +93,7 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...], *, same_rand
     if constants:
         raise Uncapturable("the program makes tensors outside torch's operations that change from one run to the next")
     # torch's own generators draw many times faster on a CPU than what Inductor puts into its loops
-    options = {"fallback_random": same_random_numbers or flat[0].device.type == "cpu"}
+    options = {"fallback_random": flat[0].device.type == "cpu"}
     try:
         with seeded(0, flat[0].device), torch.no_grad():
             compiled = torch._inductor.compile(graph, [t.detach().clone() for t in flat], options=options)

@@ -114,7 +114,7 @@ def test_a_compiled_step_is_the_plain_step(kind: str, name: str) -> None:
     "training",
     [
         {"optimizer": "adamw", "clip_norm": 1.0, "average": 0.99},
-        {"schedule": "one-cycle", "objective": "elbo:warmup=100", "lr": 0.003},
+        {"schedule": "one-cycle", "objective": "elbo:warmup_steps=100", "lr": 0.003},
     ],
     ids=["adamw, clipped, averaged", "one cycle, warmed up"],
 )

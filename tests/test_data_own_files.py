@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,18 @@ def test_a_memory_mapped_file_gives_the_same(grey: Path, monkeypatch: pytest.Mon
         large.train[0:3].fill_(7)
     assert same(small, large)
     assert grey.read_bytes() == before
+
+
+def test_a_file_larger_than_the_memory_opens(tmp_path: Path) -> None:
+    rows = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    path = tmp_path / "sparse.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (rows, 1 << 20)})
+        file.truncate(file.tell() + (rows << 20))
+    data = load_data(path)
+    assert isinstance(data.train, RowView)
+    assert data.train.shape[1:] == (1 << 20,)
+    assert not data.observed("test", rows=[0, 3]).any()
 
 
 def test_a_memory_mapped_view_refuses_other_indices(grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import pyro_vae as pv
 from pyro_vae.errors import NumericalError, UserError
 from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.seeding import derive_seed, generator, seeded
+from pyro_vae.training import loop, source
 from pyro_vae.training.loop import VALIDATION
 from pyro_vae.training.settings import OPTIMIZERS
 
@@ -65,6 +66,21 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
     with evaluating(vae), seeded(derive_seed(0, VALIDATION)):
         terms = draw_terms(vae, data.observed("validation"), num_samples=1)
     assert -float(terms.log_weight.mean()) == pytest.approx(losses[best], rel=1e-5)
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "threshold"])
+def test_a_large_validation_split_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch, binarization: str) -> None:
+    data = digits().with_(binarization=binarization)
+    monkeypatch.setattr(loop, "VALIDATION_ROWS", 50)
+    whole = pv.fit(small_vae(data), data, steps=3, seed=1).metrics
+    monkeypatch.setattr(source, "OBSERVED_BYTES", 0)
+    split = source.make_source(data, False, torch.device("cpu"), torch.float32).validation()
+    assert split is not None
+    assert isinstance(split[0], source.Observed)
+    assert len(split[0]) == len(data.validation)
+    assert torch.equal(split[0][10:20], data.observed("validation")[10:20])
+    in_blocks = pv.fit(small_vae(data), data, steps=3, seed=1).metrics
+    assert in_blocks[0]["validation_loss"] == whole[0]["validation_loss"]
 
 
 def test_early_stopping(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ def _npy(path: Path) -> Filed:
     if zipfile.is_zipfile(path):
         raise UserError(f"{str(path)!r} is a .npz archive by its content: rename it to end in .npz")
     try:
-        # Copy-on-write: the file is never written to, and torch takes the memory without complaint.
-        array = np.lib.format.open_memmap(path, mode="c")
+        # Read-only: the system would refuse a map that may be written to, were it larger than the memory of the machine.
+        array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # NumPy fails in as many ways as a file can be broken
         raise _unreadable(path, error) from error
     return from_array(path.name, array)

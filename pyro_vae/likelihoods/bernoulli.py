@@ -12,7 +12,7 @@ from pyro_vae.networks.heads import Head
 from pyro_vae.registry import register
 
 
-class BinaryBernoulli(dist.Bernoulli):  # type: ignore[misc]
+class BinaryBernoulli(dist.Bernoulli):
     """Bernoulli on logits l whose values are 0 or 1 and nothing between: log p(x) = log sigmoid((2 x - 1) l).
 
     As exact as the cross-entropy, which is defined between 0 and 1 too, in half its time.

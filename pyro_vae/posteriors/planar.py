@@ -19,7 +19,7 @@ from pyro_vae.registry import register
 BOUND = 5.0  # of the entries of v and w
 
 
-class _Plane(ConditionedPlanar):  # type: ignore[misc]
+class _Plane(ConditionedPlanar):
     """A planar layer that stays invertible, and finite, where w vanishes.
 
     Invertible is what has v . w > -1; Pyro adds to v a multiple of w / |w|^2 to that end. Where |w|^2 is below 1 / (4 D BOUND^2),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from pyro_vae.capture import Captured, Uncapturable, capture
 from pyro_vae.programs.functional import OfProgram
@@ -29,12 +31,10 @@ class CapturedStep:
     """Takes the place of a trainer's plain step, on the same parameters, optimizer state and moving average.
 
     The numbers follow ``torch.optim.Adam`` and ``AdamW`` (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980; Loshchilov &
-    Hutter 2019, https://arxiv.org/abs/1711.05101) operation by operation.
+    Hutter 2019, https://arxiv.org/abs/1711.05101), with the divisions that are the same for all elements done once.
     """
 
-    def __init__(
-        self, trainer: Trainer, stored: Tensor, y: Tensor | None, *, same_random_numbers: bool = False
-    ) -> None:
+    def __init__(self, trainer: Trainer, stored: Tensor, y: Tensor | None) -> None:
         settings = trainer.settings
         if settings.optimizer not in CAPTURED_OPTIMIZERS:
             raise Uncapturable(
@@ -52,21 +52,36 @@ class CapturedStep:
         self.objective = OfProgram(trainer.program, trainer.objective)
         self._ensure_state()
         trainer.optimizer._opt_called = True  # type: ignore[attr-defined]  # or the schedule warns that no step was taken
-        scalar = trainer.parameters[0].detach().new_zeros(())
-        self.lr, self.beta1, self.loss = scalar.clone(), scalar.clone(), scalar.double().clone()
-        self.graph: Captured = capture(self._step, self._arguments(stored, y), same_random_numbers=same_random_numbers)
+        like = trainer.parameters[0].detach()
+        self.scalars = torch.zeros(len(_Scalars._fields), dtype=like.dtype)
+        self.on_device = self.scalars if like.device.type == "cpu" else self.scalars.to(like.device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=like.device)
+        self.finite = torch.zeros((), dtype=torch.int64, device=like.device)
+        tensors = self.objective.tensors()
+        params = [tensors.pop(name) for name in self.names]
+        self.kept = (params, *self.moments, trainer.average or [], tensors, self.count, list(self.on_device))
+        self.sums = self.loss, self.finite
+        self.flat = tree_flatten((*self.kept, *self.sums))[0]
+        self.graph: Captured = capture(self._step, (*self.kept, *self.sums, stored, [] if y is None else [y]))
 
-    def __call__(self, stored: Tensor, y: Tensor | None) -> Tensor:
-        """Take one step on stored rows; returns the running sum of losses, on the device."""
-        group = self.trainer.optimizer.param_groups[0]
-        self.lr.fill_(group["lr"])
-        self.beta1.fill_(group["betas"][0])
-        self.graph(*self._arguments(stored, y))
-        return self.loss
+    def __call__(self, stored: Tensor, y: Tensor | None) -> None:
+        """Take one step on stored rows; its loss is added to ``loss``, and ``finite`` counts it while that sum is finite."""
+        self.scalars.numpy()[:] = self._scalars()
+        if self.on_device is not self.scalars:
+            self.on_device.copy_(self.scalars)
+        self.graph.flat([*self.flat, stored] if y is None else [*self.flat, stored, y])
 
-    def fits(self, stored: Tensor, y: Tensor | None) -> bool:
-        """Whether the graph was captured for a minibatch of this shape."""
-        return self.graph.fits(*self._arguments(stored, y))
+    def _scalars(self) -> _Scalars:
+        """The numbers of this step; computed here, since a graph would compute them again for every element."""
+        group, step = self.trainer.optimizer.param_groups[0], self.trainer.step + 1
+        lr, beta1, average = group["lr"], group["betas"][0], self.trainer.settings.average
+        return _Scalars(
+            lr / (1 - beta1**step),
+            1 / math.sqrt(1 - self.beta2**step),
+            1 - beta1,
+            1 - lr * self.weight_decay,
+            0.0 if average is None else 1 - min(average, (1 + step) / (10 + step)),
+        )
 
     def finish(self) -> None:
         """Let the optimizer's own counters follow the graph's, which counts once for all parameters."""
@@ -84,21 +99,6 @@ class CapturedStep:
         self.count = states[0]["step"]
         self.moments = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
 
-    def _arguments(self, stored: Tensor, y: Tensor | None) -> tuple[Any, ...]:
-        tensors = self.objective.tensors()
-        return (
-            [tensors.pop(name) for name in self.names],
-            *self.moments,
-            self.trainer.average or [],
-            tensors,
-            self.count,
-            self.lr,
-            self.beta1,
-            self.loss,
-            stored,
-            [] if y is None else [y],
-        )
-
     def _step(
         self,
         params: Sequence[Tensor],
@@ -107,9 +107,9 @@ class CapturedStep:
         average: Sequence[Tensor],
         others: dict[str, Tensor],
         count: Tensor,
-        lr: Tensor,
-        beta1: Tensor,
+        scalars: Sequence[Tensor],
         total: Tensor,
+        finite: Tensor,
         stored: Tensor,
         y: Sequence[Tensor],
     ) -> list[Tensor]:
@@ -126,18 +126,25 @@ class CapturedStep:
             scale = (settings.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             grads = tuple(g * scale for g in grads)
         count.add_(1)
-        bias1 = (1 - beta1.double() ** count.double()).to(lr.dtype)
-        bias2 = (1 - self.beta2 ** count.double()).sqrt().to(lr.dtype)
+        size, root, fresh, shrink, newer = scalars
         for p, g, m, v in zip(params, grads, exp_avg, exp_avg_sq, strict=True):
             if settings.optimizer == "adamw":
-                p.mul_(1 - lr * self.weight_decay)
-            m.add_((g - m) * (1 - beta1))
+                p.mul_(shrink)
+            m.add_((g - m) * fresh)
             v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-            p.sub_(lr / bias1 * m / (v.sqrt() / bias2 + self.eps))
-        if settings.average is not None:
-            steps = count.double()
-            decay = ((1 + steps) / (10 + steps)).clamp(max=settings.average).to(lr.dtype)
-            for a, p in zip(average, params, strict=True):
-                a.add_((p - a) * (1 - decay))
+            p.sub_(size * m / (v.sqrt() * root + self.eps))
+        for a, p in zip(average, params, strict=False):
+            a.add_((p - a) * newer)
         total.add_(loss.detach())
-        return [total]
+        finite.add_(torch.isfinite(total))
+        return []
+
+
+class _Scalars(NamedTuple):
+    """What changes from step to step: of Adam's update, of its bias correction, of decay and of the moving average."""
+
+    size: float
+    root: float
+    fresh: float
+    shrink: float
+    newer: float

@@ -79,6 +79,10 @@ class Trainer:
         self.captured: CapturedStep | None = None
         self.capture_tried = False
         self.interrupts = Interrupts()
+        self.finite = torch.zeros(
+            (), dtype=torch.int64, device=device
+        )  # steps after which the sum of losses was finite
+        self.counted_from = 0  # the step that this count began with
         self.compute: Any = None  # (x, y, step) -> (loss, surrogate)
         self.copy: tuple[State, float] | None = None  # of the state a fault is looked for from, and when it was made
 
@@ -115,24 +119,20 @@ class Trainer:
         self.program.train()
         self._prepare(order[: self.settings.batch_size])
         within, self.within = self.within or self._at_beginning(), None
-        if self.captured is not None:
-            within.total = self.captured.loss.copy_(within.total)
+        self._count_from(within)
         saved_at, began = began, began - within.seconds
         last_step = min(self.total_steps, within.first_step + self.steps_per_epoch)
-        finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps after which the sum was finite
-        counted_from = self.step
         with seeded(derive_seed(self.settings.seed, epoch, NOISE), self.device):
             set_random_state(within.random, self.device)
             self._copy_state(within)
             while self.step < last_step:
                 self._advance(order, within)
-                finite += torch.isfinite(within.total)
                 since = (self.step - within.first_step) % every
                 logging = since == 0 or self.step == last_step
                 if logging:
                     seen, within.read = within.read, float(self.ranks.mean(within.total))
                     if not math.isfinite(within.read) or (self.step == last_step and not self._parameters_finite()):
-                        self._explain(order, counted_from + int(finite) + 1)
+                        self._explain(order, self.counted_from + int(self.finite) + 1)
                     bar.update(self.step, f"epoch {epoch}  loss {(within.read - seen) / (since or every):.2f}")
                 if self.step == last_step:
                     break  # the checkpoint after the epoch is the next
@@ -145,7 +145,7 @@ class Trainer:
                     self._save_within(within)
                 if logging and self.copy is not None and now - self.copy[1] > COPY_SECONDS:
                     self._copy_state(within)
-                    counted_from, finite = self.step, torch.zeros_like(finite)
+                    self._count_from(within)
         if self.captured is not None:
             self.captured.finish()
         self.program.train(was_training)
@@ -194,7 +194,15 @@ class Trainer:
             self.step += 1
         else:
             within.total += self._gradients(self._batch(self._rows(order, within)))
+            self.finite += torch.isfinite(within.total)
             self._apply()
+
+    def _count_from(self, within: Within) -> None:
+        """Begin to count anew the steps after which the sum of losses is finite; a compiled step does both sums itself."""
+        self.counted_from = self.step
+        if self.captured is not None:
+            within.total, self.finite = self.captured.loss.copy_(within.total), self.captured.finite
+        self.finite.zero_()
 
     def _rows(self, order: Tensor, within: Within) -> Tensor:
         offset = (self.step - within.first_step) * self.settings.batch_size
@@ -262,8 +270,7 @@ class Trainer:
 
     def _find(self, order: Tensor, within: Within, lost: int) -> tuple[int, Fault] | None:
         """Go to the step before the last good one, and look at what follows; every process hears of what one finds."""
-        if self.captured is not None:
-            within.total = self.captured.loss.copy_(within.total)
+        self._count_from(within)
         while self.step < lost - 2:
             self._advance(order, within)
         previous: dict[str, Tensor] | None = None

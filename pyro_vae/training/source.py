@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -13,8 +14,22 @@ from pyro_vae.data import Data
 from pyro_vae.errors import UserError
 
 ON_DEVICE_BYTES = 2**31  # data up to this size are moved to the device whole
+OBSERVED_BYTES = 2**26  # a validation split up to this size is drawn once and kept
 
 Batch = tuple[Tensor, Tensor | None]
+
+
+class Observed:
+    """A split of a data set as evaluation sees it, drawn anew at every reading: the same numbers, and no memory for the whole."""
+
+    def __init__(self, data: Data, split: str) -> None:
+        self.data, self.split = data, split
+
+    def __len__(self) -> int:
+        return len(self.data.stored(self.split))
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.data.observed(self.split, rows=torch.arange(len(self))[rows])
 
 
 class Source(ABC):
@@ -44,8 +59,8 @@ class Source(ABC):
         stored, y = self.stored(rows)
         return self.prepare(stored), y
 
-    def validation(self) -> Batch | None:
-        """The whole validation split on the CPU, drawn once with a fixed seed; None where there is none."""
+    def validation(self) -> tuple[Tensor | Observed, Tensor | None] | None:
+        """The whole validation split on the CPU, to be read in slices, drawn with a fixed seed; None where there is none."""
         return None
 
 
@@ -66,7 +81,7 @@ class _Rows(Source):
         """The rows as they are kept, on the device."""
         y = self.labels[rows].to(self.device) if self.conditional and self.labels is not None else None
         if isinstance(self.rows, Tensor):
-            return self.rows[rows.to(self.rows.device)].to(self.device), y
+            return self.rows.index_select(0, rows.to(self.rows.device)).to(self.device), y
         return self.rows[rows].to(self.device), y
 
 
@@ -81,11 +96,14 @@ class DataSource(_Rows):
         """Fresh data of stored rows."""
         return self.data.prepare(stored).to(self.dtype)
 
-    def validation(self) -> Batch | None:
+    def validation(self) -> tuple[Tensor | Observed, Tensor | None] | None:
         """The validation split as evaluation sees it."""
-        if len(self.data.validation) == 0:
+        rows = self.data.validation
+        if len(rows) == 0:
             return None
-        return self.data.observed("validation"), self.data.labels.get("validation") if self.conditional else None
+        whole = torch.float32.itemsize * math.prod(rows.shape) <= OBSERVED_BYTES
+        x = self.data.observed("validation") if whole else Observed(self.data, "validation")
+        return x, self.data.labels.get("validation") if self.conditional else None
 
 
 class TensorSource(_Rows):
