@@ -171,3 +171,45 @@ def test_the_list_stands_in_the_docs() -> None:
     if os.environ.get("PYRO_VAE_WRITE_DOCS"):
         DOCS.write_text(text)
     assert DOCS.read_text() == text, "docs/compiled.md is stale: run this file with PYRO_VAE_WRITE_DOCS=1"
+
+
+@needs_compiler
+def test_several_steps_in_one_launch_are_those_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded on a GPU is run one by one elsewhere: gathering, rates and counting on the device."""
+    from pyro_vae.training.launch import Launches
+    from pyro_vae.training.loop import Trainer
+
+    def launches(self: Trainer, step: Any) -> Launches:
+        resident = self.source.resident()
+        assert resident is not None
+        return Launches(step, resident, self.settings.batch_size, self.steps_per_epoch)
+
+    blocks, _ = declared("posteriors", "diagonal-normal")
+    x = observations(blocks)
+    plain = trained(blocks, x, "off")
+    monkeypatch.setattr(Trainer, "_make_launches", launches)
+    launched = trained(blocks, x, "on")
+    assert max(float((launched[n] - p).norm() / p.norm()) for n, p in plain.items()) <= LIMIT
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_one_launch_for_many_steps_on_a_gpu() -> None:
+    """Between two logging points the host waits for nothing, and the losses follow the plain ones in law."""
+    x = digits().observed("train")
+
+    def train(compile: str) -> list[float]:
+        vae = pv.build("mlp", "diagonal", tuple(x.shape[1:]), latent_dim=3, seed=0)
+        run = pv.fit(vae, x, epochs=5, batch_size=20, compile=compile, device="cuda", seed=1)
+        return [m["train_loss"] for m in run.metrics]
+
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            launched = train("on")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    synchronised = [w for w in caught if "synchroniz" in str(w.message)]
+    assert len(synchronised) <= 5 * 40  # the reading of sums at ten logging points an epoch, seeds and copies
+    assert launched == pytest.approx(train("off"), rel=0.05)

@@ -46,12 +46,11 @@ class CapturedStep:
             )
         self.trainer = trainer
         group = trainer.optimizer.param_groups[0]
-        self.eps, self.beta2 = group["eps"], group["betas"][1]
+        self.eps, (self.beta1, self.beta2) = group["eps"], group["betas"]
         self.weight_decay = group["weight_decay"]
         self.names = [n for n, p in trainer.program.named_parameters() if p.requires_grad]
         self.objective = OfProgram(trainer.program, trainer.objective)
         self._ensure_state()
-        trainer.optimizer._opt_called = True  # type: ignore[attr-defined]  # or the schedule warns that no step was taken
         like = trainer.parameters[0].detach()
         self.scalars = torch.zeros(len(_Scalars._fields), dtype=like.dtype)
         self.on_device = self.scalars if like.device.type == "cpu" else self.scalars.to(like.device)
@@ -66,15 +65,24 @@ class CapturedStep:
 
     def __call__(self, stored: Tensor, y: Tensor | None) -> None:
         """Take one step on stored rows; its loss is added to ``loss``, and ``finite`` counts it while that sum is finite."""
-        self.scalars.numpy()[:] = self._scalars()
+        self.scalars.numpy()[:] = self.scalars_of(self.trainer.step)
         if self.on_device is not self.scalars:
             self.on_device.copy_(self.scalars)
+        self.run(stored, y)
+
+    def run(self, stored: Tensor, y: Tensor | None) -> None:
+        """The same with the scalars that are on the device."""
         self.graph.flat([*self.flat, stored] if y is None else [*self.flat, stored, y])
 
-    def _scalars(self) -> _Scalars:
-        """The numbers of this step; computed here, since a graph would compute them again for every element."""
-        group, step = self.trainer.optimizer.param_groups[0], self.trainer.step + 1
-        lr, beta1, average = group["lr"], group["betas"][0], self.trainer.settings.average
+    def rehearse(self, stored: Tensor, y: Tensor | None) -> None:
+        """A step on copies of everything."""
+        copies = [t.clone() for t in self.flat]
+        self.graph.flat([*copies, stored] if y is None else [*copies, stored, y])
+
+    def scalars_of(self, step: int) -> _Scalars:
+        """The numbers of the step after ``step`` others; computed here, since a graph would compute them for every element."""
+        (lr, beta1), average, step = self.trainer.schedule.at(step), self.trainer.settings.average, step + 1
+        beta1 = self.beta1 if beta1 is None else beta1
         return _Scalars(
             lr / (1 - beta1**step),
             1 / math.sqrt(1 - self.beta2**step),

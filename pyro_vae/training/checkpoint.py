@@ -22,9 +22,6 @@ from pyro_vae.training.settings import OPTIMIZER_STATE
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer
 
-SCHEDULED = ("lr", "betas", "momentum")  # what a schedule moves in an optimizer's groups; the rest the settings say
-COUNTERS = ("last_epoch", "_step_count", "_last_lr")  # of a schedule
-
 
 @dataclass
 class Within:
@@ -32,7 +29,6 @@ class Within:
 
     Attributes:
         first_step: the step before its first.
-        lr: the step size it began with.
         seconds: how long it has taken.
         read: the running sum of losses at the last logging point.
         total: the running sum of losses, on the device.
@@ -40,7 +36,6 @@ class Within:
     """
 
     first_step: int
-    lr: float
     seconds: float
     read: float
     total: Tensor
@@ -95,13 +90,11 @@ def state_of(trainer: Trainer, within: Within | None = None) -> State:
         "epoch": trainer.epoch,
         "best_loss": trainer.best_loss,
         "best_epoch": trainer.best_epoch,
-        "groups": [{k: v for k, v in g.items() if k in SCHEDULED} for g in trainer.optimizer.param_groups],
-        "schedule": {k: v for k, v in trainer.schedule.state_dict().items() if k in COUNTERS},
     }
     if within is not None:
         tensors["within.total"] = within.total
         tensors |= {f"random.{name}": t for name, t in within.random.items()}
-        state["within"] = {k: getattr(within, k) for k in ("first_step", "lr", "seconds", "read")}
+        state["within"] = {k: getattr(within, k) for k in ("first_step", "seconds", "read")}
     return tensors, state
 
 
@@ -110,9 +103,6 @@ def restore(trainer: Trainer, tensors: dict[str, Tensor], state: dict[str, Any])
     trainer.program.load_state_dict(_under("program.", tensors))
     trainer.step, trainer.epoch = state["step"], state["epoch"]
     trainer.best_loss, trainer.best_epoch = float(state["best_loss"]), state["best_epoch"]
-    for group, saved in zip(trainer.optimizer.param_groups, state["groups"], strict=True):
-        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-    trainer.schedule.load_state_dict(dict(state["schedule"]))
     saved_state = _under("optimizer.", tensors)
     if not saved_state:
         trainer.optimizer.state.clear()
@@ -201,29 +191,15 @@ def _admit(trainer: Trainer, found: dict[str, Outline], state: Any, where: Path)
 def _wrong_counters(trainer: Trainer, state: Any) -> str | None:
     """What is wrong with the plain values of a checkpoint, or None."""
     step, epoch = state["step"], state["epoch"]
-    numbers = [state["best_loss"], *(v for g in state["groups"] for v in _flat(g.values()))]
-    numbers += _flat(state["schedule"].values())
-    whole = [step, epoch, state["best_epoch"], state["schedule"]["last_epoch"], state["schedule"]["_step_count"]]
-    within = state.get("within", {"first_step": step, "lr": 0.0, "seconds": 0.0, "read": 0.0})
-    numbers += [within["lr"], within["seconds"], within["read"]]
-    if not all(type(n) is int and n >= 0 for n in [*whole, within["first_step"]]):
+    within = state.get("within", {"first_step": step, "seconds": 0.0, "read": 0.0})
+    numbers = [state["best_loss"], within["seconds"], within["read"]]
+    if not all(type(n) is int and n >= 0 for n in [step, epoch, state["best_epoch"], within["first_step"]]):
         return "its counters are no whole numbers"
     if not all(type(n) in (int, float) and not math.isnan(n) for n in numbers):
         return "its counters are no numbers"
     begin = min(epoch * trainer.steps_per_epoch, trainer.total_steps)
     if within["first_step"] != begin or not begin <= step <= min(begin + trainer.steps_per_epoch, trainer.total_steps):
         return f"step {step} is not in the epoch after epoch {epoch}"
-    if state["best_epoch"] > epoch or state["schedule"]["last_epoch"] != step:
+    if state["best_epoch"] > epoch:
         return "its counters contradict each other"
-    own = [{k: v for k, v in g.items() if k in SCHEDULED} for g in trainer.optimizer.param_groups]
-    if [{k: len(_flat([v])) for k, v in g.items()} for g in state["groups"]] != [
-        {k: len(_flat([v])) for k, v in g.items()} for g in own
-    ]:
-        return "its optimizer has other settings"
-    if not set(state["schedule"]) <= set(COUNTERS) or len(_flat([state["schedule"].get("_last_lr", [])])) > len(own):
-        return "its schedule is another"
-    return "it has more than a checkpoint" if len(within) != 4 else None
-
-
-def _flat(values: Any) -> list[Any]:
-    return [n for v in values for n in (v if isinstance(v, (list, tuple)) else [v])]
+    return "it has more than a checkpoint" if len(within) != 3 else None

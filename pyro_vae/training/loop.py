@@ -38,9 +38,11 @@ from pyro_vae.training.checkpoint import (
 from pyro_vae.training.distributed import ALONE, Ranks, parallel, told
 from pyro_vae.training.faults import ADVICE, Fault, examine
 from pyro_vae.training.interrupts import Interrupted, Interrupts
+from pyro_vae.training.launch import Launches
 from pyro_vae.training.progress import Progress
 from pyro_vae.training.run import append_metrics
-from pyro_vae.training.settings import Settings, make_optimizer, make_schedule
+from pyro_vae.training.schedule import Schedule
+from pyro_vae.training.settings import Settings, make_optimizer
 from pyro_vae.training.source import Batch, Source
 
 LOGS_PER_EPOCH = 10  # how often an epoch's losses are read to the host
@@ -68,7 +70,7 @@ class Trainer:
         self.steps_per_epoch, self.total_steps = settings.length(source.num_rows)
         self.parameters = [p for p in program.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(settings, self.parameters)
-        self.schedule = make_schedule(settings, self.optimizer, self.total_steps)
+        self.schedule = Schedule(settings, self.total_steps)
         self.average = [p.detach().clone() for p in self.parameters] if settings.average else None
         self.validation = source.validation()
         self.step, self.epoch = 0, 0  # steps taken, epochs completed
@@ -78,6 +80,7 @@ class Trainer:
         self.within: Within | None = None  # where the first epoch goes on, if not at its beginning
         self.captured: CapturedStep | None = None
         self.capture_tried = False
+        self.launches: Launches | None = None
         self.interrupts = Interrupts()
         self.finite = torch.zeros(
             (), dtype=torch.int64, device=device
@@ -119,14 +122,14 @@ class Trainer:
         self.program.train()
         self._prepare(order[: self.settings.batch_size])
         within, self.within = self.within or self._at_beginning(), None
-        self._count_from(within)
+        self._begin(order, within)
         saved_at, began = began, began - within.seconds
         last_step = min(self.total_steps, within.first_step + self.steps_per_epoch)
         with seeded(derive_seed(self.settings.seed, epoch, NOISE), self.device):
             set_random_state(within.random, self.device)
             self._copy_state(within)
             while self.step < last_step:
-                self._advance(order, within)
+                self._advance(order, within, min(last_step, self._next_logging(within, every)))
                 since = (self.step - within.first_step) % every
                 logging = since == 0 or self.step == last_step
                 if logging:
@@ -145,7 +148,7 @@ class Trainer:
                     self._save_within(within)
                 if logging and self.copy is not None and now - self.copy[1] > COPY_SECONDS:
                     self._copy_state(within)
-                    self._count_from(within)
+                    self._begin(order, within)
         if self.captured is not None:
             self.captured.finish()
         self.program.train(was_training)
@@ -153,7 +156,7 @@ class Trainer:
             "epoch": epoch,
             "step": self.step,
             "train_loss": within.read / (self.step - within.first_step),
-            "lr": within.lr,
+            "lr": self.schedule.at(within.first_step).lr,
         }
         metrics |= self.ranks.shared(self._validate() if self.ranks.first else {})
         metrics["seconds"] = round(time.perf_counter() - began, 3)
@@ -178,28 +181,46 @@ class Trainer:
                     raise Uncapturable("a compiled step cannot wait for other processes")
                 with self.interrupts.at_once():
                     self.captured = CapturedStep(self, *self.source.stored(rows))
+                    self.launches = self._make_launches(self.captured)
             except Uncapturable as error:
                 warnings.warn(f"training uncompiled: {error}", CaptureWarning, stacklevel=6)
+
+    def _make_launches(self, step: CapturedStep) -> Launches | None:
+        """Where a launch costs more than the step that it starts, and the data are where it would gather them."""
+        resident = self.source.resident()
+        if self.device.type != "cuda" or resident is None:
+            return None
+        return Launches(step, resident, min(self.settings.batch_size, self.source.num_rows), self.steps_per_epoch)
 
     def _at_beginning(self) -> Within:
         dtype = torch.float64 if self.device.type != "mps" else torch.float32
         total = torch.zeros((), dtype=dtype, device=self.device)
-        return Within(self.step, self.optimizer.param_groups[0]["lr"], 0.0, 0.0, total, {})
+        return Within(self.step, 0.0, 0.0, total, {})
 
-    def _advance(self, order: Tensor, within: Within) -> None:
-        """One step, its loss added to the epoch's."""
-        if self.captured is not None:
+    def _next_logging(self, within: Within, every: int) -> int:
+        return within.first_step + ((self.step - within.first_step) // every + 1) * every
+
+    def _advance(self, order: Tensor, within: Within, last_step: int) -> None:
+        """A step, or where one launch can hold more, all up to ``last_step``; their losses are added to the epoch's."""
+        if self.launches is not None:
+            self.launches.run(last_step - self.step)
+            self.step = last_step
+        elif self.captured is not None:
             self.captured(*self.source.stored(self._rows(order, within)))
-            self.schedule.step()
             self.step += 1
         else:
             within.total += self._gradients(self._batch(self._rows(order, within)))
             self.finite += torch.isfinite(within.total)
             self._apply()
 
-    def _count_from(self, within: Within) -> None:
-        """Begin to count anew the steps after which the sum of losses is finite; a compiled step does both sums itself."""
+    def _begin(self, order: Tensor, within: Within) -> None:
+        """Stand at the step under way, and count anew those after which the sum of losses is finite.
+
+        A compiled step does both sums itself.
+        """
         self.counted_from = self.step
+        if self.launches is not None:
+            self.launches.begin(order, within.first_step, self.step)
         if self.captured is not None:
             within.total, self.finite = self.captured.loss.copy_(within.total), self.captured.finite
         self.finite.zero_()
@@ -224,8 +245,8 @@ class Trainer:
     def _apply(self) -> None:
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        self.schedule.apply(self.optimizer, self.step)
         self.optimizer.step()
-        self.schedule.step()
         self.step += 1
         if self.average is not None and self.settings.average is not None:
             decay = min(self.settings.average, (1 + self.step) / (10 + self.step))
@@ -270,9 +291,9 @@ class Trainer:
 
     def _find(self, order: Tensor, within: Within, lost: int) -> tuple[int, Fault] | None:
         """Go to the step before the last good one, and look at what follows; every process hears of what one finds."""
-        self._count_from(within)
+        self._begin(order, within)
         while self.step < lost - 2:
-            self._advance(order, within)
+            self._advance(order, within, lost - 2)
         previous: dict[str, Tensor] | None = None
         while self.step < min(lost, self.total_steps):
             fault = examine(self, self._batch(self._rows(order, within)), self._gradients, previous)

@@ -86,17 +86,3 @@ def make_optimizer(settings: Settings, parameters: list[torch.nn.Parameter]) -> 
     kind = parameters[0].device.type
     extra: dict[str, Any] = {"fused": True} if settings.optimizer in FUSED and kind in ("cpu", "cuda") else {}
     return OPTIMIZERS[settings.optimizer](parameters, lr=settings.lr, **extra)  # type: ignore[call-arg]
-
-
-def make_schedule(
-    settings: Settings, optimizer: torch.optim.Optimizer, total_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning-rate schedule over all steps."""
-    if settings.schedule == "one-cycle" and total_steps > 3:
-        momentum = settings.optimizer in ("adam", "adamw", "adamax")
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=settings.lr, total_steps=total_steps + 1, cycle_momentum=momentum
-        )
-    if settings.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)

@@ -29,7 +29,7 @@ class Observed:
         return len(self.data.stored(self.split))
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return self.data.observed(self.split, rows=torch.arange(len(self))[rows])
+        return self.data.observed(self.split, rows=torch.arange(*rows.indices(len(self))))
 
 
 class Source(ABC):
@@ -59,6 +59,10 @@ class Source(ABC):
         stored, y = self.stored(rows)
         return self.prepare(stored), y
 
+    def resident(self) -> Batch | None:
+        """All stored rows, and their labels, where they are on the device; None where they are elsewhere."""
+        return None
+
     def validation(self) -> tuple[Tensor | Observed, Tensor | None] | None:
         """The whole validation split on the CPU, to be read in slices, drawn with a fixed seed; None where there is none."""
         return None
@@ -83,6 +87,12 @@ class _Rows(Source):
         if isinstance(self.rows, Tensor):
             return self.rows.index_select(0, rows.to(self.rows.device)).to(self.device), y
         return self.rows[rows].to(self.device), y
+
+    def resident(self) -> Batch | None:
+        """The rows that were moved there."""
+        if not isinstance(self.rows, Tensor) or self.rows.device.type != self.device.type:
+            return None
+        return self.rows, self.labels.to(self.device) if self.conditional and self.labels is not None else None
 
 
 class DataSource(_Rows):
