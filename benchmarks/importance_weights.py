@@ -32,8 +32,9 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.capture import Uncapturable, capture
 from pyro_vae.evaluation.estimators import estimate
-from pyro_vae.evaluation.importance import block_shape, weigh
+from pyro_vae.evaluation.importance import block_shape
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
+from pyro_vae.evaluation.weights import weigh
 from pyro_vae.programs.contract import evaluating
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.seeding import generator

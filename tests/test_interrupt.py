@@ -187,11 +187,11 @@ def test_out_of_memory_in_evaluation_halves_the_chunk(monkeypatch: pytest.Monkey
     vae, x, num_samples = program(), torch.rand(9, 6, generator=generator(0)), 100 if limit > 1 else 10
     weigh, seen = importance.weigh, []
 
-    def short(program: Any, x: Tensor, y: Tensor | None, num_samples: int) -> Any:
+    def short(program: Any, x: Tensor, y: Tensor | None, num_samples: int, precision: str) -> Any:
         seen.append(len(x) * num_samples)
         if seen[-1] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        return weigh(program, x, y, num_samples)
+        return weigh(program, x, y, num_samples, precision)
 
     monkeypatch.setattr(importance, "weigh", short)
     with warnings.catch_warnings(record=True) as caught:

@@ -34,6 +34,9 @@ def evaluate(
     distributions: Annotated[int, typer.Option(min=1, help="ais, bdmc: intermediate distributions.")] = 1000,
     leapfrog: Annotated[int, typer.Option(min=1, help="ais, bdmc: leapfrog steps in each.")] = 10,
     start: Annotated[str, typer.Option(help="ais, bdmc: anneal from the prior or the guide.")] = "prior",
+    precision: Annotated[
+        str, typer.Option(help="iw: full, or for speed tf32 (CUDA) or bf16, with the error in nats that this makes.")
+    ] = "full",
     seed: Seed = 0,
     device: Device = "auto",
     data_root: DataRoot = None,
@@ -73,7 +76,7 @@ def evaluate(
         warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
         if method == "iw":
             figures, _ = evaluate_program(
-                loaded.program, data, split=split, num_samples=samples, limit=limit, seed=seed,
+                loaded.program, data, split=split, num_samples=samples, limit=limit, seed=seed, precision=precision,
                 progress=lambda n: bar.advance(n, f"K = {samples}"),
             )  # fmt: skip
             figures["method"] = method
@@ -161,6 +164,9 @@ def _table(figures: dict[str, Any]) -> str:
         ("active units", " + ".join(str(n) for n in f["active_units"])),
         ("ESS, median", f"{number('ess_median', 1 if annealed else 0)} of {f['num_samples']}"),
     ]
+    if "precision" in f:
+        cost = f"{f['rounding_error']:+.2g} +- {f['rounding_error_sd']:.2g}" if f["rounding_error"] is not None else "unknown"
+        rows.append((f"error of {f['precision']}", f"{cost} nats per image, against float64 and the same draws"))
     if annealed:
         rows += [
             (

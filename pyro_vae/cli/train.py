@@ -63,6 +63,10 @@ def train(
             "--compile", help="auto, on or off: compile a step into one graph [default: auto].", show_default=False
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="full, tf32 (CUDA) or bf16: of matrix products [default: full].", show_default=False),
+    ] = None,
     binarization: Annotated[
         str | None,
         typer.Option(help="none, static, dynamic or threshold [default: the data set's].", show_default=False),
@@ -93,6 +97,7 @@ def train(
         "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip_norm": clip_norm,
         "patience": patience,
         "compile": compile_,
+        "precision": precision,
     }  # fmt: skip
     settings = {k: v for k, v in settings.items() if v is not None}
     if average is not None:

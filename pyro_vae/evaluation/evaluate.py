@@ -32,6 +32,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
+    precision: str = "full",
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], LogLikelihood]:
     """Importance-weighted NLL of a split, with everything that stands beside it.
@@ -43,7 +44,7 @@ def evaluate(
         num_samples: K.
         limit: evaluate a random subset of so many images, the same for every program.
         seed: of the importance samples; the data are drawn with a seed of their own.
-        chunk_size: see :func:`log_likelihood`.
+        chunk_size, precision: see :func:`log_likelihood`.
         progress: called with the number of images after every block.
 
     Returns:
@@ -53,7 +54,9 @@ def evaluate(
     rows = chosen_rows(len(data.stored(split)), limit)
     x = data.observed(split, rows=rows)
     y = labels_of(data, split, rows) if takes_y(program) else None
-    result = log_likelihood(program, x, y, num_samples=num_samples, seed=seed, chunk_size=chunk_size, progress=progress)
+    result = log_likelihood(
+        program, x, y, num_samples=num_samples, seed=seed, chunk_size=chunk_size, precision=precision, progress=progress
+    )
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
     train_y = labels_of(data, "train", train_rows) if y is not None else None
     figures = result.summary()

@@ -39,6 +39,7 @@ class Head(nn.Module):
             y = self.map(features.reshape(-1, *self.feature_shape))
         else:
             y = self.map(features.reshape(*leading, -1))
+        y = y.to(self.map.weight.dtype)  # parameters of densities keep their digits where products are in bfloat16
         return tuple(
             p.reshape(*leading, *self.event_shape) for p in y.chunk(self.num_params, 1 if self.convolutional else -1)
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from pyro_vae.capture import Captured, Uncapturable, capture
+from pyro_vae.precision import casts
 from pyro_vae.programs.functional import OfProgram
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class CapturedStep:
         settings = self.trainer.settings
         leaves = [p.detach().requires_grad_() for p in params]
         tensors = {**dict(zip(self.names, leaves, strict=True)), **others}
-        with torch.enable_grad():
+        with torch.enable_grad(), casts(settings.precision, stored.device):
             x = self.trainer.source.prepare(stored)
             loss, surrogate = self.objective.at(tensors, x, y[0] if y else None, count)
             grads = torch.autograd.grad(surrogate, leaves, allow_unused=True, materialize_grads=True)

@@ -55,7 +55,8 @@ def fit(
         callback: called with the metrics of every epoch; training stops early where it returns True.
         progress: draw a progress bar with the current ELBO on standard error.
         settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
-            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``compile``, ``seed``.
+            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``compile``, ``precision``,
+            ``seed``.
 
     Returns:
         The run; ``run.program is program``.

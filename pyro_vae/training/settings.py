@@ -30,7 +30,8 @@ class Settings(BaseModel):
         patience: epochs without a better validation ELBO before training stops, or None; needs a validation split.
         objective: what is minimised.
         compile: ``on`` compiles a whole step into one graph, ``auto`` does where the number of steps repays it, ``off`` never
-            does. The law of the result is the same; the random numbers are others.
+            does. The law of the result is the same; on a GPU the random numbers are others.
+        precision: of matrix products: ``full``, ``tf32`` or ``bf16`` (:mod:`pyro_vae.precision`).
         seed: of shuffling, binarization and latents.
     """
 
@@ -47,6 +48,7 @@ class Settings(BaseModel):
     patience: Annotated[int, Field(ge=1)] | None = None
     objective: Annotated[Block, BeforeValidator(lambda v: parse_block("objectives", v))] = Block(name="elbo")
     compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["full", "tf32", "bf16"] = "full"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""The guide's means of all latents side by side, one row per datum: what embeddings, probes and active units are made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.programs.contract import Program, arguments, device_of, evaluating, isolated, latent_sites
+from pyro_vae.programs.latents import Latents, encode, to_program
+from pyro_vae.seeding import seeded
+
+BLOCK = 2000
+
+
+def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[tuple[str, ...], Tensor]:
+    """The names of the units of the latents, and their means under q(z | x).
+
+    Args:
+        program: any Program.
+        x: data ``(N, *event)``.
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+
+    Returns:
+        D names, ``z[0]``, ``z[1]``, ..., and means ``(N, D)``, float64, on the CPU.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> names, means = guide_means(pv.build("ppca", "linear", (3,), latent_dim=2), torch.zeros(5, 3))
+        >>> names, means.shape
+        (('z[0]', 'z[1]'), torch.Size([5, 2]))
+    """
+    parts: list[Tensor] = []
+    names: tuple[str, ...] = ()
+    for first in range(0, len(x), BLOCK):
+        block_y = None if y is None else y[first : first + BLOCK].to(device_of(program))
+        found = by_site(program, encode(program, x[first : first + BLOCK], block_y), x, y)
+        names = unit_names(found)
+        parts.append(flat(found))
+    return names, torch.cat(parts)
+
+
+def by_site(program: Program, z: Latents, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+    """What ``encode`` returned by the names of the sites, also where there is one; x and y are asked for the name."""
+    if isinstance(z, dict):
+        return z
+    row_y = None if y is None else y[:1].to(device_of(program))
+    with evaluating(program), isolated(), seeded(0, device_of(program)):
+        traced = poutine.trace(program.guide).get_trace(*arguments(to_program(program, x[:1]), row_y))
+    return {next(iter(latent_sites(traced))): z}
+
+
+def flat(sites: dict[str, Tensor]) -> Tensor:
+    """Latents ``(N, *latent)`` by site side by side, ``(N, D)``, float64, on the CPU."""
+    return torch.cat([value.detach().reshape(len(value), -1).cpu().double() for value in sites.values()], 1)
+
+
+def unit_names(sites: dict[str, Tensor]) -> tuple[str, ...]:
+    """The names of all units of latents ``(N, *latent)`` by site, as in ArviZ's summaries.
+
+    >>> unit_names({"z": torch.zeros(5, 2), "s": torch.zeros(5)})
+    ('z[0]', 'z[1]', 's')
+    """
+    return tuple(
+        f"{name}[{', '.join(map(str, index))}]" if index else name
+        for name, value in sites.items()
+        for index in np.ndindex(*value.shape[1:])
+    )

@@ -1,0 +1,105 @@
+"""Products in fewer bits: asked for, measured, and refused where they cannot be had."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from small import digits, small_vae
+
+import pyro_vae as pv
+from pyro_vae.evaluation.rounding import rounding_error
+from pyro_vae.seeding import seeded
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Any, torch.Tensor]:
+    data = digits()
+    with seeded(0):
+        vae = small_vae(data)
+    pv.fit(vae, data, epochs=2)
+    return vae, data.observed("test", rows=torch.arange(20))
+
+
+def log_likelihood(*args: Any, **options: Any) -> pv.LogLikelihood:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pv.log_likelihood(*args, **options)
+
+
+def test_the_error_of_float32_is_rounding_and_that_of_bfloat16_is_larger(trained: Any) -> None:
+    vae, x = trained
+    full, half = (rounding_error(vae, x, None, precision, 0) for precision in ("full", "bf16"))
+    assert full is not None
+    assert half is not None
+    assert full.shape == half.shape == (16,)
+    assert float(full.abs().max()) < 1e-3
+    assert 1e-4 < float(half.abs().max()) < 1.0
+
+
+def test_what_it_cost_stands_in_the_result(trained: Any) -> None:
+    vae, x = trained
+    full = log_likelihood(vae, x, num_samples=200)
+    half = log_likelihood(vae, x, num_samples=200, precision="bf16")
+    assert full.rounding_error is None
+    assert "precision" not in full.summary()
+    assert half.summary()["precision"] == "bf16"
+    assert half.summary()["rounding_error"] == pytest.approx(float(half.rounding_error.mean()))  # type: ignore[union-attr]
+    assert "products in bf16: against float64" in str(half)
+    torch.testing.assert_close(half.log_likelihood, full.log_likelihood, atol=1.0, rtol=0.05)
+    assert half.log_likelihood.tolist() != full.log_likelihood.tolist()
+
+
+@pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=pytest.mark.slow)])
+def test_training_in_bfloat16_falls_as_far(compile: str) -> None:
+    data = digits()
+
+    def loss(precision: str) -> float:
+        run = pv.fit(small_vae(data, seed=0), data, epochs=3, precision=precision, compile=compile)
+        return float(run.metrics[-1]["train_loss"])
+
+    full, half = loss("full"), loss("bf16")
+    assert half != full
+    assert half == pytest.approx(full, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [("fp8", "unknown precision 'fp8'"), ("tf32", "'tf32' needs a CUDA device, not 'cpu'")],
+)
+def test_what_cannot_be_had_is_refused(trained: Any, precision: str, message: str) -> None:
+    vae, x = trained
+    with pytest.raises(pv.UserError, match=message):
+        pv.log_likelihood(vae, x, num_samples=30, precision=precision)
+
+
+def test_a_float64_program_has_its_own(trained: Any) -> None:
+    vae = pv.build("ppca", "linear", (3,), latent_dim=2).double()
+    with pytest.raises(pv.UserError, match="for float32 programs, and this one is float64"):
+        pv.log_likelihood(vae, torch.zeros(4, 3), num_samples=30, precision="bf16")
+
+
+def test_a_program_with_constants_of_its_own_cannot_be_measured() -> None:
+    import pyro
+    import pyro.distributions as dist
+
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.eye(3))
+            self.constant = torch.eye(3)  # no buffer: .double() does not reach it
+
+        def model(self, x: torch.Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1).to_event(1))
+                pyro.sample("x", dist.Normal(z @ self.weight @ self.constant, 1).to_event(1), obs=x)
+
+        def guide(self, x: torch.Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x @ self.weight, 1).to_event(1))
+
+    result = log_likelihood(Own(), torch.zeros(4, 3), num_samples=50, precision="bf16")
+    assert result.rounding_error is None
+    assert "an unknown error" in str(result)
