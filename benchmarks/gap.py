@@ -170,7 +170,7 @@ def draw(found: dict[str, dict]) -> None:
     least = next(iter(found.values()))["least_of_a_diagonal"]
     ax.axvline(least, color="tab:red", linewidth=1, linestyle=":", label="the best diagonal normal")
     ax.set(xscale="log", xlabel="log p(x) - ELBO, nats per image", title="What a guide loses, its decoder fixed")
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper right")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=120)
 

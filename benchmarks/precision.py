@@ -119,7 +119,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
         label = {"full": "float32", "bf16": "bfloat16 products"}[precision]
         axes.plot([r["ms_per_image"] for r in own], [r["rms_error"] for r in own], marker=marker, label=label)
         for r in own:
-            axes.annotate(f"K = {r['samples']:,}", (r["ms_per_image"], r["rms_error"]), (4, 5), textcoords="offset points", fontsize=7)  # fmt: skip
+            where = r["ms_per_image"], r["rms_error"]
+            axes.annotate(f"K = {r['samples']:,}", where, (4, 5), textcoords="offset points", fontsize=7)
     axes.set(xscale="log", yscale="log", xlabel="milliseconds per image", ylabel="rms error of log p(x), nats")
     axes.legend(frameon=False)
     FIGURE.parent.mkdir(exist_ok=True)

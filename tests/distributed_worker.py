@@ -116,6 +116,9 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shared = pv.log_likelihood(vae, x, num_samples=30, chunk_size=90)
+        annealed = pv.annealed_log_likelihood(vae, x[:7], num_chains=4, num_distributions=10, chunk_size=8)
+        bounds = pv.bidirectional(vae, 5, num_chains=4, num_distributions=10, chunk_size=8)
+    report["annealed"], report["gap"] = annealed.log_likelihood.tolist(), bounds.gap.tolist()
     report["log_likelihood"] = shared.log_likelihood.tolist()
     report["khat"] = shared.khat.tolist()
     run = pv.fit(vae, x, epochs=3, batch_size=10, seed=1, out=sys.argv[1])

@@ -52,8 +52,12 @@ def test_evaluation_gives_the_same_numbers_per_image(report: dict[str, Any]) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         alone = pv.log_likelihood(vae, x, num_samples=30, chunk_size=90)
+        annealed = pv.annealed_log_likelihood(vae, x[:7], num_chains=4, num_distributions=10, chunk_size=8)
+        bounds = pv.bidirectional(vae, 5, num_chains=4, num_distributions=10, chunk_size=8)
     assert alone.log_likelihood.tolist() == report["log_likelihood"]
     assert alone.khat.tolist() == report["khat"]
+    assert annealed.log_likelihood.tolist() == report["annealed"]
+    assert bounds.gap.tolist() == report["gap"]
 
 
 def test_a_run_of_two_is_that_of_one(report: dict[str, Any], tmp_path: Path) -> None:

@@ -56,19 +56,19 @@ def evaluate(
     from pyro_vae.evaluation.evaluate import chosen_rows
     from pyro_vae.evaluation.evaluate import evaluate as evaluate_program
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
-    from pyro_vae.training.distributed import is_first, join, launched
+    from pyro_vae.training.distributed import is_first, join
     from pyro_vae.training.files import write_text
     from pyro_vae.training.progress import Progress
 
-    join()
-    if launched() and method != "iw":
-        raise UserError(f"--method {method} runs in one process: start it without torchrun")
+    rank = join().rank
     if method not in METHODS:
         raise UserError(f"unknown --method {method!r}: {nearest(method, METHODS)}")
     loaded = open_run(run, device, model)
     data = loaded.load_data(data_root)
     total = len(chosen_rows(len(data.stored(split)), limit))
-    kept = [] if method == "iw" else [Kept(run / f"evaluation-{part}.safetensors") for part in ("ais", "bdmc")]
+    of_process = f"-{rank}" if rank else ""
+    parts = () if method == "iw" else ("ais", "bdmc")
+    kept = [Kept(run / f"evaluation-{part}{of_process}.safetensors") for part in parts]
     with (
         Progress(total * (2 if method == "bdmc" else 1), visible=not quiet and is_first(), unit="image") as bar,
         warnings.catch_warnings(),
@@ -85,12 +85,13 @@ def evaluate(
                 loaded.program, data, bar, kept, split=split, limit=limit, num_chains=chains,
                 num_distributions=distributions, num_leapfrog=leapfrog, start=start, seed=seed, simulated=method == "bdmc",
             )  # fmt: skip
-    if not is_first():
-        return
     text = _json(figures)
-    write_text(run / ("evaluation.json" if method == "iw" else f"evaluation-{method}.json"), text + "\n")
+    if is_first():
+        write_text(run / ("evaluation.json" if method == "iw" else f"evaluation-{method}.json"), text + "\n")
     for unfinished in kept:
         unfinished.path.unlink(missing_ok=True)
+    if not is_first():
+        return
     print(text if json else _table(figures))
 
 
@@ -165,7 +166,11 @@ def _table(figures: dict[str, Any]) -> str:
         ("ESS, median", f"{number('ess_median', 1 if annealed else 0)} of {f['num_samples']}"),
     ]
     if "precision" in f:
-        cost = f"{f['rounding_error']:+.2g} +- {f['rounding_error_sd']:.2g}" if f["rounding_error"] is not None else "unknown"
+        cost = (
+            f"{f['rounding_error']:+.2g} +- {f['rounding_error_sd']:.2g}"
+            if f["rounding_error"] is not None
+            else "unknown"
+        )
         rows.append((f"error of {f['precision']}", f"{cost} nats per image, against float64 and the same draws"))
     if annealed:
         rows += [

@@ -21,7 +21,7 @@ from pyro_vae.evaluation.anneal import Checkpoint, Progress, Settings, Weights, 
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.path import Start
-from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
+from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits
 from pyro_vae.programs.contract import Program
 
 GUIDE_DRAWS = 128  # per image, for the reconstruction, the KL and a bound that annealing must not fall below
@@ -169,8 +169,8 @@ class AnnealedLogLikelihood(LogLikelihood):
 
     def __str__(self) -> str:
         lines = [
-            f"NLL {self.nll:.2f} +- {self.nll_mc_se:.2g} (Monte Carlo) +- {self.nll_data_se:.2g} (data) nats per image, "
-            f"N = {len(self)}",
+            f"NLL {digits(self.nll, self.nll_total_se)} +- {self.nll_mc_se:.2g} (Monte Carlo) +- {self.nll_data_se:.2g} (data) "
+            f"nats per image, N = {len(self)}",
             f"annealed from the {self.start}: {self.num_samples} chains, {self.num_distributions} distributions, "
             f"{self.num_leapfrog} leapfrog steps, accepted {float(self.acceptance.mean()):.0%}; ESS median "
             f"{float(self.ess.median()):.1f}",

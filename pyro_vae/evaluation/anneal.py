@@ -26,6 +26,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.hmc import StepSizes, adapt, transition
 from pyro_vae.evaluation.path import Path, Start
+from pyro_vae.evaluation.shares import everyones, own_stretch
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.programs.contract import Program, device_of, evaluating
 from pyro_vae.programs.latents import to_program
@@ -143,7 +144,8 @@ def run(
     """Anneal every image of x, block by block: a preliminary run for the step sizes, the run itself, and back if asked.
 
     Every transition draws from a generator of its own, seeded from (seed, first image of the block, transition): work that
-    was interrupted goes on to the same bits.
+    was interrupted goes on to the same bits. Where a process group is joined (``torchrun``), every process calls this alike,
+    anneals its share of the blocks and gets the whole result.
 
     Args:
         program: any Program with continuous latents.
@@ -157,7 +159,9 @@ def run(
     """
     device = device_of(program)
     work = _Work(checkpoint, _fingerprint(program, x, y, settings, exact), save_every)
-    fitting = Chunks(work.block_images or settings.block_images(x, device), settings.num_chains, whole=True)
+    images = settings.block_images(x, device)
+    own = own_stretch(len(x), images)
+    fitting = Chunks(work.block_images or images, settings.num_chains, whole=True)
     report = _Reporter(progress, settings, reverse=exact is not None)
     report.skip(work.images)
 
@@ -177,16 +181,17 @@ def run(
             _block(path, settings, first, exact_u, work, report)
         report.end_block()
 
-    begin = work.images
-    fitting.over(anneal, x[begin:], None if y is None else y[begin:])
-    done = work.done
+    begin = own.start + work.images
+    fitting.over(anneal, x[begin : own.stop], None if y is None else y[begin : own.stop])
+    shares = everyones((work.done, fitting.images))
+    done = {name: torch.cat([share[name] for share, _ in shares if share], -1) for name in shares[0][0]}
     return Weights(
         log_weight=done["forward.log_weight"],
         acceptance=done["forward.acceptance"],
         step_size=done["step_size"],
         reverse_log_weight=done.get("reverse.log_weight"),
         reverse_acceptance=done.get("reverse.acceptance"),
-        chunk_size=fitting.images * settings.num_chains,
+        chunk_size=min(size for _, size in shares) * settings.num_chains,
     )
 
 
