@@ -19,6 +19,13 @@ METHODS = {"iw": "importance weighting", "ais": "annealing", "bdmc": "annealing,
 def evaluate(
     run: RunPath,
     samples: Annotated[int, typer.Option(min=1, help="Importance samples per image, K.")] = 5000,
+    target_error: Annotated[
+        float | None,
+        typer.Option(
+            help="iw: nats; images whose standard error is down to it get no more draws, --samples is the most.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="A random subset of so many images, by a fixed seed.", show_default=False)
     ] = None,
@@ -76,7 +83,8 @@ def evaluate(
         warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
         if method == "iw":
             figures, _ = evaluate_program(
-                loaded.program, data, split=split, num_samples=samples, limit=limit, seed=seed, precision=precision,
+                loaded.program, data, split=split, num_samples=samples, target_se=target_error, limit=limit, seed=seed,
+                precision=precision,
                 progress=lambda n: bar.advance(n, f"K = {samples}"),
             )  # fmt: skip
             figures["method"] = method
@@ -156,6 +164,8 @@ def _table(figures: dict[str, Any]) -> str:
 
     annealed = f["method"] != "iw"
     samples = f"{f['num_samples']} chains" if annealed else f"K = {f['num_samples']}"
+    if "draws_mean" in f:
+        samples = f"K = {f['draws_mean']:.0f} on average, {f['num_samples']} at most"
     rows = [
         ("NLL", f"{supported('nll')} nats per image"),
         ("  Monte Carlo error", f"{number('nll_mc_se', 3)} ({samples}; bias {number('nll_bias', 3)})"),

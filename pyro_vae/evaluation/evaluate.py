@@ -29,6 +29,7 @@ def evaluate(
     *,
     split: str = "test",
     num_samples: int = 5000,
+    target_se: float | None = None,
     limit: int | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
@@ -44,7 +45,7 @@ def evaluate(
         num_samples: K.
         limit: evaluate a random subset of so many images, the same for every program.
         seed: of the importance samples; the data are drawn with a seed of their own.
-        chunk_size, precision: see :func:`log_likelihood`.
+        target_se, chunk_size, precision: see :func:`log_likelihood`.
         progress: called with the number of images after every block.
 
     Returns:
@@ -55,8 +56,9 @@ def evaluate(
     x = data.observed(split, rows=rows)
     y = labels_of(data, split, rows) if takes_y(program) else None
     result = log_likelihood(
-        program, x, y, num_samples=num_samples, seed=seed, chunk_size=chunk_size, precision=precision, progress=progress
-    )
+        program, x, y, num_samples=num_samples, target_se=target_se, seed=seed, chunk_size=chunk_size, precision=precision,
+        progress=progress,
+    )  # fmt: skip
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
     train_y = labels_of(data, "train", train_rows) if y is not None else None
     figures = result.summary()

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.adaptive import FIRST_DRAWS, adaptive
 from pyro_vae.evaluation.chunks import Chunks
-from pyro_vae.evaluation.estimators import Estimate, estimate
+from pyro_vae.evaluation.estimators import Estimate
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import IMAGES, rounding_error
 from pyro_vae.evaluation.shares import everyones, own_share
@@ -39,6 +40,7 @@ def log_likelihood(
     y: Tensor | None = None,
     *,
     num_samples: int = 5000,
+    target_se: float | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
     compile: str = "auto",
@@ -57,6 +59,8 @@ def log_likelihood(
         x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is).
         y: what a conditional program is conditioned on, ``(N, ...)``.
         num_samples: K, joint draws of all latents per image.
+        target_se: nats; an image whose standard error is down to it gets no more draws (of 250, 500, 1,000, ...), and the
+            ``draws`` of each stand in the result. By default all get K.
         seed: of the draws; torch's generators are put back.
         chunk_size: images times samples in one pass, recorded in the result; by default so many that the observed
             site holds about a million elements.
@@ -84,10 +88,14 @@ def log_likelihood(
         raise UserError(f"expected num_samples of at least 1, got {num_samples}")
     if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
         raise UserError(f"expected data (N, *event) with at least one row, got {tuple(getattr(x, 'shape', ()))}")
-    images, samples = block_shape(x, num_samples, chunk_size)
+    if target_se is not None and not target_se > 0:
+        raise UserError(f"expected target_se above 0, got {target_se}")
+    images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, FIRST_DRAWS), chunk_size)
     device = device_of(program)
     require_precision(precision, device, dtype_of(program))
-    draw = _Passes(program, samples, precision, compiled=wants_compiling(compile, len(x) * num_samples, device))
+    one_shape = target_se is None  # the images that still need draws become fewer
+    compiled = one_shape and wants_compiling(compile, len(x) * num_samples, device)
+    draw = _Passes(program, samples, precision, compiled=compiled)
     fitting = Chunks(images, samples)
     blocks: dict[int, list[_Reduced]] = {}
     traces = None
@@ -100,7 +108,7 @@ def log_likelihood(
         with evaluating(program), products(precision):
 
             def reduce(x: Tensor, y: Tensor | None, at: int, samples: int, first: int = first) -> _Reduced:
-                return _block(draw, x, y, num_samples, samples, seed, first + at)
+                return _block(draw, x, y, num_samples, samples, seed, first + at, target_se)
 
             blocks[first] = fitting.over(reduce, block, block_y)
         if progress is not None:
@@ -114,9 +122,10 @@ def log_likelihood(
         error = rounding_error(program, to_program(program, x[:IMAGES]), few, precision, seed)
     names = ("log_likelihood", "bias", "mc_se", "ess", "khat")
     result = LogLikelihood(
-        **{name: torch.cat([getattr(part, name) for part, _, _ in parts]) for name in names},
-        reconstruction=torch.cat([r for _, r, _ in parts]),
-        kl=torch.cat([k for _, _, k in parts]),
+        **{name: torch.cat([getattr(part[0], name) for part in parts]) for name in names},
+        reconstruction=torch.cat([part[1] for part in parts]),
+        kl=torch.cat([part[2] for part in parts]),
+        draws=None if one_shape else torch.cat([part[3] for part in parts]),
         num_samples=num_samples,
         seed=seed,
         chunk_size=min(size for _, size in shares),
@@ -146,7 +155,7 @@ def wants_compiling(choice: str, num_draws: int, device: torch.device) -> bool:
     return choice == "on" or (choice == "auto" and device.type in ("cpu", "cuda") and num_draws >= WORTH_COMPILING)
 
 
-_Reduced = tuple[Estimate, Tensor, Tensor]
+_Reduced = tuple[Estimate, Tensor, Tensor, Tensor]
 
 
 class _Passes:
@@ -179,17 +188,24 @@ class _Passes:
 
 
 def _block(
-    draw: _Passes, x: Tensor, y: Tensor | None, num_samples: int, samples: int, seed: int, first_image: int
+    draw: _Passes,
+    x: Tensor,
+    y: Tensor | None,
+    num_samples: int,
+    samples: int,
+    seed: int,
+    first_image: int,
+    target_se: float | None,
 ) -> _Reduced:
-    """Estimates of one block of images, with the means over draws of log p(x | z) and of log q(z | x) - log p(z)."""
-    log_weight, sizes = [], []
-    reconstruction, kl = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
-    for first_sample in range(0, num_samples, samples):
-        drawn = min(samples, num_samples - first_sample)
+    """Estimates of one block of images, the means over draws of log p(x | z) and of log q(z | x) - log p(z), and how many."""
+
+    def drawn(rows: Tensor, first_sample: int, number: int) -> Weighed:
+        whole = len(rows) == len(x)
+        some_x, some_y = (x, y) if whole else (x[rows], None if y is None else y[rows])
         with seeded(derive_seed(seed, first_image, first_sample), x.device):
-            part = draw(x, y, drawn)
-        log_weight.append(part[0])
-        reconstruction += part[1].double().cpu() / num_samples
-        kl += part[2].double().cpu() / num_samples
-        sizes.append(part[3])
-    return estimate(torch.cat(log_weight), torch.stack(sizes).amax(0)), reconstruction, kl
+            return draw(some_x, some_y, number)
+
+    target = math.inf if target_se is None else target_se
+    first_look = num_samples if target_se is None else FIRST_DRAWS
+    found, reconstruction, kl, draws = adaptive(drawn, len(x), num_samples, samples, target, first_look)
+    return found, reconstruction / draws, kl / draws, draws

@@ -38,6 +38,7 @@ class LogLikelihood:
         precision: of matrix products, ``full`` for the program's own.
         rounding_error: what another precision adds to estimates, against float64 and the same draws, of the first 16 images;
             None at full precision, and where it could not be measured.
+        draws: how many each image got, where an error was aimed at; None where all got ``num_samples``.
     """
 
     log_likelihood: Tensor
@@ -52,6 +53,7 @@ class LogLikelihood:
     chunk_size: int
     precision: str = field(default="full", kw_only=True)
     rounding_error: Tensor | None = field(default=None, kw_only=True)
+    draws: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
@@ -94,8 +96,10 @@ class LogLikelihood:
     @property
     def khat_bad_fraction(self) -> float:
         """The fraction of images with k above the threshold; NaN where k is unknown."""
-        known = self.khat[~self.khat.isnan()]
-        return float((known > self.khat_threshold).double().mean()) if len(known) else math.nan
+        known = ~self.khat.isnan()
+        limits = [self.khat_threshold] if self.draws is None else [good_khat(n) for n in self.draws[known].tolist()]
+        bad = self.khat[known] > torch.tensor(limits, dtype=self.khat.dtype)
+        return float(bad.double().mean()) if bool(known.any()) else math.nan
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -136,6 +140,8 @@ class LogLikelihood:
             "khat_bad_fraction": self.khat_bad_fraction,
         }
         plain: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        if self.draws is not None:
+            plain["draws_mean"] = float(self.draws.double().mean())
         if self.precision != "full":
             plain |= {"precision": self.precision, "rounding_error": None, "rounding_error_sd": None}
             if self.rounding_error is not None:
@@ -150,7 +156,7 @@ class LogLikelihood:
         )
         lines = [
             f"NLL {nll} +- {self.nll_mc_se:.2g} (Monte Carlo) +- {self.nll_data_se:.2g} (data) nats per image, "
-            f"K = {self.num_samples}, N = {len(self)}",
+            f"{self._drawn()}, N = {len(self)}",
             f"ELBO {elbo} = reconstruction {reconstruction} - KL {kl}; ESS median {float(self.ess.median()):.0f}, "
             f"Pareto k median {float(self.khat.nanmedian()):.2f}",
         ]
@@ -161,6 +167,11 @@ class LogLikelihood:
                 cost = f"{mean:+.2g} nats per image (sd {sd:.2g} over {len(self.rounding_error)} images)"
             lines.append(f"products in {self.precision}: against float64, {cost}")
         return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
+
+    def _drawn(self) -> str:
+        if self.draws is None:
+            return f"K = {self.num_samples}"
+        return f"K = {float(self.draws.double().mean()):.0f} on average, {self.num_samples} at most"
 
     def __repr__(self) -> str:
         return f"<LogLikelihood: {self}>"
