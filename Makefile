@@ -36,19 +36,21 @@ help: ## list the targets
 
 install: $(STAMP) ## make the environment and install the library with its development tools
 
-demo: $(STAMP) ## train on the embedded digits, evaluate, and draw three pictures into demo/
-	@rm -rf demo/digits demo/samples.png demo/reconstructions.png demo/interpolations.png
+demo: $(STAMP) ## train on the embedded digits, evaluate, draw three pictures and write a report into demo/
+	@rm -rf demo/digits demo/samples.png demo/reconstructions.png demo/interpolations.png demo/report.html
 	@mkdir -p demo
 	$(BIN)/pyro-vae train digits --epochs 200 --out demo/digits
 	$(BIN)/pyro-vae evaluate demo/digits --samples 1000
 	$(BIN)/pyro-vae sample demo/digits --out demo/samples.png
 	$(BIN)/pyro-vae reconstruct demo/digits --out demo/reconstructions.png
 	$(BIN)/pyro-vae interpolate demo/digits --out demo/interpolations.png
+	$(BIN)/pyro-vae report demo/digits --out demo/report.html
 	@echo
 	@echo "The run:         demo/digits"
 	@echo "Samples:         demo/samples.png"
 	@echo "Reconstructions: demo/reconstructions.png"
 	@echo "Interpolations:  demo/interpolations.png"
+	@echo "Report:          demo/report.html"
 
 test: lint ## lint, then the fast tests
 	$(BIN)/pytest -m "not slow and not cuda" $(PYTEST_ARGS)

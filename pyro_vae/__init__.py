@@ -37,7 +37,17 @@ _PUBLIC = {
     "decode": "pyro_vae.programs.latents",
     "sample": "pyro_vae.programs.latents",
     "reconstruct": "pyro_vae.programs.latents",
+    "latent_information": "pyro_vae.evaluation.information",
+    "LatentInformation": "pyro_vae.evaluation.information",
     "posterior": "pyro_vae.analysis.posterior",
+    "traversals": "pyro_vae.analysis.traversal",
+    "embedding": "pyro_vae.analysis.embedding",
+    "aggregate_posterior": "pyro_vae.analysis.aggregate",
+    "unit_rates": "pyro_vae.analysis.aggregate",
+    "reconstruction_uncertainty": "pyro_vae.analysis.uncertainty",
+    "nearest_training": "pyro_vae.analysis.nearest",
+    "report": "pyro_vae.analysis.report",
+    "compare_report": "pyro_vae.analysis.report",
     "Program": "pyro_vae.programs.contract",
     "UserError": "pyro_vae.errors",
 }
@@ -45,7 +55,13 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
+    from pyro_vae.analysis.aggregate import aggregate_posterior, unit_rates
+    from pyro_vae.analysis.embedding import embedding
+    from pyro_vae.analysis.nearest import nearest_training
     from pyro_vae.analysis.posterior import posterior
+    from pyro_vae.analysis.report import compare_report, report
+    from pyro_vae.analysis.traversal import traversals
+    from pyro_vae.analysis.uncertainty import reconstruction_uncertainty
     from pyro_vae.data import Data, load_data
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.ais import annealed_log_likelihood
@@ -55,6 +71,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.evaluate import evaluate
     from pyro_vae.evaluation.gaps import inference_gaps
     from pyro_vae.evaluation.importance import log_likelihood
+    from pyro_vae.evaluation.information import LatentInformation, latent_information
     from pyro_vae.evaluation.result import LogLikelihood
     from pyro_vae.programs.contract import Program
     from pyro_vae.programs.latents import decode, encode, reconstruct, sample

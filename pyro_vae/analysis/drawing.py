@@ -118,11 +118,22 @@ def legend_beside(ax: Axes) -> None:
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def new_axes(inches: tuple[float, float]) -> Axes:
-    """Axes of a new figure that pyplot knows nothing of."""
+def new_figure(inches: tuple[float, float]) -> Figure:
+    """A figure that pyplot knows nothing of."""
     figure = Figure(figsize=inches, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure.add_subplot()
+    return figure
+
+
+def new_axes(inches: tuple[float, float]) -> Axes:
+    """Axes of a new figure."""
+    return new_figure(inches).add_subplot()
+
+
+def plain(text: str) -> str:
+    """A name of the user's as matplotlib shows it unchanged: no mathematics in it, and no label that is left out."""
+    text = "".join(c if c.isprintable() else " " for c in text).replace("$", "\\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def save(picture: Axes | Figure, path: str | Path) -> Path:
@@ -141,11 +152,11 @@ def save(picture: Axes | Figure, path: str | Path) -> Path:
     return path
 
 
-def writable(path: str | Path) -> Path:
-    """``path`` if a PNG file can be written there; else a :class:`UserError`, before any work is done."""
+def writable(path: str | Path, suffix: str = ".png", kind: str = "pictures are written as PNG") -> Path:
+    """``path`` if a file of this kind can be written there; else a :class:`UserError`, before any work is done."""
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"pictures are written as PNG: expected a name that ends in .png, got {str(path)!r}")
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{kind}: expected a name that ends in {suffix}, got {str(path)!r}")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no directory {str(path.parent)!r}; make it, or choose another")
     if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):

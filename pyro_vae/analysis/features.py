@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import xarray as xr
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -20,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.means import guide_means
 from pyro_vae.programs.contract import Program
-from pyro_vae.programs.latents import encode
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # the penalties C, of which the best on other training rows is taken
 HELD_OUT = 1000  # of those rows
@@ -75,7 +74,7 @@ def linear_probe(
     for number in num_labels:
         if number < len(classes) or number > len(y):
             raise UserError(f"expected between {len(classes)} labels (one of each class) and {len(y)}, got {number}")
-    features, features_test = _means(program, x), _means(program, x_test)
+    features, features_test = (guide_means(program, t)[1].numpy() for t in (x, x_test))
     pixels, pixels_test = (t.flatten(1).cpu().double().numpy() for t in (x, x_test))
     pca = PCA(min(features.shape[1], *pixels[:UNLABELLED].shape), svd_solver="full").fit(pixels[:UNLABELLED])
     sets = {
@@ -94,16 +93,6 @@ def linear_probe(
         coords={"representation": list(sets), "num_labels": list(num_labels), "seed": np.arange(num_seeds)},
         name="accuracy",
     )
-
-
-def _means(program: Program, x: Tensor) -> np.ndarray:
-    """The guide's means of all sites side by side, ``(N, D)``."""
-    parts = []
-    for block in x.split(2000):
-        z = encode(program, block)
-        sites = z.values() if isinstance(z, dict) else [z]
-        parts.append(torch.cat([s.flatten(1) for s in sites], 1).cpu().double())
-    return torch.cat(parts).numpy()
 
 
 def _balanced(y: np.ndarray, classes: np.ndarray, number: int, random: np.random.Generator) -> np.ndarray:

@@ -32,6 +32,7 @@ from pyro_vae.analysis.drawing import (
     save,
     writable,
 )
+from pyro_vae.analysis.interpolation import find_path
 from pyro_vae.analysis.manifold import latent_grid, prior_sites
 from pyro_vae.errors import UserError
 from pyro_vae.programs import latents
@@ -116,10 +117,13 @@ def interpolations(
     steps: int = 10,
     y: Tensor | None = None,
     ax: Axes | None = None,
+    *,
+    path: str = "straight",
 ) -> Axes:
-    """Draw the way from one datum to another, straight in latent space: p(x | z)'s mean at (1 - t) z_a + t z_b.
+    """Draw the way from one datum to another in latent space: p(x | z)'s mean at (1 - t) z_a + t z_b, or on the great circle.
 
-    z_a and z_b are the guide's means; where a program has several latents, all of them move together.
+    z_a and z_b are the guide's means; where a program has several latents, all of them move together. The two ways are
+    told apart in :mod:`pyro_vae.analysis.interpolation`.
 
     Args:
         program: any Program with continuous latents.
@@ -128,10 +132,12 @@ def interpolations(
         steps: pictures on the way, its two ends included.
         y: what a conditional program is conditioned on along each way, ``(n, ...)``.
         ax: where to draw; a new figure where None.
+        path: ``"straight"`` or ``"slerp"``.
 
     Returns:
         The axes: a row for each pair, between the data themselves in the outermost columns; for points, a path.
     """
+    between, way = find_path(path)
     if steps < 2:
         raise UserError(f"interpolations: expected at least 2 steps, got {steps}")
     half = len(x) // 2
@@ -147,19 +153,19 @@ def interpolations(
             raise UserError(f"interpolations need continuous latents, and this program's {name!r} is discrete")
     n, t = len(start), torch.linspace(0, 1, steps)
     z_start, z_end = (_by_name(latents.encode(program, ends, y)) for ends in (start, end))
-    way = {name: _between(z_start[name], z_end[name], t) for name in z_start}
-    z: Any = way if len(way) > 1 else next(iter(way.values()))
+    passed = {name: between(z_start[name], z_end[name], t).flatten(0, 1) for name in z_start}
+    z: Any = passed if len(passed) > 1 else next(iter(passed.values()))
     along = None if y is None else y.repeat_interleave(steps, 0)
     means = latents.decode(program, z, along, event_shape=shape).cpu().reshape(n, steps, *shape)
-    title = "Interpolations, straight in latent space"
+    title = f"Interpolations, {way} in latent space"
     if is_image(shape):
         rows = torch.cat([start.to(means)[:, None], means, end.to(means)[:, None]], 1)
         title = f"{title}, between the data on the left and right"
         return image_grid(rows.flatten(0, 1), steps + 2, ax, title=title, wide_columns=(1, steps + 1))
     if shape == (2,):
         ax = points({"the data": torch.cat([start, end])}, ax, title=title, size=20)
-        for path in means.numpy():
-            ax.plot(path[:, 0], path[:, 1], ".-", color="0.5", markersize=3, linewidth=0.8, zorder=1)
+        for line in means.numpy():
+            ax.plot(line[:, 0], line[:, 1], ".-", color="0.5", markersize=3, linewidth=0.8, zorder=1)
         return ax
     ax = new_axes(LONG) if ax is None else ax
     for part, vector in zip(t.tolist(), means[0].numpy(), strict=True):
@@ -266,9 +272,3 @@ def _require_rows(x: Tensor) -> None:
 
 def _by_name(z: latents.Latents) -> dict[str, Tensor]:
     return z if isinstance(z, dict) else {"z": z}
-
-
-def _between(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    """(1 - t) start + t end ``(n * steps, *latent)`` for ``(n, *latent)`` each."""
-    t = t.to(start).reshape(1, -1, *(1 for _ in start.shape[1:]))
-    return ((1 - t) * start[:, None] + t * end[:, None]).flatten(0, 1)

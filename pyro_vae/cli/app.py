@@ -19,6 +19,7 @@ from pyro_vae.cli import (
     manifold,
     posterior,
     reconstruct,
+    report,
     sample,
     show,
     train,
@@ -64,6 +65,7 @@ app.command("interpolate")(interpolate.interpolate)
 app.command("manifold")(manifold.manifold)
 app.command("posterior")(posterior.posterior)
 app.command("anomaly")(anomaly.anomaly)
+app.command("report")(report.report)
 app.command("list")(list_.list_)
 app.command("show")(show.show)
 

@@ -22,6 +22,9 @@ def compare(
     device: Device = "auto",
     data_root: DataRoot = None,
     model: ProgramFile = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Also write one HTML page over all runs.", show_default=False)
+    ] = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -38,7 +41,9 @@ def compare(
     if len(runs) < 2:
         raise UserError(f"expected two runs or more to compare, got {len(runs)}: pyro-vae compare RUN RUN")
     names = [str(run) for run in runs]
-    results, same = _results(
+    if report is not None:
+        _require_report(report, names)
+    opened, results, same = _results(
         runs, device, model, data_root, samples=samples, limit=limit, split=split, seed=seed, quiet=quiet
     )
     pairs = [
@@ -54,7 +59,40 @@ def compare(
         "seed": seed,
         **same,
     }
+    if report is not None:
+        _write_report(report, names, opened, results, pairs, figures, seed)
     print(json_.dumps(figures, indent=2) if json else _tables(figures))
+
+
+def _require_report(path: Path, names: list[str]) -> None:
+    """Refuse a page that cannot be written, before any work is done."""
+    from pyro_vae.analysis.report.page import destination
+    from pyro_vae.errors import UserError
+
+    destination(path)
+    if len(set(names)) < len(names):
+        raise UserError(f"--report needs runs of different names, got {', '.join(names)}")
+
+
+def _write_report(
+    path: Path,
+    names: list[str],
+    opened: list[Any],
+    results: list[Any],
+    pairs: list[Any],
+    figures: dict[str, Any],
+    seed: int,
+) -> None:
+    """The page over all runs."""
+    from pyro_vae.analysis.report import compare_report
+    from pyro_vae.cli.runs import say
+
+    about = f"{figures['num_data']} {figures['split']} images, K = {figures['num_samples']}, seed {seed}."
+    runs = dict(zip(names, (run for run, _ in opened), strict=True))
+    written = compare_report(
+        runs, dict(zip(names, results, strict=True)), pairs, path, about=about, data=opened[0][1], seed=seed
+    )
+    say(f"report: {written}")
 
 
 def _results(
@@ -68,8 +106,8 @@ def _results(
     split: str,
     seed: int,
     quiet: bool,
-) -> tuple[list[Any], dict[str, Any]]:
-    """Each run's log p(x) of the same images, and how these were prepared."""
+) -> tuple[list[tuple[Any, Any]], list[Any], dict[str, Any]]:
+    """The runs with their data, each run's log p(x) of the same images, and how these were prepared."""
     import warnings
 
     import torch
@@ -85,6 +123,7 @@ def _results(
     from pyro_vae.training.run import read_record
 
     opened: list[Any] = []
+    kept: list[tuple[Any, Any]] = []
     for path in runs:  # everything that can be refused is, before the first evaluation
         from_file = "sha256" in read_record(path)["program"]
         loaded = open_run(path, device, model if from_file else None)
@@ -106,6 +145,7 @@ def _results(
                 "units; compare runs whose likelihoods are of one kind"
             )
         opened.append((loaded.program, x, y, what, discrete))
+        kept.append((loaded, data))
     results = []
     with (
         Progress(len(runs) * len(opened[0][1]), visible=not quiet, unit="image") as bar,
@@ -115,7 +155,7 @@ def _results(
         for path, (program, x, y, _, _) in zip(runs, opened, strict=True):
             bar.advance(0, str(path))
             results.append(log_likelihood(program, x, y, num_samples=samples, seed=seed, progress=bar.advance))
-    return results, {"binarization": data.binarization, "dequantization": data.dequantization}
+    return kept, results, {"binarization": data.binarization, "dequantization": data.dequantization}
 
 
 def _tables(figures: dict[str, Any]) -> str:

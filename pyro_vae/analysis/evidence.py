@@ -1,0 +1,85 @@
+"""Pictures of the evidence for a likelihood: the weights' diagnostics, predictive checks, and NLLs with their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from pyro_vae.analysis.drawing import finish, new_figure, plain
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.result import LogLikelihood
+
+KHAT_RANGE = (-1.0, 2.0)  # k outside of it is drawn at its ends: equal weights have k = -inf
+BAND = 1.959964  # standard errors
+
+
+def weight_diagnostics(result: LogLikelihood) -> Figure:
+    """Draw how Pareto k and the effective sample size are distributed over the images.
+
+    Vehtari et al. 2024, Pareto smoothed importance sampling, https://arxiv.org/abs/1507.02646.
+
+    Args:
+        result: what :func:`pyro_vae.log_likelihood` found.
+
+    Raises:
+        UserError: too few samples for Pareto k.
+    """
+    khat = result.khat[~result.khat.isnan()].numpy()
+    if not len(khat):
+        raise UserError(f"K = {result.num_samples} draws are too few for Pareto k: draw 25 at least")
+    figure = new_figure((8.5, 3.4))
+    left, right = figure.subplots(1, 2)
+    left.hist(khat.clip(*KHAT_RANGE), bins=30, range=KHAT_RANGE, color="tab:blue")
+    left.axvline(
+        result.khat_threshold, color="tab:red", linestyle="--", label=f"good below {result.khat_threshold:.2f}"
+    )
+    left.legend(frameon=False, fontsize=9)
+    finish(left, None, "Pareto k", "images")
+    right.hist(result.ess.numpy(), bins=30, range=(0, result.num_samples), color="tab:blue")
+    finish(right, None, f"effective sample size, of {result.num_samples}", "images")
+    return figure
+
+
+def predictive_intervals(check: xr.Dataset) -> Figure:
+    """Draw each test quantity of the data against what the model replicates of it, mean +- 2 standard deviations.
+
+    Gelman, Meng & Stern 1996, https://www3.stat.sinica.edu.tw/statistica/oldpdf/A6n41.pdf.
+
+    Args:
+        check: what :func:`pyro_vae.analysis.diagnostics.predictive_check` found.
+    """
+    names = [str(n) for n in check["quantity"].values]
+    figure = new_figure((3.2 * len(names), 3.4))
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        part = check.sel(quantity=name)
+        observed = part["observed"].values
+        ax.errorbar(observed, part["mean"].values, 2 * part["sd"].values, fmt=".", markersize=4, linewidth=0.6)
+        ends = [float(observed.min()), float(observed.max())]
+        ax.plot(ends, ends, color="0.3", linewidth=1.0, zorder=3)
+        finish(ax, plain(name), "T(x) of the data", "T(x) replicated")
+    return figure
+
+
+def nll_intervals(results: Mapping[str, LogLikelihood]) -> Figure:
+    """Draw the NLL of several programs with 95 % intervals: over images (thin), and over redrawn samples (thick).
+
+    Args:
+        results: by name, on the same images.
+    """
+    figure = new_figure((6.2, 0.9 + 0.45 * len(results)))
+    ax = figure.add_subplot()
+    at = np.arange(len(results))[::-1]
+    nll = np.array([r.nll for r in results.values()])
+    for size, errors in (
+        (1.0, [r.nll_data_se for r in results.values()]),
+        (4.0, [r.nll_mc_se for r in results.values()]),
+    ):
+        half = BAND * np.nan_to_num(errors, posinf=0.0)
+        ax.errorbar(nll, at, xerr=half, fmt="o", color="tab:blue", markersize=5, elinewidth=size)
+    ax.set_yticks(at, [plain(name) for name in results])
+    ax.margins(y=0.3)
+    finish(ax, None, "NLL (nats per image), lower is better", "")
+    return figure

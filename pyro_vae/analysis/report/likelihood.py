@@ -1,0 +1,153 @@
+"""The likelihood and its evidence: evaluations that the run keeps, and one of some test images made for the page."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from pyro_vae.analysis.curve import bound_against_samples
+from pyro_vae.analysis.drawing import new_axes
+from pyro_vae.analysis.evidence import weight_diagnostics
+from pyro_vae.analysis.report.page import Section
+from pyro_vae.analysis.report.subject import Subject
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.curve import bound_curve
+from pyro_vae.evaluation.evaluate import evaluate
+from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits, total_error
+from pyro_vae.training.files import damaged, parse_json, read_text
+
+SAVED = {
+    "evaluation.json": "pyro-vae evaluate",
+    "evaluation-ais.json": "pyro-vae evaluate --method ais",
+    "evaluation-bdmc.json": "pyro-vae evaluate --method bdmc",
+}
+HERE = "this page"
+INCHES = (7.2, 3.8)  # of the curve, with a legend beside it
+ROWS = (
+    ("NLL (nats per image)", "nll"),
+    ("  Monte Carlo error", "nll_mc_se"),
+    ("  data error", "nll_data_se"),
+    ("  bias of the bound", "nll_bias"),
+    ("ELBO", "elbo"),
+    ("  reconstruction", "reconstruction"),
+    ("  KL", "kl"),
+    ("bits per dimension", "bits_per_dim"),
+    ("images", "num_data"),
+    ("samples or chains per image", "num_samples"),
+    ("ESS, median", "ess_median"),
+    ("Pareto k, median", "khat_median"),
+    ("images with bad k", "khat_bad_fraction"),
+    ("simulated images: lower bound", "bdmc_lower"),
+    ("simulated images: upper bound", "bdmc_upper"),
+    ("  gap", "bdmc_gap"),
+)
+TO_ERROR = ("nll", "elbo", "reconstruction", "kl")  # printed with the decimals that the NLL's error supports
+SHARES = ("khat_bad_fraction",)
+LEAD = (
+    "Importance-weighted log p(x) in nats per image. The Monte Carlo error is over redrawn samples, the data "
+    "error over images drawn anew; where Pareto k is bad, the number is a bound and neither error tells how "
+    "loose."
+)
+
+
+def estimated(subject: Subject) -> tuple[dict[str, Any], LogLikelihood]:
+    """The figures of ``evaluate`` on the test images of the page, and the per-image result."""
+    if subject.data is None:
+        raise UserError(subject.missing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
+        return evaluate(
+            subject.program, subject.data, num_samples=subject.num_samples, limit=subject.limit, seed=subject.seed
+        )
+
+
+def saved(subject: Subject) -> dict[str, dict[str, Any]]:
+    """The evaluations in the run's directory, by the command that made them.
+
+    Raises:
+        UserError: a file that is no evaluation.
+    """
+    found = {}
+    for name, command in SAVED.items():
+        path = None if subject.run.path is None else subject.run.path / name
+        if path is not None and path.is_file():
+            figures = parse_json(read_text(path), path)
+            if not isinstance(figures, dict) or _finite(figures.get("nll")) is None:
+                raise damaged(path, "it holds no NLL")
+            found[command] = figures
+    return found
+
+
+def likelihood(
+    subject: Subject, evaluations: dict[str, dict[str, Any]], result: LogLikelihood | None, refused: str | None
+) -> Section:
+    """The section on the likelihood.
+
+    Args:
+        subject: the run.
+        evaluations: figures by where they come from, the most thorough first.
+        result: per image, of the page's own evaluation.
+        refused: why there is none, or why one that is saved is not shown.
+    """
+    section = Section("likelihood", "The likelihood and its evidence", LEAD)
+    if refused is not None:
+        section.note(refused if result is not None else f"No evaluation was made for this page. {refused}")
+    if evaluations:
+        rows = [
+            [title, *(_cell(figures, key) for figures in evaluations.values())]
+            for title, key in ROWS
+            if any(_finite(figures.get(key)) is not None for figures in evaluations.values())
+        ]
+        section.table(["figure", *evaluations], rows)
+    for source, figures in evaluations.items():
+        found = figures.get("warnings")
+        for text in found if isinstance(found, list) else []:
+            section.warning(f"{source}: {text}")
+    if result is None:
+        return section
+    section.figure(
+        "Pareto k and effective sample size",
+        lambda: weight_diagnostics(result),
+        f"Of {len(result)} images, K = {result.num_samples}. Right of the broken line the weights of an image "
+        "likely have no variance: its estimate is too low by an unknown amount.",
+    )
+    rows_of = subject.test
+    section.figure(
+        "The bound against K",
+        lambda: bound_against_samples(
+            bound_curve(
+                subject.program, rows_of.x, rows_of.y, num_samples=max(2, subject.num_samples), seed=subject.seed
+            ),
+            new_axes(INCHES),
+        ),
+        "The importance-weighted bound by the number of samples, with a 95 % band over redrawn samples. It begins "
+        "at the ELBO; where it still rises at the right end, it is not log p(x).",
+    )
+    return section
+
+
+def headline(figures: dict[str, Any]) -> tuple[str, str]:
+    """The NLL with its error, and how it was estimated."""
+    errors = [_finite(figures.get(key)) for key in ("nll_mc_se", "nll_data_se")]
+    error = total_error(*(math.nan if e is None else e for e in errors))
+    images, count = (figures.get(key, "?") for key in ("num_data", "num_samples"))
+    spread = f" ± {digits(error, error)}" if math.isfinite(error) else ""
+    return _cell(figures, "nll") + spread, f"nats per image; {images} images, K = {count}"
+
+
+def _cell(figures: dict[str, Any], key: str) -> str:
+    value = _finite(figures.get(key))
+    if value is None:
+        return "-"
+    if key in TO_ERROR:
+        errors = [_finite(figures.get(k)) for k in ("nll_mc_se", "nll_data_se")]
+        return digits(value, total_error(*(math.nan if e is None else e for e in errors)))
+    if key in SHARES:
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _finite(value: Any) -> float | None:
+    """A number of a file that anybody may have written, or None."""
+    return value if type(value) in (int, float) and math.isfinite(value) else None

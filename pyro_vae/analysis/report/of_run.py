@@ -1,0 +1,140 @@
+"""The report on one run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.analysis import describe
+from pyro_vae.analysis.report import page
+from pyro_vae.analysis.report.checks import checks
+from pyro_vae.analysis.report.declared import declared
+from pyro_vae.analysis.report.latent import latent
+from pyro_vae.analysis.report.likelihood import HERE, estimated, headline, likelihood, saved
+from pyro_vae.analysis.report.page import Section
+from pyro_vae.analysis.report.samples import reconstructed, sampled
+from pyro_vae.analysis.report.subject import Subject
+from pyro_vae.analysis.report.surprising import surprising
+from pyro_vae.analysis.report.trained import trained
+from pyro_vae.data import Data
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.result import LogLikelihood
+from pyro_vae.training.run import Run
+
+NAME = "report.html"
+LIMIT, NUM_SAMPLES = 200, 500
+PARTS = 8  # sections, of which progress is told
+
+
+def report(
+    run: Run,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    data: Data | None = None,
+    limit: int = LIMIT,
+    num_samples: int = NUM_SAMPLES,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Path:
+    """Write one self-contained HTML page about a run: declaration, training, likelihood, samples, latents, checks, anomalies.
+
+    What the program or its data cannot have is left out, with a line that says why. Evaluations in the run's directory stand
+    beside the page's own.
+
+    Args:
+        run: a run.
+        path: a name that ends in ``.html``; ``report.html`` in the run's directory where None.
+        data: the data of a run that was not trained on a named data set or file; else they are loaded.
+        limit: test images that are evaluated, at most.
+        num_samples: importance samples per image, K.
+        seed: of everything drawn.
+        progress: called with the title of each of eight sections before it is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: a place that cannot be written to.
+    """
+    if path is None:
+        if run.path is None:
+            raise UserError("the run has no directory: say where the report goes, report(run, path)")
+        path = run.path / NAME
+    if limit < 2 or num_samples < 2:
+        raise UserError(f"expected a limit and num_samples of at least 2, got {limit} and {num_samples}")
+    target = page.destination(os.fspath(path))
+    data, missing = (data, "") if data is not None else _data(run)
+    subject = Subject(run, data, missing, limit, num_samples, seed)
+    sections = _sections(subject, progress)
+    title = f"{subject.name}: a {'model' if data is None else 'model of ' + data.name}"
+    return page.write(target, page.render(title, _subtitle(subject), sections))
+
+
+def _data(run: Run) -> tuple[Data | None, str]:
+    try:
+        return run.load_data(), ""
+    except UserError as error:
+        return None, f"{error}."
+
+
+def _sections(subject: Subject, progress: Callable[[str], None]) -> list[Section]:
+    progress("likelihood")
+    evaluations: dict[str, dict[str, Any]] = {}
+    refused: list[str] = []
+    result: LogLikelihood | None = None
+    try:
+        evaluations |= saved(subject)
+    except UserError as error:
+        refused.append(str(error))
+    try:
+        evaluations[HERE], result = estimated(subject)
+    except UserError as error:
+        refused.append(str(error))
+    found = [_summary(subject, evaluations), likelihood(subject, evaluations, result, " ".join(refused) or None)]
+    makers: list[tuple[str, Callable[[], Section]]] = [
+        ("declaration", lambda: declared(subject)),
+        ("training", lambda: trained(subject)),
+        ("samples", lambda: sampled(subject)),
+        ("reconstructions", lambda: reconstructed(subject)),
+        ("latent space", lambda: latent(subject)),
+        ("posterior checks", lambda: checks(subject)),
+        ("anomalies", lambda: surprising(subject, result)),
+    ]
+    for name, make in makers:
+        progress(name)
+        found.append(make())
+    # read in this order: summary, declaration, training, likelihood, the rest
+    return [found[0], found[2], found[3], found[1], *found[4:]]
+
+
+def _summary(subject: Subject, evaluations: dict[str, dict[str, Any]]) -> Section:
+    section = Section("summary", "Summary")
+    facts = []
+    if evaluations:
+        source, figures = next(iter(evaluations.items()))
+        value, word = headline(figures)
+        facts.append(("test NLL", value, f"{word} ({source})"))
+        bad = figures.get("khat_bad_fraction")
+        if type(bad) in (int, float):
+            facts.append(("bad Pareto k", f"{bad:.0%}", "of the images"))
+        units = figures.get("active_units")
+        if isinstance(units, list):
+            facts.append(("active units", " + ".join(str(n) for n in units), "per latent site"))
+    trained_numbers = describe.total(describe.parameters(subject.program))
+    facts.append(("parameters", f"{trained_numbers:,}", "trained"))
+    metrics = subject.run.metrics
+    if metrics:
+        facts.append(("training", f"{len(metrics):,} epochs", f"{sum(m['seconds'] for m in metrics):,.0f} s"))
+    section.facts(facts)
+    return section
+
+
+def _subtitle(subject: Subject) -> str:
+    kind = type(subject.program).__name__
+    shape = " x ".join(str(n) for n in subject.event_shape)
+    return (
+        f"{kind} on data of shape {shape}. Figures of this page: up to {subject.limit} test images, K = "
+        f"{subject.num_samples}, seed {subject.seed}."
+    )

@@ -1,0 +1,120 @@
+"""What a report is about: a run, its program, and the data that it can be looked at with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.analysis.pictures import sample_count
+from pyro_vae.data import Data
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.evaluate import chosen_rows, labels_of
+from pyro_vae.programs.contract import device_of, takes_y
+from pyro_vae.training.run import Run
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a split: x as the program sees them, y where it is conditional, labels where there are any.
+
+    Attributes:
+        x: ``(n, *event)``.
+        y: ``(n,)``, or None.
+        labels: ``(n,)``, or None.
+        index: their numbers in the split ``(n,)``.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    labels: Tensor | None
+    index: Tensor
+
+    def first(self, num: int) -> Rows:
+        """The first of them."""
+        part = slice(0, num)
+        y, labels = (None if t is None else t[part] for t in (self.y, self.labels))
+        return Rows(self.x[part], y, labels, self.index[part])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run and its data, and how much of them is looked at.
+
+    Attributes:
+        run: the run.
+        data: its data set, or None where there is none to be had.
+        missing: why there is none.
+        limit: test images that are evaluated.
+        num_samples: importance samples per image, K.
+        seed: of everything drawn.
+    """
+
+    run: Run
+    data: Data | None
+    missing: str
+    limit: int
+    num_samples: int
+    seed: int
+
+    @property
+    def program(self) -> Any:
+        """The program, with its best weights."""
+        return self.run.program
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one datum."""
+        return self.run.event_shape
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return str(self.run.path) if self.run.path is not None else "a run in memory"
+
+    @cached_property
+    def conditional(self) -> bool:
+        """Whether the program is conditional, model(x, y)."""
+        return takes_y(self.program)
+
+    def rows(self, split: str, num: int) -> Rows:
+        """A random subset of a split by a fixed seed, in the order of the file.
+
+        Raises:
+            UserError: no data, an empty split, or no labels where the program needs them.
+        """
+        if self.data is None:
+            raise UserError("there are no data")
+        stored = self.data.stored(split)
+        if len(stored) == 0:
+            raise UserError(f"{self.data.name} has no {split} split")
+        index = chosen_rows(len(stored), num)
+        labels = self.data.labels.get(split)
+        y = labels_of(self.data, split, index).to(device_of(self.program)) if self.conditional else None
+        return Rows(self.data.observed(split, rows=index), y, None if labels is None else labels[index], index)
+
+    @cached_property
+    def test(self) -> Rows:
+        """The test images that are evaluated."""
+        return self.rows("test", self.limit)
+
+    @cached_property
+    def shown(self) -> Rows:
+        """Test images in random order, for pictures: a file's first rows may be all of one class."""
+        order = torch.randperm(len(self.test.x), generator=torch.Generator().manual_seed(self.seed))
+        y, labels = (None if t is None else t[order.to(t.device)] for t in (self.test.y, self.test.labels))
+        return Rows(self.test.x[order], y, labels, self.test.index[order])
+
+    def classes(self, num: int | None = None) -> Tensor | None:
+        """Labels ``(num,)`` to draw samples given, all classes in equal shares; None for an unconditional program."""
+        if not self.conditional:
+            return None
+        num = sample_count(self.event_shape) if num is None else num
+        labels = self.rows("train", 10_000).labels
+        if labels is None:
+            raise UserError("the program is conditional, model(x, y), and there are no labels to draw samples given")
+        found = labels.unique()
+        return found[torch.arange(num) * len(found) // num].to(device_of(self.program))

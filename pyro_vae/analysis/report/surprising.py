@@ -1,0 +1,79 @@
+"""Anomalies: the test images that the model expects least, and what ``pyro-vae anomaly`` found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from pyro_vae.analysis import pictures
+from pyro_vae.analysis.report.page import Section
+from pyro_vae.analysis.report.subject import Rows, Subject
+from pyro_vae.evaluation.result import LogLikelihood
+from pyro_vae.training.files import parse_json, read_text
+
+SHOWN, CURVES, LISTED = 20, 4, 10  # images or points, vectors, rows of the table
+SAVED = "anomaly.json"
+
+
+def surprising(subject: Subject, result: LogLikelihood | None) -> Section:
+    """The section on anomalies."""
+    section = Section(
+        "anomalies",
+        "Most surprising data",
+        "Test data with the lowest log p(x). Simple data can be likely and still be nothing like the rest "
+        "(Nalisnick et al. 2019): a low NLL is no certificate.",
+    )
+    if result is not None:
+        _worst(section, subject, result)
+    section.attempt("Another data set", lambda: _other(section, subject))
+    return section
+
+
+def _worst(section: Section, subject: Subject, result: LogLikelihood) -> None:
+    rows = subject.test
+    order = result.log_likelihood.nan_to_num(-float("inf")).argsort(stable=True)
+    small = pictures.is_image(subject.event_shape) or subject.event_shape == (2,)
+    worst = order[: SHOWN if small else CURVES]
+
+    def draw() -> Axes:
+        chosen = Rows(
+            rows.x[worst], None if rows.y is None else rows.y[worst.to(rows.y.device)], None, rows.index[worst]
+        )
+        return pictures.reconstructions(subject.program, chosen.x, chosen.y)
+
+    section.figure(
+        "The most surprising test data",
+        draw,
+        f"The {len(worst)} of {len(rows.x)} test data with the highest NLL, the most surprising first, and their "
+        "reconstructions.",
+    )
+    names = () if subject.data is None or subject.data.label_names is None else subject.data.label_names
+    table = []
+    for i in order[:LISTED].tolist():
+        label = "-" if rows.labels is None else str(int(rows.labels[i]))
+        if label.isdecimal() and int(label) < len(names):
+            label = names[int(label)]
+        figures = (-result.log_likelihood[i], -result.elbo[i], result.khat[i])
+        table.append([str(int(rows.index[i])), label, *(f"{float(v):.2f}" for v in figures)])
+    section.table(["row of the test split", "label", "NLL (nats)", "minus ELBO", "Pareto k"], table)
+
+
+def _other(section: Section, subject: Subject) -> None:
+    """The table of ``pyro-vae anomaly``, where it was run."""
+    path = None if subject.run.path is None else subject.run.path / SAVED
+    if path is None or not path.is_file():
+        return
+    figures: Any = parse_json(read_text(path), path)
+    scores = figures.get("scores") if isinstance(figures, dict) else None
+    if not isinstance(scores, dict):
+        section.note(f"{path} holds no scores: run pyro-vae anomaly again.")
+        return
+    keys = ("auroc", "auroc_se", "found_at_5_percent", "false_alarms_at_5_percent")
+    table = [
+        [name, *(f"{row[k]:.3f}" if type(row.get(k)) in (int, float) else "-" for k in keys)]
+        for name, row in scores.items()
+        if isinstance(row, dict)
+    ]
+    head = ["score", "AUROC", "its error", "found at 5 %", "false alarms at 5 %"]
+    section.table(head, table, f"{figures.get('other')} against {figures.get('data')} (pyro-vae anomaly)")
