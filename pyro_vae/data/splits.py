@@ -76,12 +76,8 @@ def split(filed: Filed, validation: int | None, source: dict[str, Any]) -> Data:
         )
     rest = n - _usual(filed.held_out, n)
     size = _validation_size(validation, _usual(filed.validation, n), rest, filed.name)
-    order = fixed_permutation(n)
-    rows = {
-        "train": order[: rest - size].sort().values,
-        "validation": order[rest - size : rest].sort().values,
-        "test": order[rest:].sort().values,
-    }
+    parts = fixed_permutation(n).split([rest - size, size, n - rest])
+    rows = {name: torch.from_numpy(np.sort(part.numpy())) for name, part in zip(SPLITS, parts, strict=True)}
     return Data(
         name=filed.name,
         train=take(filed.x, rows["train"]),
@@ -99,7 +95,7 @@ def fixed_permutation(n: int) -> Tensor:
     """The permutation of 0 to n - 1 by which data without a split are cut; the same on every machine and version."""
     # NumPy promises the stream of a bit generator, not what `permutation` makes of it; so rank the raw bits.
     raw = np.random.PCG64(SPLIT_SEED).random_raw(n)
-    return torch.from_numpy(np.argsort(raw, kind="stable").astype(np.int64))
+    return torch.from_numpy(np.argsort(raw, kind="stable").astype(np.int64, copy=False))
 
 
 def _usual(count: int | None, n: int) -> int:
