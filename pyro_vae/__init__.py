@@ -37,6 +37,7 @@ _PUBLIC = {
     "decode": "pyro_vae.programs.latents",
     "sample": "pyro_vae.programs.latents",
     "reconstruct": "pyro_vae.programs.latents",
+    "export": "pyro_vae.programs.export",
     "latent_information": "pyro_vae.evaluation.information",
     "LatentInformation": "pyro_vae.evaluation.information",
     "posterior": "pyro_vae.analysis.posterior",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.information import LatentInformation, latent_information
     from pyro_vae.evaluation.result import LogLikelihood
     from pyro_vae.programs.contract import Program
+    from pyro_vae.programs.export import export
     from pyro_vae.programs.latents import decode, encode, reconstruct, sample
     from pyro_vae.spec import Spec, build
     from pyro_vae.training.fit import fit

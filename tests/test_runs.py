@@ -21,7 +21,7 @@ def test_the_directory_of_a_run(tmp_path: Path) -> None:
     data, out = digits(), tmp_path / "some" / "where"
     run = pv.fit(small_vae(data, "mixture"), data, epochs=2, out=out)
     assert sorted(p.name for p in out.iterdir()) == [
-        "checkpoint.safetensors", "metrics.jsonl", "rows.safetensors", "spec.toml", "weights.safetensors",
+        "checkpoint.safetensors", "metrics.csv", "metrics.jsonl", "rows.safetensors", "spec.toml", "weights.safetensors",
     ]  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.metrics

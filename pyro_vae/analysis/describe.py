@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_vae.programs import latents
 from pyro_vae.programs.contract import Program, check, is_random
@@ -80,7 +82,7 @@ def distribution_name(fn: Any) -> str:
     >>> distribution_name(dist.Normal(0.0, 1.0).expand([3, 2]).to_event(1))
     'Normal'
     """
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+    while isinstance(fn, (Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
         fn = fn.base_dist
     return type(fn).__name__
 

@@ -23,7 +23,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.unconstrained import Fixed
 from pyro_vae.programs.contract import (
     OBSERVED,
     SAMPLE_PLATE,
@@ -36,7 +35,7 @@ from pyro_vae.programs.contract import (
     latent_sites,
     takes_y,
 )
-from pyro_vae.programs.latents import mean_of, to_program
+from pyro_vae.programs.latents import AtValues, mean_of, to_program
 from pyro_vae.seeding import derive_seed, seeded
 
 
@@ -195,7 +194,7 @@ def _pass(
 ) -> tuple[dict[str, Tensor], Tensor, Any]:
     """Latents, drawn from the guide unless they are given, log p(x, z) - log q(z | x) ``(batch,)``, and p(x | z)."""
     args = arguments(x, y)
-    with pyro.plate(SAMPLE_PLATE, 1, dim=-2), Fixed(z or {}):
+    with pyro.plate(SAMPLE_PLATE, 1, dim=-2), AtValues(z or {}):
         guide = poutine.trace(program.guide).get_trace(*args)
         model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(*args)
     values = {n: s["value"].expand(1, len(x), *s["fn"].event_shape) for n, s in latent_sites(guide).items()}

@@ -13,7 +13,6 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
-from pyro_vae.evaluation.unconstrained import Fixed
 from pyro_vae.programs.contract import (
     OBSERVED,
     SAMPLE_PLATE,
@@ -25,7 +24,7 @@ from pyro_vae.programs.contract import (
     isolated,
     latent_sites,
 )
-from pyro_vae.programs.latents import mean_of
+from pyro_vae.programs.latents import AtValues, mean_of
 from pyro_vae.seeding import derive_seed, seeded
 
 Arrays = dict[str, np.ndarray]
@@ -109,7 +108,7 @@ def _traces(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> I
     for first, size in parts(num_samples, x):
         values = {n: torch.from_numpy(v[first : first + size]).to(x.device) for n, v in latents.items()}
         with evaluating(program), isolated():
-            with pyro.plate(SAMPLE_PLATE, size, dim=-2), Fixed(values):
+            with pyro.plate(SAMPLE_PLATE, size, dim=-2), AtValues(values):
                 traced = poutine.trace(program.model).get_trace(*arguments(x, y))
             yield traced, size
 

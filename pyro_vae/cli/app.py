@@ -14,6 +14,7 @@ from pyro_vae.cli import (
     anomaly,
     compare,
     evaluate,
+    export,
     interpolate,
     list_,
     manifold,
@@ -66,6 +67,7 @@ app.command("manifold")(manifold.manifold)
 app.command("posterior")(posterior.posterior)
 app.command("anomaly")(anomaly.anomaly)
 app.command("report")(report.report)
+app.command("export")(export.export)
 app.command("list")(list_.list_)
 app.command("show")(show.show)
 

@@ -79,6 +79,9 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="The run directory [default: runs/DATA-MODEL-GUIDE].", show_default=False)
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the metrics to RUN/tensorboard too.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it was declared.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -87,7 +90,7 @@ def train(
     from pyro_vae.training.distributed import launched
 
     if resume:
-        _resume(out, model, data_root, device, quiet)
+        _resume(out, model, data_root, device, quiet, tensorboard)
         return
     if out is None and launched():
         raise UserError("--out is needed under torchrun: every process must name the same run directory")
@@ -122,6 +125,7 @@ def train(
         steps=steps,
         out=path,
         device=device,
+        tensorboard=tensorboard,
         progress=not quiet,
         objective=objective,
         seed=seed,
@@ -129,15 +133,19 @@ def train(
     )
 
 
-def _train(program: Any, data: Data, **arguments: Any) -> None:
+def _train(program: Any, data: Data, *, out: Path, tensorboard: bool, **arguments: Any) -> None:
     """Fit and report, once however many processes there are; a signal ends it with the status that is usual for it."""
     from pyro_vae.cli.runs import say
     from pyro_vae.training.distributed import is_first
     from pyro_vae.training.fit import fit
     from pyro_vae.training.interrupts import Interrupted
 
+    if tensorboard and is_first():
+        from pyro_vae.training.tensorboard import tensorboard as writer
+
+        arguments["callback"] = writer(out / "tensorboard")
     try:
-        run = fit(program, data, **arguments)
+        run = fit(program, data, out=out, **arguments)
     except Interrupted as interrupted:
         if is_first():
             say(str(interrupted))
@@ -185,7 +193,7 @@ def _declare(
     return build(spec.model, spec.guide, data, seed=seed), data, (Path(model).stem, Path(guide_name).stem)
 
 
-def _resume(out: Path | None, model: str | None, root: str | None, device: str, quiet: bool) -> None:
+def _resume(out: Path | None, model: str | None, root: str | None, device: str, quiet: bool, tensorboard: bool) -> None:
     from pyro_vae.cli.runs import named_program
     from pyro_vae.errors import UserError
     from pyro_vae.spec import validated
@@ -201,7 +209,7 @@ def _resume(out: Path | None, model: str | None, root: str | None, device: str, 
     data = Run(program, out, record).load_data(root)
     if data.source != record["data"] and root is not None:
         data.source.update(record["data"])  # moved to another root: the same data all the same
-    _train(program, data, out=out, device=device, resume=True, progress=not quiet, **settings)
+    _train(program, data, out=out, tensorboard=tensorboard, device=device, resume=True, progress=not quiet, **settings)
 
 
 def _assignments(texts: list[str]) -> dict[str, Any]:

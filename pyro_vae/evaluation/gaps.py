@@ -22,9 +22,9 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.importance import log_likelihood as importance_weighted
 from pyro_vae.evaluation.result import LogLikelihood
-from pyro_vae.evaluation.unconstrained import Fixed, Unconstrained
+from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.programs.contract import SAMPLE_PLATE, Program, device_of, evaluating, isolated
-from pyro_vae.programs.latents import to_program
+from pyro_vae.programs.latents import AtValues, to_program
 from pyro_vae.programs.vae import VAE
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -181,7 +181,7 @@ def _vae_draws(program: VAE, x: Tensor, features: Tensor) -> Draws:
 
 
 def _log_joint(program: VAE, x: Tensor, z: Tensor) -> Tensor:
-    with isolated(), pyro.plate(SAMPLE_PLATE, len(z), dim=-2), Fixed({"z": z}):
+    with isolated(), pyro.plate(SAMPLE_PLATE, len(z), dim=-2), AtValues({"z": z}):
         model = poutine.trace(program.model).get_trace(x)
     total = torch.zeros(len(z), len(x), dtype=z.dtype, device=z.device)
     for name in ("z", "x"):

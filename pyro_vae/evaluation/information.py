@@ -26,7 +26,6 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.coordinates import coordinate_log_prob
 from pyro_vae.evaluation.evaluate import ACTIVE_VARIANCE
 from pyro_vae.evaluation.means import guide_means
-from pyro_vae.evaluation.unconstrained import Fixed
 from pyro_vae.programs.contract import (
     SAMPLE_PLATE,
     Program,
@@ -40,7 +39,7 @@ from pyro_vae.programs.contract import (
     latent_sites,
     trace,
 )
-from pyro_vae.programs.latents import to_program
+from pyro_vae.programs.latents import AtValues, to_program
 from pyro_vae.seeding import derive_seed, seeded
 
 BLOCK_IMAGES = 250
@@ -260,7 +259,7 @@ def _pairs(program: Program, x: Tensor, values: dict[str, Tensor], first: int, s
     """Log q(z_n | x_m) ``(size, N)`` of the draws from ``first`` on, under every datum's guide."""
     chosen = {n: v[first : first + size].unsqueeze(1).expand(-1, len(x), *v.shape[1:]) for n, v in values.items()}
     num = len(next(iter(chosen.values())))
-    with seeded(0, x.device), pyro.plate(SAMPLE_PLATE, num, dim=-2), Fixed(chosen):
+    with seeded(0, x.device), pyro.plate(SAMPLE_PLATE, num, dim=-2), AtValues(chosen):
         traced: Any = poutine.trace(program.guide).get_trace(x)
     total = sum(s["fn"].log_prob(s["value"]) for s in traced.nodes.values() if is_random(s))
     return torch.as_tensor(total).expand(num, len(x)).double().cpu()

@@ -34,6 +34,7 @@ from pyro_vae.programs.contract import (
     isolated,
     latent_sites,
 )
+from pyro_vae.programs.latents import AtValues
 from pyro_vae.seeding import seeded
 
 
@@ -96,7 +97,7 @@ class Unconstrained:
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """``u`` ``(chains, batch, D)`` of latents ``(chains, batch, *event)`` by site."""
         chains = next(iter(values.values())).shape[0]
-        with isolated(), self._plate(chains), Fixed(values):
+        with isolated(), self._plate(chains), AtValues(values):
             model = poutine.trace(self.program.model).get_trace(*self._args)
         return self._flatten(model, chains)
 
@@ -107,7 +108,7 @@ class Unconstrained:
                 model = poutine.trace(self.program.model).get_trace(*self._args)
             else:
                 drawn = poutine.trace(self.program.guide).get_trace(*self._args)
-                with Fixed(latent_values(drawn)):
+                with AtValues(latent_values(drawn)):
                     model = poutine.trace(self.program.model).get_trace(*self._args)
             return self._flatten(model, num_chains)
 
@@ -128,7 +129,7 @@ class Unconstrained:
             ) from None
 
     def _log_guide(self, values: dict[str, Tensor], shape: torch.Size) -> Tensor:
-        with Fixed(values):
+        with AtValues(values):
             guide = poutine.trace(self.program.guide).get_trace(*self._args)
         return _log_prob(guide, shape, latent=True) + _log_prob(guide, shape, latent=False)
 
@@ -167,18 +168,6 @@ class Densities:
 def latent_values(traced: Traced) -> dict[str, Tensor]:
     """The values of the latent sites of a trace, by name."""
     return {name: site["value"] for name, site in latent_sites(traced).items()}
-
-
-class Fixed(Messenger):
-    """Give latent sites the values listed by name; a site that is not listed is drawn."""
-
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if is_random(msg) and not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 class _Place(Messenger):

@@ -31,7 +31,7 @@ MEAN_DRAWS = 64  # draws that stand in for the mean of a distribution that has n
 Latents = Tensor | dict[str, Tensor]
 
 
-class _Values(Messenger):
+class AtValues(Messenger):
     """Give latent sites a value: the one listed, or else what ``default`` makes of the site's distribution."""
 
     def __init__(self, values: dict[str, Tensor], default: Any = None) -> None:
@@ -83,7 +83,7 @@ def encode(
     args = arguments(to_program(program, x), y)
     with evaluating(program), isolated(), seeded(seed, device_of(program)):
         if num_samples is None:
-            with _Values({}, default=mean_of):
+            with AtValues({}, default=mean_of):
                 traced = poutine.trace(program.guide).get_trace(*args)
         else:
             with pyro.plate(SAMPLE_PLATE, num_samples, dim=-2):
@@ -110,7 +110,7 @@ def decode(
     """
     require_program(program)
     device, dtype = device_of(program), dtype_of(program)
-    event_shape = _event_shape(program, event_shape)
+    event_shape = event_shape_of(program, event_shape)
     with evaluating(program), isolated(), seeded(seed, device):
         names = latent_sites(_prior_trace(program, 1, y[:1] if y is not None else None, event_shape))
         if isinstance(z, Tensor):
@@ -128,7 +128,7 @@ def decode(
             raise UserError(
                 f"decode: expected {name!r} of shape (N, {', '.join(map(str, event))}), got {tuple(value.shape)}"
             )
-        with _Values(values):
+        with AtValues(values):
             if len(leading) == 2:
                 with pyro.plate(SAMPLE_PLATE, leading[0], dim=-2):
                     traced = _prior_trace(program, leading[1], y, event_shape)
@@ -150,7 +150,7 @@ def sample(
     require_program(program)
     if num_samples < 1:
         raise UserError(f"sample: expected num_samples of at least 1, got {num_samples}")
-    event_shape = _event_shape(program, event_shape)
+    event_shape = event_shape_of(program, event_shape)
     with evaluating(program), isolated(), seeded(seed, device_of(program)):
         traced = _prior_trace(program, num_samples, y, event_shape)
         return _observation(traced, mean, (num_samples, *event_shape))
@@ -161,7 +161,7 @@ def sample_latents(
 ) -> dict[str, Tensor]:
     """Draws of every latent site from the prior, ``(num_samples, *latent)`` each, by name."""
     require_program(program)
-    event_shape = _event_shape(program, event_shape)
+    event_shape = event_shape_of(program, event_shape)
     with evaluating(program), isolated(), seeded(seed, device_of(program)):
         traced = _prior_trace(program, num_samples, y, event_shape)
     return {n: s["value"] for n, s in latent_sites(traced).items()}
@@ -193,7 +193,8 @@ def _observation(traced: Traced, mean: bool, shape: tuple[int, ...]) -> Tensor:
     return (mean_of(fn) if mean else fn.sample()).expand(shape)
 
 
-def _event_shape(program: Any, event_shape: Any) -> tuple[int, ...]:
+def event_shape_of(program: Any, event_shape: Any) -> tuple[int, ...]:
+    """The shape of a datum: the one given, or what the program says; :class:`UserError` where neither is."""
     shape = event_shape if event_shape is not None else getattr(program, "event_shape", None)
     if shape is None:
         raise UserError(

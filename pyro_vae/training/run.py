@@ -4,6 +4,7 @@
     weights.safetensors      the best weights
     checkpoint.safetensors   the newest state of training, to resume from
     metrics.jsonl            a line per epoch
+    metrics.csv              the same for spreadsheets; nothing reads it
     rows.safetensors         which rows of the user's data went into which split
     evaluation.json, *.png   what was made of it since
 
@@ -13,7 +14,9 @@ Nothing in it is code, and loading it runs none.
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib.metadata
+import io
 import json
 import math
 import platform
@@ -46,14 +49,15 @@ from pyro_vae.training.files import (
 )
 from pyro_vae.training.settings import Settings
 
-SPEC, WEIGHTS, CHECKPOINT, METRICS, ROWS = (
+SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV, ROWS = (
     "spec.toml",
     "weights.safetensors",
     "checkpoint.safetensors",
     "metrics.jsonl",
+    "metrics.csv",
     "rows.safetensors",
 )
-FILES = (SPEC, WEIGHTS, CHECKPOINT, METRICS, ROWS)
+FILES = (SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV, ROWS)
 TABLES = ("program", "model", "guide", "data", "training", "versions")
 DATA_KEYS = {"name": str, "root": str, "binarization": str, "dequantization": str, "validation": int}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -189,11 +193,23 @@ def require_free(path: Path) -> None:
 def write_metrics(path: Path, metrics: list[dict[str, Any]]) -> None:
     """All metrics lines, instead of those that are there."""
     write_text(path / METRICS, "".join(json.dumps(m) + "\n" for m in metrics))
+    write_text(path / METRICS_CSV, "".join(_row(m, header=i == 0) for i, m in enumerate(metrics)))
 
 
 def append_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """One more line."""
     append_text(path / METRICS, json.dumps(metrics) + "\n")
+    append_text(path / METRICS_CSV, _row(metrics, header=metrics["epoch"] == 1))
+
+
+def _row(metrics: dict[str, Any], *, header: bool) -> str:
+    """The line of an epoch for spreadsheets, under the names of the columns if it is the first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(metrics), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerow(metrics)
+    return text.getvalue()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,40 @@
+"""``pyro-vae export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyro_vae.cli.options import Device, ProgramFile, RunPath
+
+
+def export(
+    run: RunPath,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write into (default: RUN/export).", show_default=False)
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="encoder or decoder; both where it is not given.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    model: ProgramFile = None,
+) -> None:
+    """Write the encoder and the decoder as torch.export programs, which need neither Pyro nor this library."""
+    import torch
+
+    from pyro_vae.cli.runs import open_run
+    from pyro_vae.programs.contract import takes_y
+    from pyro_vae.programs.export import PARTS, ROWS
+    from pyro_vae.programs.export import export as export_program
+
+    opened = open_run(run, device, model)
+    y = None
+    if takes_y(opened.program):
+        from pyro_vae.evaluation.evaluate import labels_of
+
+        y = labels_of(opened.load_data(None), "train", torch.arange(ROWS))
+    folder = out if out is not None else run / "export"
+    for part in export_program(opened.program, folder, parts=PARTS if only is None else (only,), y=y):
+        print(folder / f"{part}.pt2")

@@ -1,0 +1,131 @@
+"""Encoder and decoder as graphs of tensors, to be run where there is neither Pyro nor this library.
+
+    encoder: x -> the guide's mean of every latent site          decoder: latents -> the mean of p(x | z)
+
+They are ``torch.export`` programs (https://docs.pytorch.org/docs/stable/export.html): ``torch.export.load(path).module()``
+is called with a batch of any size, on the device that they were exported on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from pyro_vae.errors import UserError, nearest
+from pyro_vae.programs.contract import (
+    OBSERVED,
+    Program,
+    arguments,
+    device_of,
+    dtype_of,
+    evaluating,
+    isolated,
+    latent_sites,
+    require_program,
+    takes_y,
+)
+from pyro_vae.programs.latents import AtValues, event_shape_of, sample, sample_latents
+
+PARTS = ("encoder", "decoder")
+ROWS = 3  # of the example; the batch is left open
+
+
+def export(
+    program: Program,
+    out: str | Path | None = None,
+    *,
+    parts: Sequence[str] = PARTS,
+    y: Tensor | None = None,
+    event_shape: Any = None,
+) -> dict[str, ExportedProgram]:
+    """Export a program's encoder and decoder.
+
+    Args:
+        program: any Program whose guide and likelihood have means in closed form.
+        out: a folder to write ``encoder.pt2`` and ``decoder.pt2`` into; None to write nothing.
+        parts: which of the two.
+        y: for a conditional program, three rows of what it is conditioned on, as an example.
+        event_shape: of one datum, where the program does not say it as ``program.event_shape``.
+
+    Returns:
+        The exported programs by name. The encoder takes x ``(N, *event)`` and gives a dict of the sites' means
+        ``(N, *latent)``; the decoder takes such a dict and gives ``(N, *event)``. A conditional program's take y after it.
+
+    Raises:
+        UserError: a part that is unknown, or whose mean has no closed form; a structure that ``torch.export`` cannot follow.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
+        >>> exported = pv.export(vae)
+        >>> exported["encoder"].module()(torch.zeros(7, 3))["z"].shape
+        torch.Size([7, 2])
+    """
+    require_program(program)
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"unknown part {part!r}: {nearest(part, PARTS)}")
+    if takes_y(program) and (y is None or len(y) != ROWS):
+        raise UserError(f"the program is conditional, model(x, y): give y, {ROWS} rows as an example")
+    shape = event_shape_of(program, event_shape)
+    examples: dict[str, Any] = {
+        "encoder": sample(program, ROWS, y, event_shape=shape),
+        "decoder": sample_latents(program, ROWS, y, event_shape=shape),
+    }
+    modules: dict[str, nn.Module] = {"encoder": _Encoder(program), "decoder": _Decoder(program, shape)}
+    found = {}
+    for part in parts:
+        args = (examples[part],) if y is None else (examples[part], y.to(device_of(program)))
+        with evaluating(program), isolated():
+            found[part] = _exported(part, modules[part], args)
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        for part, one in found.items():
+            torch.export.save(one, Path(out) / f"{part}.pt2")
+    return found
+
+
+def _exported(part: str, module: nn.Module, args: tuple[Any, ...]) -> ExportedProgram:
+    shapes = tuple({n: {0: Dim.AUTO} for n in a} if isinstance(a, dict) else {0: Dim.AUTO} for a in args)
+    try:
+        return torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
+    except NotImplementedError:
+        raise UserError(
+            f"the {part} has no mean in closed form to export: choose another guide or likelihood, or the other part"
+        ) from None
+    except Exception as error:  # the exporter fails in as many ways as a program can be written
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"the {part} cannot be exported: torch.export says {why[:200]!r}") from error
+
+
+class _Encoder(nn.Module):
+    def __init__(self, program: Any) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """The means of the latent sites, each given those of the sites before it."""
+        with AtValues({}, default=lambda fn: fn.mean):
+            traced = poutine.trace(self.program.guide).get_trace(*arguments(x, y))
+        return {name: site["value"] for name, site in latent_sites(traced).items()}
+
+
+class _Decoder(nn.Module):
+    def __init__(self, program: Any, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.program, self.event_shape = program, event_shape
+
+    def forward(self, latents: dict[str, Tensor], y: Tensor | None = None) -> Tensor:
+        """The mean of the data."""
+        rows = next(iter(latents.values())).shape[0]
+        x = torch.zeros(rows, *self.event_shape, dtype=dtype_of(self.program), device=device_of(self.program))
+        with AtValues(latents):
+            traced = poutine.trace(self.program.model).get_trace(*arguments(x, y))
+        mean: Tensor = traced.nodes[OBSERVED]["fn"].mean
+        return mean.expand(rows, *self.event_shape)
