@@ -142,6 +142,16 @@ def test_vamp_without_a_guide_is_an_error_that_says_so() -> None:
         prior(like)
 
 
+def test_what_is_recommended_in_place_of_a_guide_that_vamp_cannot_use_can_be_built() -> None:
+    options: dict[str, Any] = {"prior": "vamp:components=3", "decoder": "linear", "encoder": "linear", "latent_dim": 2}
+    with pytest.raises(UserError, match="its own draws only") as refused:
+        build("mlp", "diagonal", (4,), posterior="planar", **options)
+    recommended = str(refused.value).rsplit("choose from ", 1)[1].split(", ")
+    assert "diagonal-normal" in recommended
+    for name in recommended:
+        build("mlp", "diagonal", (4,), posterior=name, **options)
+
+
 def test_vamp_scores_narrow_components_exactly_in_float32() -> None:
     prior, _, like = make("vamp")
 

@@ -30,7 +30,11 @@ def require_fit(prior: Prior, posterior: Posterior) -> None:
         )
     if not prior.scores_guide or posterior.scoring == "cheap":
         return
-    cheap = [n for n in registry.names("posteriors") if _posterior(n).scoring == "cheap"]
+    cheap = [
+        n
+        for n in registry.names("posteriors")
+        if _posterior(n).scoring == "cheap" and same_support(_posterior(n).support, posterior.support)
+    ]
     if posterior.scoring == "impossible":
         raise UserError(
             f"the prior {p!r} is made of the guide's density at z that the guide did not draw, and the posterior {q!r} can score "
