@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,11 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 FIRST, *OTHERS = sorted(FOLDER.glob("*.ipynb"))
-MOST_CELLS = 25
+README = FOLDER.parent / "README.md"
+FEWER_CELLS_THAN = 25
+MOST_BYTES = 600_000
+# what a traceback, a warning or a repr tells of the machine that ran it
+PLACES = re.compile(r"site-packages|ipykernel_\d|(?<![\w.:/])/(?:home|root|tmp|usr|opt|Users|work)/")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +33,15 @@ def test_runs(path):
 def test_is_short_and_committed_with_its_pictures(path):
     nbformat = pytest.importorskip("nbformat", reason="notebooks need pip install .[notebook]")
     notebook = nbformat.read(path, as_version=4)
-    assert len(notebook.cells) <= MOST_CELLS
+    assert len(notebook.cells) < FEWER_CELLS_THAN
+    assert path.stat().st_size < MOST_BYTES
     outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
     assert any("image/png" in o.get("data", {}) for o in outputs)
     assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs)
+    texts = [o.get("text", "") + str({k: v for k, v in o.get("data", {}).items() if k != "image/png"}) for o in outputs]
+    assert not [found for t in texts if (found := PLACES.search(t))]
+
+
+def test_the_readme_lists_every_notebook():
+    missing = [p.name for p in (FIRST, *OTHERS) if f"notebooks/{p.name}" not in README.read_text()]
+    assert not missing
