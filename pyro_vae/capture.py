@@ -30,7 +30,8 @@ class CaptureWarning(UserWarning):
 class Captured:
     """The compiled graph of a function; called with tensors of the shapes and dtypes it was captured with.
 
-    Random numbers are drawn afresh at every call. On a CPU they are those that eager code draws; on a GPU others, from seeds that
+    Random numbers are drawn afresh at every call. On a CPU they are those that eager code draws (Bernoulli variables
+    excepted, which are made of uniform ones); on a GPU others, from seeds that
     torch's generator supplies, so that ``torch.manual_seed`` makes them repeatable.
     """
 
