@@ -1,6 +1,6 @@
 """Importance weighting at the floor: samples per second of ours, of Pyro's, of pythae's and of the arithmetic alone; peak memory.
 
-    python benchmarks/importance_weights.py [--samples 5000] [--images 4] [--rounds 7] [--no-memory]
+    python benchmarks/importance_weights.py [--samples 5000] [--images 20] [--rounds 7] [--no-memory]
 
 MNIST-shaped data through a 50-200-200-784 decoder (tanh), encoder 784-200-200, in float32. Every round times each contestant
 once, one after the other, so that a busy machine slows all of them: medians are of rounds, ratios are medians of the ratios
@@ -198,7 +198,7 @@ def main() -> None:
     """Time, weigh, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     args = parser.parse_args()

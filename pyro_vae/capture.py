@@ -18,6 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.seeding import seeded
 
+# torch's own generators draw many times faster on a CPU than what Inductor puts into its loops; a tanh made of
+# exponentials takes a fraction of the time of its library's; and its patterns would join products and biases again.
+ON_CPU = {"fallback_random": True, "cpp.use_decompose_tanh": True, "pattern_matcher": False}
+
 
 class Uncapturable(Exception):
     """A function that cannot become one compiled graph; the message says why, in one line."""
@@ -93,14 +97,30 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
     constants = [n for n, c in graph.named_buffers() if not torch.equal(c, again.get_buffer(n))]
     if constants:
         raise Uncapturable("the program makes tensors outside torch's operations that change from one run to the next")
-    # torch's own generators draw many times faster on a CPU than what Inductor puts into its loops
-    options = {"fallback_random": flat[0].device.type == "cpu"}
+    options = {}
+    if flat[0].device.type == "cpu":
+        _separate_biases(graph)
+        options = ON_CPU
     try:
         with seeded(0, flat[0].device), torch.no_grad():
             compiled = torch._inductor.compile(graph, [t.detach().clone() for t in flat], options=options)
     except Exception as error:
         raise Uncapturable(f"Inductor cannot compile it here: {_first_line(error)}") from error
     return Captured(compiled, signature_of(flat), out[0])
+
+
+def _separate_biases(graph: torch.fx.GraphModule) -> None:
+    """Products first, biases after: these join the activation's loop, and are not copied into the product's memory before."""
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target is aten.addmm.default and not node.kwargs:
+            bias, a, b = node.args
+            with graph.graph.inserting_before(node):
+                product = graph.graph.call_function(aten.mm.default, (a, b))
+                total = graph.graph.call_function(aten.add.Tensor, (product, bias))
+            node.replace_all_uses_with(total)
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def _first_line(error: BaseException) -> str:
