@@ -16,8 +16,8 @@ The floor is the faster of PyTorch's and XLA's matrix products alone, forward an
 What is not installed, or cannot do a size, is left out with the reason. pythae 0.1.2 asks for the ``dataclasses`` of Python 3.6,
 which newer Pythons never look at; to do without: ``pip install --no-deps pythae`` and ``pip install cloudpickle tqdm``, which
 are all that it imports here besides torch, scipy and pydantic.
-Writes benchmarks/results/training.json, training.md and docs/figures/training.png; a device that is not measured keeps its
-figures of before.
+Writes benchmarks/results/training.json, training.md and docs/figures/training.png; a device or size that is not measured
+keeps its figures of before.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def main() -> None:
     kept = RESULTS / "training.json"
     figures: Figures = json.loads(kept.read_text()) if kept.is_file() else {}
     for device in args.device or (["cpu", "cuda"] if found_gpu else ["cpu"]):
-        sizes = {}
+        sizes = dict(figures.get(device, {}).get("sizes", {}))
         for key in args.sizes or [k for k, s in SIZES.items() if s.only_on in (None, device)]:
             print(f"{device}: {SIZES[key].label}", flush=True)
             sizes[key] = measure(key, device, args.only, args)
