@@ -104,4 +104,4 @@ def test_a_limit_on_file_sizes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert os.strerror(27) in done.stdout
     assert (path / "checkpoint.safetensors").read_bytes() == checkpoint
-    assert len(list(path.iterdir())) == 5
+    assert len(list(path.iterdir())) == 6
