@@ -47,7 +47,7 @@ def test_train_says_where_the_run_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     output = capsys.readouterr()
     assert output.out == f"{out}\n"
     assert "validation ELBO" in output.err
-    assert sorted(p.name for p in out.iterdir())[:2] == ["checkpoint.safetensors", "metrics.jsonl"]
+    assert sorted(p.name for p in out.iterdir())[:3] == ["checkpoint.safetensors", "metrics.csv", "metrics.jsonl"]
 
 
 def test_evaluate_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
