@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,3 +104,9 @@ def test_a_program_with_constants_of_its_own_cannot_be_measured() -> None:
     result = log_likelihood(Own(), torch.zeros(4, 3), num_samples=50, precision="bf16")
     assert result.rounding_error is None
     assert "an unknown error" in str(result)
+
+
+def test_a_refused_precision_leaves_no_run_behind(tmp_path: Path) -> None:
+    with pytest.raises(pv.UserError, match="needs a CUDA device"):
+        pv.fit(small_vae(digits()), digits(), epochs=1, precision="tf32", device="cpu", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

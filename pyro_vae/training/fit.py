@@ -13,6 +13,7 @@ import torch
 from pyro_vae import memory, registry
 from pyro_vae.data import Data
 from pyro_vae.errors import UserError
+from pyro_vae.precision import require_precision
 from pyro_vae.programs.contract import check, check_observed, dtype_of, require_program, takes_y
 from pyro_vae.spec import parse_block, validated
 from pyro_vae.training.checkpoint import resume_from, save_checkpoint
@@ -87,6 +88,7 @@ def fit(
         Settings, {"epochs": None if steps else epochs if epochs is not None else 50, "steps": steps, **settings}, "fit"
     )
     target, ranks = resolve_device(device), join()
+    require_precision(chosen.precision, target, dtype_of(program))
     path = Path(out) if out is not None else None
     source = make_source(data, takes_y(program), target, dtype_of(program))
     objective = _objective(chosen)

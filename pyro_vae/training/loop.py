@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_vae.capture import CaptureWarning, Uncapturable
 from pyro_vae.errors import NumericalError
 from pyro_vae.objectives.base import Objective
-from pyro_vae.precision import casts, products, require_precision
+from pyro_vae.precision import casts, products
 from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.programs.latents import to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
@@ -99,7 +99,6 @@ class Trainer:
 
     def run(self, bar: Progress, callback: Callable[[dict[str, Any]], Any] | None) -> None:
         """Train to the end, and leave the best weights in the program."""
-        require_precision(self.settings.precision, self.device, self.parameters[0].dtype)
         self.ranks.require_divisible(min(self.settings.batch_size, self.source.num_rows))
         with told(self.path), self.interrupts, products(self.settings.precision):
             while not self.finished:
