@@ -182,7 +182,7 @@ def test_the_list_stands_in_the_docs() -> None:
     text = (
         "# What is compiled\n\nPrinted by `tests/test_captured.py`, which trains every block for 200 steps in float64, compiled "
         f"and not, with the same random numbers: {len(wanted) - len(refused)} of {len(wanted)} blocks end with the same "
-        f"parameters to {LIMIT:.0e} of their norm."
+        f"parameters to {LIMIT:.0e} of their norm. "
         + (others + "\n" if lines else "All optimizers but Adam and AdamW, and several processes, take plain steps.\n")
     )
     if os.environ.get("PYRO_VAE_WRITE_DOCS"):
