@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from small import digits, small_vae
 
 import pyro_vae as pv
 from pyro_vae.evaluation.rounding import rounding_error
+from pyro_vae.precision import no_denormals
 from pyro_vae.seeding import seeded
 
 
@@ -110,3 +112,17 @@ def test_a_refused_precision_leaves_no_run_behind(tmp_path: Path) -> None:
     with pytest.raises(pv.UserError, match="needs a CUDA device"):
         pv.fit(small_vae(digits()), digits(), epochs=1, precision="tf32", device="cpu", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_numbers_below_the_smallest_are_zero_in_every_thread_while_it_is_so() -> None:
+    x = torch.full((2**22,), 1e-38)  # so many that all threads have a share
+
+    def share_of_zeros() -> float:
+        return float((x * 1e-2 == 0).double().mean())
+
+    assert share_of_zeros() == 0
+    with no_denormals():
+        with no_denormals():
+            pass
+        assert share_of_zeros() == 1 or sys.platform != "linux"
+    assert share_of_zeros() == 0

@@ -28,6 +28,8 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae.errors import ProgramError, UserError
+from pyro_vae.memory import keep_freed
+from pyro_vae.precision import no_denormals
 from pyro_vae.seeding import seeded
 
 Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
@@ -61,12 +63,13 @@ def isolated(validate: bool = False) -> Iterator[None]:
 
 @contextmanager
 def evaluating(program: Any) -> Iterator[None]:
-    """Evaluation mode (dropout off) and no gradients, put back on leaving."""
+    """Evaluation mode (dropout off), no gradients and no denormal numbers, put back on leaving."""
+    keep_freed()
     modes = {module: module.training for module in program.modules()} if isinstance(program, nn.Module) else {}
     for module in modes:
         module.training = False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), no_denormals():
             yield
     finally:
         for module, mode in modes.items():

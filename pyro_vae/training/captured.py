@@ -54,6 +54,7 @@ class CapturedStep:
         self._ensure_state()
         like = trainer.parameters[0].detach()
         self.scalars = torch.zeros(len(_Scalars._fields), dtype=like.dtype)
+        self.scalars_array = self.scalars.numpy()  # of the same memory
         self.on_device = self.scalars if like.device.type == "cpu" else self.scalars.to(like.device)
         self.loss = torch.zeros((), dtype=torch.float64, device=like.device)
         self.finite = torch.zeros((), dtype=torch.int64, device=like.device)
@@ -66,7 +67,7 @@ class CapturedStep:
 
     def __call__(self, stored: Tensor, y: Tensor | None) -> None:
         """Take one step on stored rows; its loss is added to ``loss``, and ``finite`` counts it while that sum is finite."""
-        self.scalars.numpy()[:] = self.scalars_of(self.trainer.step)
+        self.scalars_array[:] = self.scalars_of(self.trainer.step)
         if self.on_device is not self.scalars:
             self.on_device.copy_(self.scalars)
         self.run(stored, y)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from pyro_vae.capture import CaptureWarning, Uncapturable
 from pyro_vae.errors import NumericalError
+from pyro_vae.memory import keep_freed
 from pyro_vae.objectives.base import Objective
-from pyro_vae.precision import casts, products
+from pyro_vae.precision import casts, no_denormals, products
 from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.programs.latents import to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
@@ -87,6 +88,7 @@ class Trainer:
             (), dtype=torch.int64, device=device
         )  # steps after which the sum of losses was finite
         self.counted_from = 0  # the step that this count began with
+        self.minibatches: Iterator[Batch] = iter(())  # that a compiled step is to take
         self.compute: Any = None  # (x, y, step) -> (loss, surrogate)
         self.copy: tuple[State, float] | None = None  # of the state a fault is looked for from, and when it was made
 
@@ -99,8 +101,9 @@ class Trainer:
 
     def run(self, bar: Progress, callback: Callable[[dict[str, Any]], Any] | None) -> None:
         """Train to the end, and leave the best weights in the program."""
+        keep_freed()
         self.ranks.require_divisible(min(self.settings.batch_size, self.source.num_rows))
-        with told(self.path), self.interrupts, products(self.settings.precision):
+        with told(self.path), self.interrupts, products(self.settings.precision), no_denormals():
             while not self.finished:
                 metrics = self._one_epoch(bar)
                 self._keep_best(metrics)
@@ -207,7 +210,7 @@ class Trainer:
             self.launches.run(last_step - self.step)
             self.step = last_step
         elif self.captured is not None:
-            self.captured(*self.source.stored(self._rows(order, within)))
+            self.captured(*next(self.minibatches))
             self.step += 1
         else:
             within.total += self._gradients(self._batch(self._rows(order, within)))
@@ -223,6 +226,8 @@ class Trainer:
         if self.launches is not None:
             self.launches.begin(order, within.first_step, self.step)
         if self.captured is not None:
+            rest = order[(self.step - within.first_step) * self.settings.batch_size :]
+            self.minibatches = self.source.minibatches(rest, self.settings.batch_size)
             within.total, self.finite = self.captured.loss.copy_(within.total), self.captured.finite
         self.finite.zero_()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from pyro_vae.data import Data
 from pyro_vae.errors import UserError
 
 ON_DEVICE_BYTES = 2**31  # data up to this size are moved to the device whole
+AHEAD_BYTES = 2**20  # minibatches up to this size together are gathered at once
 OBSERVED_BYTES = 2**26  # a validation split up to this size is drawn once and kept
 
 Batch = tuple[Tensor, Tensor | None]
@@ -54,6 +57,11 @@ class Source(ABC):
     def prepare(self, stored: Tensor) -> Tensor:
         """What a program sees of stored rows, ``(batch, *event)``."""
 
+    def minibatches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """The rows of an order as they are kept, ``batch_size`` at a time."""
+        for rows in order.split(batch_size):
+            yield self.stored(rows)
+
     def batch(self, rows: Tensor) -> Batch:
         """What a program sees of these rows, and y for a conditional program."""
         stored, y = self.stored(rows)
@@ -87,6 +95,14 @@ class _Rows(Source):
         if isinstance(self.rows, Tensor):
             return self.rows.index_select(0, rows.to(self.rows.device)).to(self.device), y
         return self.rows[rows].to(self.device), y
+
+    def minibatches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """Several are gathered at once: one long gather waits less for memory than many short ones."""
+        x, _ = self.stored(order[:1])
+        at_once = max(1, AHEAD_BYTES // max(1, batch_size * x.numel() * x.element_size()))
+        for rows in order.split(at_once * batch_size):
+            x, y = self.stored(rows)
+            yield from zip(x.split(batch_size), repeat(None) if y is None else y.split(batch_size), strict=False)
 
     def resident(self) -> Batch | None:
         """The rows that were moved there."""
