@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.seeding import seeded
@@ -103,10 +105,16 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
         options = ON_CPU
     try:
         with seeded(0, flat[0].device), torch.no_grad():
-            compiled = torch._inductor.compile(graph, [t.detach().clone() for t in flat], options=options)
+            compiled = torch._inductor.compile(graph, _shapes_of(flat), options=options)
     except Exception as error:
         raise Uncapturable(f"Inductor cannot compile it here: {_first_line(error)}") from error
     return Captured(compiled, signature_of(flat), out[0])
+
+
+def _shapes_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Stand-ins without values, whose shapes are known to be fixed: Inductor keeps what it compiled for such ones."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+    return [mode.from_tensor(t.detach()) for t in tensors]
 
 
 def _separate_biases(graph: torch.fx.GraphModule) -> None:
