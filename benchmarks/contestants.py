@@ -63,6 +63,7 @@ SIZES = {
     "20": Size(20, (200,), 50),
     "100": Size(100, (200,), 50, only_on="cuda"),
     "128": Size(128, (400,), 50),
+    "mnist": Size(128, (500, 500), 40, only_on="whole_run.py"),  # of `pyro-vae train mnist`
     "1024": Size(1024, (300, 300), 40, gated=True, particles=5),
 }
 

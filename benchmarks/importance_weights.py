@@ -1,12 +1,14 @@
 """Importance weighting at the floor: samples per second of ours, of Pyro's, of pythae's and of the arithmetic alone; peak memory.
 
-    python benchmarks/importance_weights.py [--samples 5000] [--images 20] [--rounds 7] [--no-memory]
+    python benchmarks/importance_weights.py [--samples 5000] [--images 20] [--rounds 7] [--no-memory] [--whole 10000]
 
 MNIST-shaped data through a 50-200-200-784 decoder (tanh), encoder 784-200-200, in float32. Every round times each contestant
-once, one after the other, so that a busy machine slows all of them: medians are of rounds, ratios are medians of the ratios
-within rounds. The floor is what no evaluation can leave out: the decoder's matrix products with their activations, a softplus of
-every logit and its sum, at the fastest of a few chunk sizes. pythae (``pip install --no-deps pythae``) is left out where it is
-not installed. The table goes to benchmarks/results/importance_weights.md, the figures to importance_weights.json.
+once, one after the other, Pyro also in a process of its own where nothing of ours is set, so that a busy machine slows all of
+them: medians are of rounds, ratios are medians of the ratios within rounds. The floor is what no evaluation can leave out: the
+decoder's matrix products with their activations, a softplus of every logit and its sum, at the fastest of a few chunk sizes.
+pythae (``pip install --no-deps pythae``) is left out where it is not installed. ``--whole`` also times one call of
+``pv.log_likelihood`` on so many images, compiling included. The table goes to benchmarks/results/importance_weights.md, the
+figures to importance_weights.json.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 import torch
 from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor, nn
+from turns import Turn, Worker, cores, serve
 
 import pyro_vae as pv
 from pyro_vae.capture import Uncapturable, capture
@@ -44,7 +47,8 @@ LATENTS, HIDDEN, SHAPE = 50, [200, 200], (1, 28, 28)
 FLOOR_CHUNKS = (500, 1250, 5000)
 PYRO_CHUNKS = (500, 1250, 5000)
 MEMORY_IMAGES, MEMORY_SAMPLES, BUDGET_MB = 20, (100, 1000, 10_000, 100_000), 512
-OURS, COMPILED, FLOOR, PYRO, PYTHAE = "pv.log_likelihood", "its compiled pass", "floor", "Pyro", "pythae"
+OURS, COMPILED, FLOOR, PYTHAE = "pv.log_likelihood", "its compiled pass", "floor", "pythae"
+PYRO, PYRO_HERE = "Pyro", "Pyro, freed memory kept"
 Contestant = Callable[[], Any]
 
 
@@ -99,11 +103,11 @@ def floor(num_draws: int, chunk: int) -> Contestant:
     return run
 
 
-def pyro_weights(vae: nn.Module, x: Tensor, num_samples: int, chunk: int) -> Contestant:
+def pyro_weights(vae: nn.Module, x: Tensor, num_samples: int, chunk: int, around: Callable[[], Any]) -> Contestant:
     """Pyro's ``vectorized_importance_weights``, image by image."""
 
     def run() -> None:
-        with evaluating(vae):
+        with around():
             for i in range(len(x)):
                 for _ in range(0, num_samples, chunk):
                     vectorized_importance_weights(
@@ -111,6 +115,23 @@ def pyro_weights(vae: nn.Module, x: Tensor, num_samples: int, chunk: int) -> Con
                     )
 
     return run
+
+
+def fastest_pyro(vae: nn.Module, x: Tensor, num_samples: int, around: Callable[[], Any]) -> tuple[int, Contestant]:
+    """Pyro at the chunk size that suits it best."""
+    sizes = [c for c in PYRO_CHUNKS if c <= num_samples]
+    return fastest({c: pyro_weights(vae, x, num_samples, c, around) for c in sizes})
+
+
+def pyro_alone(num_images: int, num_samples: int) -> Callable[[Turn], Any]:
+    """Pyro as it comes, in a process where nothing of ours is set."""
+
+    def train(turn: Turn) -> None:
+        chunk, run = fastest_pyro(program(), observations(num_images), num_samples, torch.no_grad)
+        while not turn(float(chunk)):
+            run()
+
+    return train
 
 
 def pythae_nll(x: Tensor, num_samples: int) -> Contestant | None:
@@ -200,41 +221,58 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--pyro-alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--whole", type=int, default=0, metavar="IMAGES")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     args = parser.parse_args()
     warnings.simplefilter("ignore", UnreliableEstimateWarning)
+    if args.pyro_alone:
+        serve(lambda: pyro_alone(args.images, args.samples))
+        return
 
     vae, x, draws = program(), observations(args.images), args.images * args.samples
     floor_chunk, floor_run = fastest({c: floor(draws, c) for c in FLOOR_CHUNKS})
-    pyro_chunk, pyro_run = fastest({c: pyro_weights(vae, x, args.samples, c) for c in PYRO_CHUNKS if c <= args.samples})
+    pyro_chunk, pyro_run = fastest_pyro(vae, x, args.samples, lambda: evaluating(vae))
+    settings = ["--pyro-alone", "--images", str(args.images), "--samples", str(args.samples)]
+    pyro = Worker(Path(__file__), settings, {}, cores(torch.get_num_threads()))
     found = {
         OURS: lambda: pv.log_likelihood(vae, x, num_samples=args.samples, compile="off"),
         COMPILED: compiled(vae, x, args.samples),
         FLOOR: floor_run,
-        PYRO: pyro_run,
+        PYRO_HERE: pyro_run,
         PYTHAE: pythae_nll(x, args.samples),
     }
     contestants = {name: run for name, run in found.items() if run is not None}
     for run in contestants.values():
         run()
     load_before = os.getloadavg()[0]
-    rounds = [{name: timed(run) for name, run in contestants.items()} for _ in range(args.rounds)]
+    rounds = []
+    for _ in range(args.rounds):
+        rounds.append({name: timed(run) for name, run in contestants.items()})
+        turn = pyro.turn()
+        rounds[-1][PYRO] = turn["seconds"], turn["cpu_seconds"]
+    pyro.stop()
+    names = [*contestants, PYRO]
     figures: dict[str, Any] = {
-        "samples_per_second": {n: statistics.median(draws / r[n][0] for r in rounds) for n in contestants},
-        "samples_per_cpu_second": {n: statistics.median(draws / r[n][1] for r in rounds) for n in contestants},
+        "samples_per_second": {n: statistics.median(draws / r[n][0] for r in rounds) for n in names},
+        "samples_per_cpu_second": {n: statistics.median(draws / r[n][1] for r in rounds) for n in names},
         "ratios": {
             f"{ours} / {other}": [statistics.median(r[other][i] / r[ours][i] for r in rounds) for i in (0, 1)]
             for ours in (OURS, COMPILED)
             if ours in contestants
-            for other in (FLOOR, PYRO, PYTHAE)
-            if other in contestants
+            for other in (FLOOR, PYRO, PYRO_HERE, PYTHAE)
+            if other in names
         },
         "floor_chunk": floor_chunk,
-        "pyro_chunk": pyro_chunk,
+        "pyro_chunk": int(turn["loss"]),
+        "pyro_here_chunk": pyro_chunk,
         "load_average": [load_before, os.getloadavg()[0]],
         **{k: v for k, v in vars(args).items() if k != "memory"},
         "seconds": rounds,
     }
+    if args.whole:
+        many = observations(args.whole)
+        figures["whole_seconds"] = timed(lambda: pv.log_likelihood(vae, many, num_samples=args.samples))[0]
     if args.memory:
         figures["memory"] = {k: peak_memory(k) for k in MEMORY_SAMPLES}
     table = report(figures)
@@ -261,9 +299,14 @@ def report(f: dict[str, Any]) -> str:
         *(f"| {n} | {speed[n]:,.0f} | {cpu[n]:,.0f} | {ratio(OURS, n)} | {ratio(COMPILED, n)} |" for n in speed),
         "",
         f"The floor is matrix products, activations and softplus alone, {f['floor_chunk']:,} draws at once; Pyro is its "
-        f"`vectorized_importance_weights`, {f['pyro_chunk']:,} samples at once; pythae is its `get_nll` at its own batch size. "
-        f"All 10,000 MNIST test images would take {10_000 * f['samples'] / speed[OURS] / 60:.0f} minutes at this speed.",
+        f"`vectorized_importance_weights`, {f['pyro_chunk']:,} samples at once, in a process of its own as it comes, and with "
+        f"our setting of the C library ({f['pyro_here_chunk']:,} at once); pythae is its `get_nll` at its own batch size.",
     ]
+    if "whole_seconds" in f:
+        lines += [
+            "",
+            f"`pv.log_likelihood` on {f['whole']:,} images: {f['whole_seconds'] / 60:.1f} minutes, compiling included.",
+        ]
     if PYTHAE not in speed:
         lines += ["", "pythae is not installed."]
     if "memory" in f:

@@ -83,6 +83,18 @@ def test_a_large_validation_split_is_read_in_blocks(monkeypatch: pytest.MonkeyPa
     assert in_blocks[0]["validation_loss"] == whole[0]["validation_loss"]
 
 
+@pytest.mark.parametrize("ahead", [0, 3000, 2**20])
+def test_minibatches_gathered_together_are_those_gathered_one_by_one(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "AHEAD_BYTES", ahead)
+    x = torch.arange(103.0).repeat_interleave(8).reshape(103, 8)
+    order = torch.randperm(103, generator=torch.Generator().manual_seed(0))
+    found = list(source.make_source(x, False, torch.device("cpu"), torch.float32).minibatches(order, 10))
+    assert [len(rows) for rows, _ in found] == [10] * 10 + [3]
+    assert torch.equal(torch.cat([rows for rows, _ in found]), x[order])
+
+
 def test_early_stopping(tmp_path: Path) -> None:
     data = noise(tmp_path)
     run = pv.fit(small_vae(data), data, epochs=200, **LEARN_BY_HEART, patience=3)
