@@ -77,9 +77,9 @@ def table(args: argparse.Namespace, results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def into_readme(name: str, text: str) -> None:
-    """Put a table where the README has a place for it."""
-    readme = Path(__file__).parent.parent / "README.md"
+def into_readme(name: str, text: str, file: str = "README.md") -> None:
+    """Put a table where the README, or another document, has a place for it."""
+    readme = Path(__file__).parent.parent / file
     before, marker, after = readme.read_text().partition(f"<!-- results: {name} -->\n")
     if marker:
         readme.write_text(before + marker + text + "\n" + after[after.index("<!-- end -->") :])

@@ -90,7 +90,7 @@ def report(f: dict[str, Any]) -> str:
         f"`pyro-vae train mnist --epochs {f['epochs']}`, {f['steps']:,} steps, {f['threads']} thread(s); the products of these "
         f"steps alone would take {f['floor_seconds']:.0f} s (median of {len(f['floor_epochs'])} epochs of products).",
         "",
-        "| compiled code | whole command (s) | times the floor | first epoch and compiling (s) | later epochs (s) | the rest (s) |",
+        "| compiled code | whole command (s) | times the floor | first epoch and compiling (s) | later epochs (s) | rest (s) |",
         "|---|---|---|---|---|---|",
     ]
     for r in f["runs"]:

@@ -54,9 +54,9 @@ class Captured:
             found: Sequence[Tensor] = self._compiled(*args)
             return found
 
-    def fits(self, *args: Any) -> bool:
-        """Whether the graph was captured for tensors of these shapes, dtypes and devices."""
-        return self._signature == signature_of(tree_flatten(args)[0])
+    def fits(self, args: Sequence[Tensor]) -> bool:
+        """Whether the graph was captured for a flat list of tensors of these shapes, dtypes and devices."""
+        return self._signature == signature_of(args)
 
 
 def signature_of(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:

@@ -1,7 +1,8 @@
 """How numbers are computed with: matrix products in fewer bits, where they are asked for, and no denormal numbers.
 
-Products in fewer bits are faster, and off by an amount that is to be measured. ``full`` is the program's own dtype; ``tf32`` rounds the factors of float32 products to 10 bits of mantissa, on CUDA devices that
-can; ``bf16`` computes products and convolutions in bfloat16 (8 bits), densities and sums in the program's dtype.
+Products in fewer bits are faster, and off by an amount that is to be measured. ``full`` is the program's own dtype; ``tf32``
+rounds the factors of float32 products to 10 bits of mantissa, on CUDA devices that can; ``bf16`` computes products and
+convolutions in bfloat16 (8 bits), densities and sums in the program's dtype.
 """
 
 from __future__ import annotations

@@ -44,6 +44,9 @@ def evaluate(
     precision: Annotated[
         str, typer.Option(help="iw: full, or for speed tf32 (CUDA) or bf16, with the error in nats that this makes.")
     ] = "full",
+    noise: Annotated[
+        str, typer.Option(help="iw: random, or sobol (quasi-Monte Carlo: a smaller error where latents are few).")
+    ] = "random",
     seed: Seed = 0,
     device: Device = "auto",
     data_root: DataRoot = None,
@@ -84,7 +87,7 @@ def evaluate(
         if method == "iw":
             figures, _ = evaluate_program(
                 loaded.program, data, split=split, num_samples=samples, target_se=target_error, limit=limit, seed=seed,
-                precision=precision,
+                precision=precision, noise=noise,
                 progress=lambda n: bar.advance(n, f"K = {samples}"),
             )  # fmt: skip
             figures["method"] = method
@@ -166,6 +169,8 @@ def _table(figures: dict[str, Any]) -> str:
     samples = f"{f['num_samples']} chains" if annealed else f"K = {f['num_samples']}"
     if "draws_mean" in f:
         samples = f"K = {f['draws_mean']:.0f} on average, {f['num_samples']} at most"
+    if "noise" in f:
+        samples += f", {f['noise']} noise"
     rows = [
         ("NLL", f"{supported('nll')} nats per image"),
         ("  Monte Carlo error", f"{number('nll_mc_se', 3)} ({samples}; bias {number('nll_bias', 3)})"),

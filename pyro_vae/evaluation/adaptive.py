@@ -22,7 +22,7 @@ Draw = Callable[[Tensor, int, int], Weighed]  # which images of the block, from 
 
 
 def adaptive(
-    draw: Draw, batch: int, num_samples: int, samples: int, target_se: float, first_look: int
+    draw: Draw, batch: int, num_samples: int, samples: int, target_se: float, first_look: int, length: int = 1
 ) -> tuple[Estimate, Tensor, Tensor, Tensor]:
     """Estimates of ``batch`` images, the sums of log p(x | z) and of log q(z | x) - log p(z), and the draws of each.
 
@@ -33,6 +33,7 @@ def adaptive(
         samples: draws in one pass.
         target_se: standard error of log p(x) that is small enough, in nats.
         first_look: draws before the error is looked at.
+        length: draws in a row that depend on each other.
     """
     found = {f.name: torch.zeros(batch, dtype=torch.float64) for f in fields(Estimate)}
     sums = torch.zeros(2, batch, dtype=torch.float64)
@@ -50,7 +51,7 @@ def adaptive(
             sizes.append(part[3])
             done += number
         log_weight, size = torch.cat(parts), torch.stack(sizes).amax(0)
-        result = estimate(log_weight, size)
+        result = estimate(log_weight, size, length)
         for name, values in found.items():
             values[active] = getattr(result, name)
         draws[active] = done

@@ -36,13 +36,14 @@ class Estimate:
     khat: Tensor
 
 
-def estimate(log_weight: Tensor, size: Tensor | None = None) -> Estimate:
+def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) -> Estimate:
     """Reduce log-weights ``(num_samples, batch)`` once, in float64.
 
     ``size`` ``(batch,)`` is the largest sum of the absolute terms that make a log-weight: weights that differ by less than
-    its rounding are equal. Without it, the largest log-weight stands for it.
+    its rounding are equal. Without it, the largest log-weight stands for it. Of ``length`` draws in a row, which
+    may depend on each other, the jackknife leaves out all or none.
 
-    Weights that are equal to rounding have zero error, full effective sample size and k = -inf. A single draw has no
+    Weights that are equal to rounding have zero error, full effective sample size and k = -inf. A single unit has no
     error estimate: ``mc_se``, ``bias`` and ``khat`` are NaN.
     """
     khat = pareto_khat(log_weight, size).to(log_weight.device)
@@ -52,14 +53,20 @@ def estimate(log_weight: Tensor, size: Tensor | None = None) -> Estimate:
     log_likelihood = total - math.log(num_samples)
     weight = (log_weight - total).exp()
     ess = 1.0 / weight.square().sum(0)
-    if num_samples == 1:
+    units = -(-num_samples // length)
+    if units == 1:
         nan = torch.full_like(total, math.nan)
         bias, mc_se = nan, nan
     else:
-        # log-mean-exp without draw k, minus the one with it; a draw that holds all the weight has no jackknife
-        shift = torch.log1p(-weight.clamp(max=1.0)) + math.log(num_samples / (num_samples - 1))
-        bias = (num_samples - 1) * shift.mean(0)
-        mc_se = ((num_samples - 1) * shift.var(0, correction=0)).sqrt()
+        # log-mean-exp without unit k, minus the one with it; a unit that holds all the weight has no jackknife
+        sizes = weight.new_full((units, 1), length)
+        sizes[-1] = num_samples - (units - 1) * length
+        if length > 1:
+            unit = torch.arange(num_samples, device=weight.device) // length
+            weight = weight.new_zeros(units, weight.shape[1]).index_add_(0, unit, weight)
+        shift = torch.log1p(-weight.clamp(max=1.0)) + torch.log(num_samples / (num_samples - sizes))
+        bias = (units - 1) * shift.mean(0)
+        mc_se = ((units - 1) * shift.var(0, correction=0)).sqrt()
         lost = ~torch.isfinite(shift).all(0)
         bias[lost], mc_se[lost], khat[lost] = -math.inf, math.inf, math.inf
         equal = torch.isneginf(khat)

@@ -34,6 +34,7 @@ def evaluate(
     seed: int = 0,
     chunk_size: int | None = None,
     precision: str = "full",
+    noise: str = "random",
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], LogLikelihood]:
     """Importance-weighted NLL of a split, with everything that stands beside it.
@@ -45,7 +46,7 @@ def evaluate(
         num_samples: K.
         limit: evaluate a random subset of so many images, the same for every program.
         seed: of the importance samples; the data are drawn with a seed of their own.
-        target_se, chunk_size, precision: see :func:`log_likelihood`.
+        target_se, chunk_size, precision, noise: see :func:`log_likelihood`.
         progress: called with the number of images after every block.
 
     Returns:
@@ -57,7 +58,7 @@ def evaluate(
     y = labels_of(data, split, rows) if takes_y(program) else None
     result = log_likelihood(
         program, x, y, num_samples=num_samples, target_se=target_se, seed=seed, chunk_size=chunk_size, precision=precision,
-        progress=progress,
+        noise=noise, progress=progress,
     )  # fmt: skip
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
     train_y = labels_of(data, "train", train_rows) if y is not None else None

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.adaptive import FIRST_DRAWS, adaptive
 from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.estimators import Estimate
+from pyro_vae.evaluation.quasi import NOISES, SobolNoise, length_of
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import IMAGES, rounding_error
 from pyro_vae.evaluation.shares import everyones, own_share
@@ -45,6 +47,7 @@ def log_likelihood(
     chunk_size: int | None = None,
     compile: str = "auto",
     precision: str = "full",
+    noise: str = "random",
     progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
     """Log p(x) of every row of x, by importance sampling from the guide.
@@ -68,6 +71,9 @@ def log_likelihood(
             the estimate is the same, and on a CPU the random numbers too.
         precision: ``full``, or for speed ``tf32`` or ``bf16`` products (:mod:`pyro_vae.precision`); what they cost in nats,
             against float64 on 16 of the images, stands in the result.
+        noise: of the guide's normal and uniform draws: ``random``, or ``sobol`` for 16 randomisations of a Sobol sequence, from
+            which the error is found (:mod:`pyro_vae.evaluation.quasi`); much better where latents are few, uncompiled, and
+            not to be had together with ``target_se``.
         progress: called with the number of images after every block.
 
     Returns:
@@ -91,10 +97,21 @@ def log_likelihood(
     if target_se is not None and not target_se > 0:
         raise UserError(f"expected target_se above 0, got {target_se}")
     images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, FIRST_DRAWS), chunk_size)
+    if noise not in NOISES:
+        raise UserError(f"unknown noise {noise!r}: {nearest(noise, NOISES)}")
+    if noise == "sobol" and target_se is not None:
+        raise UserError(
+            "target_se needs random noise: the error of Sobol noise is known when all randomisations are drawn"
+        )
     device = device_of(program)
     require_precision(precision, device, dtype_of(program))
     one_shape = target_se is None  # the images that still need draws become fewer
     compiled = one_shape and wants_compiling(compile, len(x) * num_samples, device)
+    length = length_of(num_samples) if noise == "sobol" else 1
+    if noise == "sobol":
+        if compile == "on":
+            warnings.warn("evaluating uncompiled: Sobol noise is not made in graphs", CaptureWarning, stacklevel=2)
+        compiled = False
     draw = _Passes(program, samples, precision, compiled=compiled)
     fitting = Chunks(images, samples)
     blocks: dict[int, list[_Reduced]] = {}
@@ -108,7 +125,7 @@ def log_likelihood(
         with evaluating(program), products(precision):
 
             def reduce(x: Tensor, y: Tensor | None, at: int, samples: int, first: int = first) -> _Reduced:
-                return _block(draw, x, y, num_samples, samples, seed, first + at, target_se)
+                return _block(draw, x, y, num_samples, samples, seed, first + at, target_se, length)
 
             blocks[first] = fitting.over(reduce, block, block_y)
         if progress is not None:
@@ -131,6 +148,7 @@ def log_likelihood(
         chunk_size=min(size for _, size in shares),
         precision=precision,
         rounding_error=error,
+        noise=noise,
     )
     for message in result.warnings:
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
@@ -165,14 +183,16 @@ class _Passes:
         self.program, self.samples, self.precision, self.wanted = program, samples, precision, compiled
         self.bound = OfProgram(program, weigh)
         self.graph: Captured | None = None
+        self.leaves: list[Tensor] = []  # the program's tensors
 
     def __call__(self, x: Tensor, y: Tensor | None, num_samples: int) -> Weighed:
         """What :func:`weigh` returns; a last pass of another shape is not worth a graph of its own."""
         if self.wanted and self.graph is None:
             self._compile(x, y)
-        args = (self.bound.tensors(), x, [] if y is None else [y])
-        if self.graph is not None and num_samples == self.samples and self.graph.fits(*args):
-            return self.graph(*args)
+        args = [*self.leaves, x] if y is None else [*self.leaves, x, y]
+        if self.graph is not None and num_samples == self.samples and self.graph.fits(args):
+            log_weight, log_likelihood, kl, size = self.graph.flat(args)
+            return log_weight, log_likelihood, kl, size
         return weigh(self.program, x, y, num_samples, self.precision)
 
     def _compile(self, x: Tensor, y: Tensor | None) -> None:
@@ -181,8 +201,10 @@ class _Passes:
         def function(tensors: dict[str, Tensor], x: Tensor, y: list[Tensor]) -> Weighed:
             return self.bound.at(tensors, x, y[0] if y else None, self.samples, self.precision)
 
+        tensors = self.bound.tensors()
+        self.leaves = list(tensors.values())
         try:
-            self.graph = capture(function, (self.bound.tensors(), x, [] if y is None else [y]))
+            self.graph = capture(function, (tensors, x, [] if y is None else [y]))
         except Uncapturable as error:
             warnings.warn(f"evaluating uncompiled: {error}", CaptureWarning, stacklevel=5)
 
@@ -196,16 +218,18 @@ def _block(
     seed: int,
     first_image: int,
     target_se: float | None,
+    length: int,
 ) -> _Reduced:
     """Estimates of one block of images, the means over draws of log p(x | z) and of log q(z | x) - log p(z), and how many."""
 
     def drawn(rows: Tensor, first_sample: int, number: int) -> Weighed:
         whole = len(rows) == len(x)
         some_x, some_y = (x, y) if whole else (x[rows], None if y is None else y[rows])
-        with seeded(derive_seed(seed, first_image, first_sample), x.device):
+        even = SobolNoise(seed, first_image, first_sample, number, length) if length > 1 else nullcontext()
+        with seeded(derive_seed(seed, first_image, first_sample), x.device), even:
             return draw(some_x, some_y, number)
 
     target = math.inf if target_se is None else target_se
     first_look = num_samples if target_se is None else FIRST_DRAWS
-    found, reconstruction, kl, draws = adaptive(drawn, len(x), num_samples, samples, target, first_look)
+    found, reconstruction, kl, draws = adaptive(drawn, len(x), num_samples, samples, target, first_look, length)
     return found, reconstruction / draws, kl / draws, draws

@@ -38,6 +38,7 @@ class LogLikelihood:
         precision: of matrix products, ``full`` for the program's own.
         rounding_error: what another precision adds to estimates, against float64 and the same draws, of the first 16 images;
             None at full precision, and where it could not be measured.
+        noise: ``random``, or ``sobol`` for randomised quasi-Monte Carlo.
         draws: how many each image got, where an error was aimed at; None where all got ``num_samples``.
     """
 
@@ -53,6 +54,7 @@ class LogLikelihood:
     chunk_size: int
     precision: str = field(default="full", kw_only=True)
     rounding_error: Tensor | None = field(default=None, kw_only=True)
+    noise: str = field(default="random", kw_only=True)
     draws: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
@@ -142,6 +144,8 @@ class LogLikelihood:
         plain: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         if self.draws is not None:
             plain["draws_mean"] = float(self.draws.double().mean())
+        if self.noise != "random":
+            plain["noise"] = self.noise
         if self.precision != "full":
             plain |= {"precision": self.precision, "rounding_error": None, "rounding_error_sd": None}
             if self.rounding_error is not None:
@@ -170,7 +174,7 @@ class LogLikelihood:
 
     def _drawn(self) -> str:
         if self.draws is None:
-            return f"K = {self.num_samples}"
+            return f"K = {self.num_samples}{'' if self.noise == 'random' else f' ({self.noise} noise)'}"
         return f"K = {float(self.draws.double().mean()):.0f} on average, {self.num_samples} at most"
 
     def __repr__(self) -> str:
