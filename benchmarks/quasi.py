@@ -24,6 +24,7 @@ from turns import described, machine
 
 import pyro_vae as pv
 from pyro_vae.evaluation.evaluate import chosen_rows
+from pyro_vae.evaluation.result import UnreliableEstimateWarning
 
 RESULTS = Path(__file__).parent / "results"
 LATENTS = (2, 20)
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=15)
     args = parser.parse_args()
-    warnings.simplefilter("ignore", pv.UnreliableEstimateWarning)
+    warnings.simplefilter("ignore", UnreliableEstimateWarning)
     figures = {**vars(args), "cells": [c for latents in LATENTS for c in cells(latents, args)], "machine": machine()}
     text = report(figures)
     RESULTS.mkdir(exist_ok=True)

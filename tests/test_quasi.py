@@ -13,18 +13,21 @@ from scipy import stats
 import pyro_vae as pv
 from pyro_vae.capture import CaptureWarning
 from pyro_vae.evaluation.quasi import SobolNoise, length_of
+from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.seeding import seeded
 
 
 @pytest.fixture(scope="module")
 def ppca() -> tuple[Any, torch.Tensor]:
     with seeded(0):
-        return pv.build("ppca", "linear", (3,), latent_dim=2).double(), torch.randn(20, 3, dtype=torch.float64)
+        vae, x = pv.build("ppca", "linear", (3,), latent_dim=2).double(), torch.randn(500, 3, dtype=torch.float64)
+    pv.fit(vae, x, steps=400, batch_size=100, lr=0.02)
+    return vae, x[:20]
 
 
 def log_likelihood(*args: Any, **options: Any) -> pv.LogLikelihood:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pv.UnreliableEstimateWarning)
+        warnings.simplefilter("ignore", UnreliableEstimateWarning)
         return pv.log_likelihood(*args, **options)
 
 
