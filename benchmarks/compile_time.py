@@ -1,6 +1,6 @@
 """How long the step of every declared model and guide takes to compile: with empty caches, and again in a new process.
 
-    python benchmarks/compile_time.py [--threads 2] [--only vamp autoregressive] [--limit 120]
+    python benchmarks/compile_time.py [--threads 2] [--only vamp autoregressive] [--limit 60]
 
 Every file of models/ is paired with a guide that fits it, and every file of guides/ with a model: the namesake if there is one.
 Data are the embedded digits, as the likelihood wants them (binarized, on 256 levels, as counts, ...). The seconds are those of
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="models or guides, to be measured anew")
-    parser.add_argument("--limit", type=float, default=120, help="seconds that a cold compilation may take")
+    parser.add_argument("--limit", type=float, default=60, help="seconds that a cold compilation may take")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "GUIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

@@ -111,7 +111,7 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
     return Captured(compiled, signature_of(flat), out[0])
 
 
-def _shapes_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _shapes_of(tensors: Sequence[Tensor]) -> list[Any]:
     """Stand-ins without values, whose shapes are known to be fixed: Inductor keeps what it compiled for such ones."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     return [mode.from_tensor(t.detach()) for t in tensors]
