@@ -91,6 +91,17 @@ def test_evaluate_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(word in text for word in ("NLL", "Monte Carlo error", "ELBO", "Pareto k", "bits per dimension"))
 
 
+def test_ways_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = trained(tmp_path / "run")
+    few = (str(out), "--samples", "40", "--limit", "3")
+    assert evaluated(capsys, *few, "--noise", "sobol")["noise"] == "sobol"
+    assert evaluated(capsys, *few, "--target-error", "0.5")["draws_mean"] <= 40
+    assert evaluated(capsys, *few, "--precision", "bf16")["precision"] == "bf16"
+    assert run(["evaluate", *few, "--noise", "sobol", "--quiet"]) == 0
+    assert "K = 40, sobol noise" in capsys.readouterr().out
+    assert run(["evaluate", *few, "--noise", "halton", "--quiet"]) == 2
+
+
 def test_every_option_of_train(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = [

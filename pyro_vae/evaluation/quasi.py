@@ -69,8 +69,9 @@ class SobolNoise(TorchDispatchMode):
             points = torch.special.ndtri(points) * named.get("std", 1.0) + named.get("mean", 0.0)
         else:
             low, high = named.get("from", 0.0), named.get("to", 1.0)
-            points = low + (high - low) * points
-        return drawn.copy_(points)
+            below_one = 1 - torch.finfo(drawn.dtype).eps  # as torch's own: the upper end is never drawn
+            points = low + (high - low) * points.clamp(max=below_one)
+        return drawn.copy_(points.to(drawn.dtype))
 
     def _points(self, batch: int, size: int) -> Tensor:
         """Numbers in (0, 1), ``(number, batch, size)``, in float64 on the CPU."""
