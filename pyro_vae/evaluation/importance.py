@@ -72,8 +72,8 @@ def log_likelihood(
         precision: ``full``, or for speed ``tf32`` or ``bf16`` products (:mod:`pyro_vae.precision`); what they cost in nats,
             against float64 on 16 of the images, stands in the result.
         noise: of the guide's normal and uniform draws: ``random``, or ``sobol`` for 16 randomisations of a Sobol sequence, from
-            which the error is found (:mod:`pyro_vae.evaluation.quasi`); much better where latents are few, uncompiled, and
-            not to be had together with ``target_se``.
+            which the error is found (:mod:`pyro_vae.evaluation.quasi`); a smaller error, most so where latents are few;
+            uncompiled, and not to be had together with ``target_se``.
         progress: called with the number of images after every block.
 
     Returns:
