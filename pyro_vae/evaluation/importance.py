@@ -107,7 +107,7 @@ def log_likelihood(
     require_precision(precision, device, dtype_of(program))
     one_shape = target_se is None  # the images that still need draws become fewer
     compiled = one_shape and wants_compiling(compile, len(x) * num_samples, device)
-    length = length_of(num_samples) if noise == "sobol" else 1
+    length = length_of(num_samples) if noise == "sobol" else None
     if noise == "sobol":
         if compile == "on":
             warnings.warn("evaluating uncompiled: Sobol noise is not made in graphs", CaptureWarning, stacklevel=2)
@@ -218,18 +218,18 @@ def _block(
     seed: int,
     first_image: int,
     target_se: float | None,
-    length: int,
+    length: int | None,
 ) -> _Reduced:
     """Estimates of one block of images, the means over draws of log p(x | z) and of log q(z | x) - log p(z), and how many."""
 
     def drawn(rows: Tensor, first_sample: int, number: int) -> Weighed:
         whole = len(rows) == len(x)
         some_x, some_y = (x, y) if whole else (x[rows], None if y is None else y[rows])
-        even = SobolNoise(seed, first_image, first_sample, number, length) if length > 1 else nullcontext()
+        even = SobolNoise(seed, first_image, first_sample, number, length) if length else nullcontext()
         with seeded(derive_seed(seed, first_image, first_sample), x.device), even:
             return draw(some_x, some_y, number)
 
     target = math.inf if target_se is None else target_se
     first_look = num_samples if target_se is None else FIRST_DRAWS
-    found, reconstruction, kl, draws = adaptive(drawn, len(x), num_samples, samples, target, first_look, length)
+    found, reconstruction, kl, draws = adaptive(drawn, len(x), num_samples, samples, target, first_look, length or 1)
     return found, reconstruction / draws, kl / draws, draws
