@@ -75,6 +75,8 @@ def no_denormals() -> Iterator[None]:
 
 def _flush(flag: bool) -> None:
     """A setting of a thread, which those that it starts later inherit: those that it has started are told one by one."""
+    if sys.is_finalizing():  # other threads can no longer be told, and would be waited for
+        return
     torch.set_flush_denormal(flag)
     parallel = _openmp()
     if parallel is not None:

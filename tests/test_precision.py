@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -126,3 +127,11 @@ def test_numbers_below_the_smallest_are_zero_in_every_thread_while_it_is_so() ->
             pass
         assert share_of_zeros() == 1 or sys.platform != "linux"
     assert share_of_zeros() == 0
+
+
+def test_a_process_ends_though_it_is_still_so() -> None:
+    code = (
+        "import torch; from pyro_vae.precision import no_denormals; torch.set_num_threads(2); "
+        "torch.rand(2**20).exp(); held = no_denormals(); held.__enter__()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
