@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import subprocess
@@ -52,7 +53,8 @@ def require_one_line(err: str, *words: str) -> None:
     assert all(word in lines[0] for word in words), err
 
 
-def test_training(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training(small_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_vae.training.loop.CHECKPOINT_SHARE", math.inf)  # a checkpoint after every epoch
     path = small_disk / "run"
     assert command([*TRAIN, "--out", str(path)]) == 2
     require_one_line(capsys.readouterr().err, NO_SPACE, "checkpoint.safetensors", "what stood there before is whole")

@@ -19,8 +19,9 @@ EPOCHS = 8
 
 # Writing a file passes through these; a process that counts to the n-th dies in the middle of it.
 DIE_WRITING = """
-import os, signal, tempfile
-from pyro_vae.training import files
+import math, os, signal, tempfile
+from pyro_vae.training import files, loop
+loop.CHECKPOINT_SHARE = math.inf  # one after every epoch
 left = {count}
 def die(*a, **k):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -252,6 +252,32 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
     assert all(torch.isfinite(t).all() for t in kept.values())
 
 
+@pytest.mark.parametrize(("share", "checkpoints"), [(math.inf, [0, 1, 2, 3, 4]), (1e-9, [0, 1, 4])])
+def test_checkpoints_are_rarer_where_epochs_are_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, checkpoints: list[int]
+) -> None:
+    from pyro_vae.training import fit, loop
+
+    made: list[int] = []
+
+    def save_checkpoint(path: Path, trainer: Any, within: Any = None) -> None:
+        made.append(trainer.epoch)
+        save(path, trainer, within)
+
+    save = loop.save_checkpoint
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", share)
+    for module in (loop, fit):
+        monkeypatch.setattr(module, "save_checkpoint", save_checkpoint)
+    data = digits()
+    run = pv.fit(small_vae(data), data, epochs=4, out=tmp_path / "run")
+    assert made == checkpoints
+    kept = tensors(tmp_path / "run" / "weights.safetensors")
+    assert all(torch.equal(kept[n], t) for n, t in run.program.state_dict().items())
+    made.clear()
+    pv.fit(small_vae(data), data, epochs=4, out=tmp_path / "other", callback=lambda metrics: metrics["epoch"] == 3)
+    assert made == [0, 1, 2, 3]  # who is called after an epoch finds its checkpoint
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

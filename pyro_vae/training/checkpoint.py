@@ -1,8 +1,8 @@
 """The newest state of training in one file, tensors and text only.
 
-A checkpoint is written at the start, after every epoch, and between two steps when training is interrupted; it holds all that the
-rest depends on, so that a resumed run equals, to the bit, one left alone. Nothing in it is believed before it is held
-to the program and settings at hand.
+A checkpoint is written at the start, after an epoch (not after every one where epochs take less time than is worth it), and
+between two steps when training is interrupted; it holds all that the rest depends on, so that a resumed run equals, to the bit,
+one left alone. Nothing in it is believed before it is held to the program and settings at hand.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ def resume_from(path: Path, trainer: Trainer) -> None:
         best, _ = read_tensors(path / WEIGHTS, lambda found, _: match(expected, found, str(path / WEIGHTS)))
         trainer.best = {name: t.to(trainer.device) for name, t in best.items()}
     trainer.metrics = metrics[: trainer.epoch]
+    trainer.checkpoint_epoch = trainer.epoch
     if trainer.ranks.first:
         write_metrics(path, trainer.metrics)
 

@@ -50,6 +50,7 @@ from pyro_vae.training.source import Batch, Source
 LOGS_PER_EPOCH = 10  # how often an epoch's losses are read to the host
 COPY_SECONDS = 60  # how old the copy of the state may be from which a fault is looked for
 CHECKPOINT_SECONDS = 600  # how long an epoch may go on without a checkpoint within it
+CHECKPOINT_SHARE = 0.02  # of the time of training goes into checkpoints after epochs, where these are short
 VALIDATION_ROWS = 1000  # images in one pass of validation
 SHUFFLE, NOISE, VALIDATION = 0, 1, 2  # streams of random numbers
 
@@ -79,6 +80,9 @@ class Trainer:
         self.metrics: list[dict[str, Any]] = []
         self.best_loss, self.best_epoch = math.inf, 0
         self.best: dict[str, Tensor] | None = None
+        self.best_written = True  # whether the run's weights are the best ones
+        self.checkpoint_epoch = 0  # the epoch that the last checkpoint was made after
+        self.checkpoint_due = -math.inf  # when it is worth the time to make another
         self.within: Within | None = None  # where the first epoch goes on, if not at its beginning
         self.captured: CapturedStep | None = None
         self.capture_tried = False
@@ -110,7 +114,8 @@ class Trainer:
                 self.metrics.append(metrics)
                 if self.path is not None and self.ranks.first:
                     append_metrics(self.path, metrics)
-                    save_checkpoint(self.path, self)
+                if callback is not None or self.finished or time.perf_counter() >= self.checkpoint_due:
+                    self._save()
                 if self.ranks.shared(callback is not None and self.ranks.first and bool(callback(dict(metrics)))):
                     break
                 self._heed(None)
@@ -149,7 +154,7 @@ class Trainer:
                     self._heed(within)
                 if logging and self.ranks.shared(now - saved_at > CHECKPOINT_SECONDS):
                     saved_at = now
-                    self._save_within(within)
+                    self._save(within)
                 if logging and self.copy is not None and now - self.copy[1] > COPY_SECONDS:
                     self._copy_state(within)
                     self._begin(order, within)
@@ -264,15 +269,23 @@ class Trainer:
         signum = next((s for s in self.ranks.gathered(self.interrupts.pending) if s is not None), None)
         if signum is None:
             return
-        if within is not None:
-            self._save_within(within)
+        self._save(within)
         kept = f"; its checkpoint is in {self.path}: go on with --resume" if self.path is not None else ""
         raise Interrupted(signum, f"interrupted after step {self.step} of {self.total_steps}{kept}")
 
-    def _save_within(self, within: Within) -> None:
-        if self.path is not None and self.ranks.first:
+    def _save(self, within: Within | None = None) -> None:
+        """The best weights, and a checkpoint that stands by them: after an epoch, or within one."""
+        if self.path is None or not self.ranks.first or (within is None and self.checkpoint_epoch == self.epoch):
+            return
+        began = time.perf_counter()
+        if within is not None:
             within.random = random_state(self.device)
-            save_checkpoint(self.path, self, within)
+        if self.best is not None and not self.best_written:
+            save_weights(self.path, self.best)
+            self.best_written = True
+        save_checkpoint(self.path, self, within)
+        self.checkpoint_epoch, ended = self.epoch, time.perf_counter()
+        self.checkpoint_due = ended + (ended - began) / CHECKPOINT_SHARE
 
     def _copy_state(self, within: Within) -> None:
         within.random = random_state(self.device)
@@ -292,7 +305,8 @@ class Trainer:
                 set_random_state(within.random, self.device)
                 found = self._find(order, within, lost)
             restore(self, *self.copy[0])  # the last state that is known to be good
-        kept = f"; the checkpoint in {self.path} is from epoch {self.epoch}" if self.path and self.epoch else ""
+        last = self.checkpoint_epoch
+        kept = f"; the checkpoint in {self.path} is from epoch {last}" if self.path and last else ""
         what, step, where = (found[1].what, found[0], f": {found[1]}") if found else ("the loss", lost, "")
         raise NumericalError(f"{what} is NaN or infinite at step {step}{where}{kept}; {ADVICE}")
 
@@ -352,5 +366,4 @@ class Trainer:
         self.best_loss, self.best_epoch = loss, self.epoch
         with self._averaged():
             self.best = {name: t.detach().clone() for name, t in self.program.state_dict().items()}
-        if self.path is not None and self.ranks.first:
-            save_weights(self.path, self.best)
+        self.best_written = False
