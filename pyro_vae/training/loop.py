@@ -50,7 +50,7 @@ from pyro_vae.training.source import Batch, Source
 LOGS_PER_EPOCH = 10  # how often an epoch's losses are read to the host
 COPY_SECONDS = 60  # how old the copy of the state may be from which a fault is looked for
 CHECKPOINT_SECONDS = 600  # how long an epoch may go on without a checkpoint within it
-CHECKPOINT_SHARE = 0.02  # of the time of training goes into checkpoints after epochs, where these are short
+CHECKPOINT_SHARE = 0.005  # of the time of training goes into checkpoints after epochs, where these are short
 VALIDATION_ROWS = 1000  # images in one pass of validation
 SHUFFLE, NOISE, VALIDATION = 0, 1, 2  # streams of random numbers
 
