@@ -21,8 +21,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from pyro_vae.seeding import seeded
 
 # torch's own generators draw many times faster on a CPU than what Inductor puts into its loops; a tanh made of
-# exponentials takes a fraction of the time of its library's; and its patterns would join products and biases again.
-ON_CPU = {"fallback_random": True, "cpp.use_decompose_tanh": True, "pattern_matcher": False}
+# exponentials takes a fraction of the time of its library's; its patterns would join products and biases again; and its
+# trial of the processor's vector instructions, which PyTorch uses already, takes 6 s.
+ON_CPU = {
+    "fallback_random": True,
+    "cpp.use_decompose_tanh": True,
+    "pattern_matcher": False,
+    "cpp.vec_isa_ok": True,
+}
 
 
 class Uncapturable(Exception):
