@@ -264,7 +264,7 @@ def param_in_guide(self: Any, x: Tensor) -> None:
         ("model", unobserved_x, "model: no observed site"),
         ("model", second_latent, "guide: no site for the model's latent 'w'"),
         ("model", pixels_as_a_plate, "'pixels'"),
-        ("model", batch_axes, "at site x .*to_event"),
+        ("model", batch_axes, r"at site x dim -1, \d vs \d; every axis but .*to_event"),
         ("guide", extra_in_guide, "guide: the site 'v' is no latent of the model"),
         ("guide", empty_guide, "guide: no site for the model's latent 'z'"),
         ("guide", outside_in_guide, "guide: the site 'z' stands outside the data plate|to_event"),

@@ -207,10 +207,10 @@ def check(program: Any, x: Tensor, y: Tensor | None = None) -> Traces:
         except UserError:
             raise
         except Exception as error:
+            said = " ".join(str(error).partition("Trace Shapes:")[0].split())  # Pyro appends the whole trace
             raise UserError(
                 f"the program {type(program).__name__} does not run on data of shape {tuple(x.shape[1:])} per row: "
-                f"{type(error).__name__}: {error}"
-                + (_EVENT_AXES if "Shape mismatch inside plate" in str(error) else "")
+                f"{type(error).__name__}: {said}" + (_EVENT_AXES if "Shape mismatch inside plate" in said else "")
             ) from error
         if OBSERVED in traces.model.nodes and traces.model.nodes[OBSERVED]["is_observed"]:
             check_observed(traces, x)  # before any log-density is asked for a value that it need not have
