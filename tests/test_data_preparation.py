@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vae.data import Data, load_data
 from pyro_vae.data.names import SPLITS
 from pyro_vae.data.preparation import BLOCK
+from pyro_vae.seeding import seeded
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +76,13 @@ def test_splits_and_blocks_are_drawn_apart(tmp_path: Path) -> None:
     assert not torch.equal(x[:1000], v)
 
 
-@pytest.mark.parametrize("kind", ["static", "dynamic"])
+@pytest.mark.parametrize("kind", ["static", "dynamic", "minibatch"])
 def test_binarization_has_the_grey_level_as_its_mean(tmp_path: Path, kind: str) -> None:
     level = np.arange(256, dtype=np.uint8)
     np.save(tmp_path / "levels.npy", np.broadcast_to(level, (5000, 256)))
-    data = load_data(tmp_path / "levels.npy", binarization=kind)
-    x = data.observed("train").double()
+    data = load_data(tmp_path / "levels.npy", binarization="static" if kind == "static" else "dynamic")
+    with seeded(0):
+        x = (data.prepare(data.train) if kind == "minibatch" else data.observed("train")).double()
     n, p = len(x), torch.from_numpy(level / 255.0)
     assert x.unique().tolist() == [0.0, 1.0]
     assert (x.mean(0)[0], x.mean(0)[-1]) == (0, 1)
@@ -89,6 +91,22 @@ def test_binarization_has_the_grey_level_as_its_mean(tmp_path: Path, kind: str) 
     assert z.abs().max() < 4.5
     # Sum of squares of 254 scores: mean 254, sd 22.5; within 4.5 sd.
     assert abs((z**2).sum() - 254) < 4.5 * math.sqrt(2 * 254)
+
+
+def test_pixels_of_a_minibatch_that_share_random_bits_are_uncorrelated(digits: Data) -> None:
+    grey = torch.full((1000, 1, 8, 8), 8, dtype=torch.uint8)
+    with seeded(0):
+        x = digits.prepare(grey).double().flatten() - 0.5
+    one, other = x.split(len(x) // 2)
+    # a mean of 32,000 products of +-1/2; z below 4.5, two-sided: false alarm 6.8e-6
+    assert (one * other).mean().abs() < 4.5 * 0.25 / math.sqrt(len(one))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 1, 1, 5), (7, 1, 3, 3)])
+def test_a_minibatch_of_any_size_is_binarized(digits: Data, shape: tuple[int, ...]) -> None:
+    white, black = (digits.prepare(torch.full(shape, level, dtype=torch.uint8)) for level in (16, 0))
+    assert torch.equal(white, torch.ones(shape))
+    assert torch.equal(black, torch.zeros(shape))
 
 
 def test_prepare_draws_anew_from_the_generator_given(digits: Data) -> None:
