@@ -104,7 +104,8 @@ def test_pixels_of_a_minibatch_that_share_random_bits_are_uncorrelated(digits: D
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 1, 1, 5), (7, 1, 3, 3)])
 def test_a_minibatch_of_any_size_is_binarized(digits: Data, shape: tuple[int, ...]) -> None:
-    white, black = (digits.prepare(torch.full(shape, level, dtype=torch.uint8)) for level in (16, 0))
+    with seeded(0):
+        white, black = (digits.prepare(torch.full(shape, level, dtype=torch.uint8)) for level in (16, 0))
     assert torch.equal(white, torch.ones(shape))
     assert torch.equal(black, torch.zeros(shape))
 
