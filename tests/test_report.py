@@ -26,6 +26,7 @@ from pyro_vae.analysis.report.subject import Subject
 from pyro_vae.cli.app import run as command
 from pyro_vae.errors import UserError
 from pyro_vae.seeding import seeded
+from pyro_vae.training.files import checksum_of, write_tensors
 
 HOSTILE = "<script>alert('1')</script>&$x_{"
 VOID = {"meta", "link", "img", "br"}
@@ -220,6 +221,7 @@ def test_names_and_files_are_text_and_nothing_else(folder: Path, tmp_path: Path)
         "num_data": HOSTILE,
         "active_units": [HOSTILE],
         "warnings": [HOSTILE, 7],
+        "weights_crc32": checksum_of(run.path / "weights.safetensors"),
     }
     (run.path / "evaluation.json").write_text(json.dumps(evil))
     (run.path / "anomaly.json").write_text(json.dumps({"scores": {HOSTILE: {"auroc": 0.5}}, "other": HOSTILE}))
@@ -239,8 +241,28 @@ def test_a_damaged_evaluation_is_refused_by_its_name(tmp_path: Path) -> None:
     run = train(torch.randn(40, 5), pv.build("ppca", "linear", (5,), latent_dim=1), tmp_path / "run")
     for text in ('{"nll": "low"}', "[]", '{"nll": 1e999}', "{"):
         (tmp_path / "run" / "evaluation.json").write_text(text)
-        with pytest.raises(UserError, match=r"evaluation\.json is damaged"):
-            saved(Subject(run, None, "", 2, 2, 0))
+        found, (refused,) = saved(Subject(run, None, "", 2, 2, 0))
+        assert found == {}
+        assert "evaluation.json is damaged" in refused
+
+
+def test_an_evaluation_of_other_weights_or_of_another_split_is_no_headline(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    run = train(pv.load_data(folder / "vectors.npy"), pv.build("ppca", "linear", (6,), latent_dim=1), path)
+    evaluate = ["evaluate", str(path), "--samples", "50", "--quiet", "--device", "cpu"]
+    assert command(evaluate) == 0
+    kept = (path / "evaluation.json").read_text()
+    assert command([*evaluate, "--split", "train"]) == 0
+    assert (path / "evaluation.json").read_text() == kept
+    assert json.loads((path / "evaluation-train.json").read_text())["split"] == "train"
+    subject = Subject(pv.load(path), None, "", 2, 2, 0)
+    assert list(saved(subject)[0]) == ["pyro-vae evaluate"]
+    write_tensors(path / "weights.safetensors", {n: t + 1 for n, t in run.program.state_dict().items()})
+    found, (refused,) = saved(subject)
+    assert found == {}
+    assert "evaluation.json is of other weights than these" in refused
 
 
 def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

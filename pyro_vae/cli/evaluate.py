@@ -67,13 +67,14 @@ def evaluate(
     from pyro_vae.evaluation.evaluate import evaluate as evaluate_program
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
     from pyro_vae.training.distributed import is_first, join
-    from pyro_vae.training.files import write_text
+    from pyro_vae.training.files import checksum_of, write_text
     from pyro_vae.training.progress import Progress
+    from pyro_vae.training.run import WEIGHTS, evaluation_name
 
     rank = join().rank
     if method not in METHODS:
         raise UserError(f"unknown --method {method!r}: {nearest(method, METHODS)}")
-    loaded = open_run(run, device, model)
+    loaded, weights = open_run(run, device, model), checksum_of(run / WEIGHTS)
     data = loaded.load_data(data_root)
     total = len(chosen_rows(len(data.stored(split)), limit))
     of_process = f"-{rank}" if rank else ""
@@ -96,9 +97,10 @@ def evaluate(
                 loaded.program, data, bar, kept, split=split, limit=limit, num_chains=chains,
                 num_distributions=distributions, num_leapfrog=leapfrog, start=start, seed=seed, simulated=method == "bdmc",
             )  # fmt: skip
+    figures["weights_crc32"] = weights
     text = _json(figures)
     if is_first():
-        write_text(run / ("evaluation.json" if method == "iw" else f"evaluation-{method}.json"), text + "\n")
+        write_text(run / evaluation_name(method, split), text + "\n")
     for unfinished in kept:
         unfinished.path.unlink(missing_ok=True)
     if not is_first():

@@ -156,6 +156,12 @@ def read_tensors(path: Path, check: Check | None = None) -> tuple[dict[str, Tens
     return tensors, state
 
 
+def checksum_of(path: Path) -> str | None:
+    """The checksum in the header of a tensor file, by which its contents are known again."""
+    with _opened(path) as file:
+        return (file.metadata() or {}).get("crc32")
+
+
 def outline_of(path: Path, check: Check) -> None:
     """Put names, shapes, dtypes and state of a tensor file before ``check``; no tensor is read."""
     with _opened(path) as file:

@@ -6,7 +6,7 @@
     metrics.jsonl            a line per epoch
     metrics.csv              the same for spreadsheets; nothing reads it
     rows.safetensors         which rows of the user's data went into which split
-    evaluation.json, *.png   what was made of it since
+    evaluation*.json, *.png  what was made of it since
 
 Nothing in it is code, and loading it runs none.
 """
@@ -176,6 +176,12 @@ def create(path: Path, record: dict[str, Any], data: Any, save_start: Callable[[
             for folder in new:
                 folder.rmdir()
         raise
+
+
+def evaluation_name(method: str, split: str = "test") -> str:
+    """The file of the run that keeps what ``evaluate`` found by a method on a split."""
+    parts = ["evaluation", *([] if method == "iw" else [method]), *([] if split == "test" else [split])]
+    return "-".join(parts) + ".json"
 
 
 def require_free(path: Path) -> None:

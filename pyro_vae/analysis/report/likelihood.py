@@ -15,12 +15,13 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.curve import bound_curve
 from pyro_vae.evaluation.evaluate import evaluate
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits, total_error
-from pyro_vae.training.files import damaged, parse_json, read_text
+from pyro_vae.training.files import checksum_of, damaged, parse_json, read_text
+from pyro_vae.training.run import WEIGHTS, evaluation_name
 
 SAVED = {
-    "evaluation.json": "pyro-vae evaluate",
-    "evaluation-ais.json": "pyro-vae evaluate --method ais",
-    "evaluation-bdmc.json": "pyro-vae evaluate --method bdmc",
+    "iw": "pyro-vae evaluate",
+    "ais": "pyro-vae evaluate --method ais",
+    "bdmc": "pyro-vae evaluate --method bdmc",
 }
 HERE = "this page"
 INCHES = (7.2, 3.8)  # of the curve, with a legend beside it
@@ -62,21 +63,28 @@ def estimated(subject: Subject) -> tuple[dict[str, Any], LogLikelihood]:
         )
 
 
-def saved(subject: Subject) -> dict[str, dict[str, Any]]:
-    """The evaluations in the run's directory, by the command that made them.
-
-    Raises:
-        UserError: a file that is no evaluation.
-    """
-    found = {}
-    for name, command in SAVED.items():
-        path = None if subject.run.path is None else subject.run.path / name
-        if path is not None and path.is_file():
+def saved(subject: Subject) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The evaluations of test images in the run's directory, by the command that made them, and what is wrong with others."""
+    found: dict[str, dict[str, Any]] = {}
+    refused: list[str] = []
+    folder = subject.run.path
+    if folder is None:
+        return found, refused
+    for method, command in SAVED.items():
+        path = folder / evaluation_name(method)
+        if not path.is_file():
+            continue
+        try:
             figures = parse_json(read_text(path), path)
             if not isinstance(figures, dict) or _finite(figures.get("nll")) is None:
                 raise damaged(path, "it holds no NLL")
-            found[command] = figures
-    return found
+            if figures.get("weights_crc32") == checksum_of(folder / WEIGHTS):
+                found[command] = figures
+            else:
+                refused.append(f"{path.name} is of other weights than these, and is not shown: run {command} again.")
+        except UserError as error:
+            refused.append(str(error))
+    return found, refused
 
 
 def likelihood(

@@ -81,13 +81,8 @@ def _data(run: Run) -> tuple[Data | None, str]:
 
 def _sections(subject: Subject, progress: Callable[[str], None]) -> list[Section]:
     progress("likelihood")
-    evaluations: dict[str, dict[str, Any]] = {}
-    refused: list[str] = []
     result: LogLikelihood | None = None
-    try:
-        evaluations |= saved(subject)
-    except UserError as error:
-        refused.append(str(error))
+    evaluations, refused = saved(subject)
     try:
         evaluations[HERE], result = estimated(subject)
     except UserError as error:
