@@ -215,16 +215,19 @@ def test_names_and_files_are_text_and_nothing_else(folder: Path, tmp_path: Path)
     source.write_bytes((folder / "vectors.npy").read_bytes())
     run = train(pv.load_data(source), pv.build("ppca", "linear", (6,), latent_dim=2), place / "run")
     assert run.path is not None
+    weights = {"weights_crc32": checksum_of(run.path / "weights.safetensors")}
     evil = {
         "nll": 3.5,
         "nll_mc_se": "<b>1</b>",
         "num_data": HOSTILE,
         "active_units": [HOSTILE],
         "warnings": [HOSTILE, 7],
-        "weights_crc32": checksum_of(run.path / "weights.safetensors"),
+        **weights,
     }
     (run.path / "evaluation.json").write_text(json.dumps(evil))
-    (run.path / "anomaly.json").write_text(json.dumps({"scores": {HOSTILE: {"auroc": 0.5}}, "other": HOSTILE}))
+    (run.path / "anomaly.json").write_text(
+        json.dumps({"scores": {HOSTILE: {"auroc": 0.5}}, "other": HOSTILE, **weights})
+    )
     run.record["versions"][HOSTILE] = HOSTILE
     found = read(pv.report(run, place / "page.html", limit=12, num_samples=30))
     assert f"pyro-vae evaluate: {HOSTILE}" in found.text

@@ -137,3 +137,19 @@ def test_a_run_killed_in_its_first_epoch_begins_again(tmp_path: Path) -> None:
         (out / name).unlink()
     resumed = pv.fit(small_vae(data), data, epochs=2, out=out, resume=True)
     assert all(torch.equal(t, resumed.program.state_dict()[n]) for n, t in whole.program.state_dict().items())
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    from pyro_vae.training.run import claimed
+
+    pytest.importorskip("fcntl")
+    data, path = digits(), tmp_path / "new" / "run"
+    with claimed(path):
+        with pytest.raises(UserError, match="is being trained by another process"):
+            pv.fit(small_vae(data), data, epochs=1, out=path)
+        assert path.is_dir()
+    assert not path.parent.exists()  # nothing came into it
+    pv.fit(small_vae(data), data, epochs=2, out=path)
+    with claimed(path), pytest.raises(UserError, match="is being trained by another process"):
+        pv.fit(small_vae(data), data, epochs=2, out=path, resume=True)
+    assert len(pv.fit(small_vae(data), data, epochs=2, out=path, resume=True).metrics) == 2

@@ -41,10 +41,11 @@ def anomaly(
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.evaluate import chosen_rows
     from pyro_vae.programs.contract import takes_y
-    from pyro_vae.training.files import write_text
+    from pyro_vae.training.files import checksum_of, write_text
     from pyro_vae.training.progress import Progress
+    from pyro_vae.training.run import WEIGHTS
 
-    loaded = open_run(run, device, model)
+    loaded, weights = open_run(run, device, model), checksum_of(run / WEIGHTS)
     if takes_y(loaded.program):
         raise UserError(
             "anomaly scores of a conditional program need labels, which an anomaly has not: use an unconditional one"
@@ -68,7 +69,7 @@ def anomaly(
     if is_image(loaded.event_shape):
         save(most_surprising(result, normal, other), path)
         figures["picture"] = str(path)
-    text = _json(figures)
+    text = _json(figures | {"weights_crc32": weights})
     write_text(run / "anomaly.json", text + "\n")
     print(text if json else _table(figures))
 

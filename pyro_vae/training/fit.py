@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.distributed import join, restarted
 from pyro_vae.training.loop import Trainer
 from pyro_vae.training.progress import Progress
-from pyro_vae.training.run import SPEC, Run, create, make_record, read_record, remember_shape, require_free
+from pyro_vae.training.run import SPEC, Run, claimed, create, make_record, read_record, remember_shape, require_free
 from pyro_vae.training.settings import Settings
 from pyro_vae.training.source import Source, make_source
 
@@ -108,13 +109,16 @@ def fit(
         if path is None:
             raise UserError("resume needs out, the run directory to go on from")
         _require_same(record, read_record(path), path)
-        resume_from(path, trainer)
     elif path is not None and ranks.first:
         require_free(path)
-        create(path, record, data, lambda: save_checkpoint(path, trainer))
-    remember_shape(program, event_shape)
-    with Progress(trainer.total_steps, trainer.step, visible=progress and ranks.first) as bar:
-        trainer.run(bar, callback)
+    with claimed(path) if path is not None and ranks.first else nullcontext():
+        if path is not None and resume:
+            resume_from(path, trainer)
+        elif path is not None and ranks.first:
+            create(path, record, data, lambda: save_checkpoint(path, trainer))
+        remember_shape(program, event_shape)
+        with Progress(trainer.total_steps, trainer.step, visible=progress and ranks.first) as bar:
+            trainer.run(bar, callback)
     return Run(program, path, record, trainer.metrics)
 
 

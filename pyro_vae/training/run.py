@@ -19,8 +19,9 @@ import importlib.metadata
 import io
 import json
 import math
+import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -153,17 +154,54 @@ def make_record(program: Any, event_shape: tuple[int, ...], data: Any, settings:
     return record
 
 
-def create(path: Path, record: dict[str, Any], data: Any, save_start: Callable[[], None] = lambda: None) -> None:
-    """Make a new run directory; refuses one that holds a run, or other files, or cannot be written.
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """While entered, the directory of a run (made where there is none) is trained by this process and by no other.
 
-    The spec, which makes it a run, is written last: whoever finds it finds the state from which to begin as well.
+    It is locked as a whole, where the system can do that: the lock ends with the process, however that ends.
     """
-    require_free(path)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the output directory {path}: {error.strerror}; choose another --out") from error
+    try:
+        with _locked(path):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in new:
+                folder.rmdir()  # what was left empty
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is being trained by another process: wait for its end, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def create(path: Path, record: dict[str, Any], data: Any, save_start: Callable[[], None] = lambda: None) -> None:
+    """Make an empty directory a run; refuses one that holds a run, or other files, or cannot be written.
+
+    The spec, which makes it a run, is written last: whoever finds it finds the state from which to begin as well.
+    """
+    require_free(path)
     try:
         if isinstance(data, Data) and any(rows is not None for rows in data.rows.values()):
             write_tensors(path / ROWS, {split: rows for split, rows in data.rows.items() if rows is not None})
@@ -173,8 +211,6 @@ def create(path: Path, record: dict[str, Any], data: Any, save_start: Callable[[
         with contextlib.suppress(OSError):  # nothing half-made is left behind
             for name in (ROWS, CHECKPOINT):
                 (path / name).unlink(missing_ok=True)
-            for folder in new:
-                folder.rmdir()
         raise
 
 

@@ -10,7 +10,8 @@ from pyro_vae.analysis import pictures
 from pyro_vae.analysis.report.page import Section
 from pyro_vae.analysis.report.subject import Rows, Subject
 from pyro_vae.evaluation.result import LogLikelihood
-from pyro_vae.training.files import parse_json, read_text
+from pyro_vae.training.files import checksum_of, parse_json, read_text
+from pyro_vae.training.run import WEIGHTS
 
 SHOWN, CURVES, LISTED = 20, 4, 10  # images or points, vectors, rows of the table
 SAVED = "anomaly.json"
@@ -68,6 +69,9 @@ def _other(section: Section, subject: Subject) -> None:
     scores = figures.get("scores") if isinstance(figures, dict) else None
     if not isinstance(scores, dict):
         section.note(f"{path} holds no scores: run pyro-vae anomaly again.")
+        return
+    if figures.get("weights_crc32") != checksum_of(path.parent / WEIGHTS):
+        section.note(f"{path.name} is of other weights than these, and is not shown: run pyro-vae anomaly again.")
         return
     keys = ("auroc", "auroc_se", "found_at_5_percent", "false_alarms_at_5_percent")
     table = [
