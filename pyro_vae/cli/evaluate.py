@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, Seed, Split
+from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, Seed, Split, refuse_given
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 METHODS = {"iw": "importance weighting", "ais": "annealing", "bdmc": "annealing, and back"}
+OF_WEIGHTING = {"samples", "target_error", "precision", "noise"}  # options that belong to one method
+OF_ANNEALING = {"chains", "distributions", "leapfrog", "start"}
 
 
 def evaluate(
+    ctx: typer.Context,
     run: RunPath,
     samples: Annotated[int, typer.Option(min=1, help="Importance samples per image, K.")] = 5000,
     target_error: Annotated[
@@ -74,6 +77,9 @@ def evaluate(
     rank = join().rank
     if method not in METHODS:
         raise UserError(f"unknown --method {method!r}: {nearest(method, METHODS)}")
+    refuse_given(
+        ctx, OF_ANNEALING if method == "iw" else OF_WEIGHTING, f"--method {method} has no use for some options"
+    )
     loaded, weights = open_run(run, device, model), checksum_of(run / WEIGHTS)
     data = loaded.load_data(data_root)
     total = len(chosen_rows(len(data.stored(split)), limit))

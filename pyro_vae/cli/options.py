@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pyro_vae.errors import UserError
 
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory written by pyro-vae train.", show_default=False)
@@ -24,3 +27,16 @@ ProgramFile = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
+
+
+def given(ctx: typer.Context, name: str) -> bool:
+    """Whether an option or argument was written on the command line."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_given(ctx: typer.Context, names: Collection[str], why: str) -> None:
+    """:class:`UserError`, ``why`` and what to leave out, where one of these options was written on the command line."""
+    found = [p.opts[0] for p in ctx.command.params if p.name in names and p.name is not None and given(ctx, p.name)]
+    if found:
+        raise UserError(f"{why}: leave out {', '.join(found)}")

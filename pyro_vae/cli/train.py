@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device
+from pyro_vae.cli.options import DataRoot, Device, given, refuse_given
 
 if TYPE_CHECKING:
     from pyro_vae.data import Data
 
 BLOCKS = ("prior", "likelihood", "posterior", "encoder", "decoder")
+RESUMED = {"out", "model", "data", "data_root", "device", "resume", "quiet", "tensorboard"}  # what --resume is told
 
 
 def train(
+    ctx: typer.Context,
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="A data set, a .npy or .npz file, or a folder of images.")
     ] = "digits",
@@ -90,7 +92,9 @@ def train(
     from pyro_vae.training.distributed import launched
 
     if resume:
-        _resume(out, model, data_root, device, quiet, tensorboard)
+        others = {p.name for p in ctx.command.params if p.name is not None} - RESUMED
+        refuse_given(ctx, others, "--resume goes on with the settings of the run")
+        _resume(data if given(ctx, "data") else None, out, model, data_root, device, quiet, tensorboard)
         return
     if out is None and launched():
         raise UserError("--out is needed under torchrun: every process must name the same run directory")
@@ -193,7 +197,15 @@ def _declare(
     return build(spec.model, spec.guide, data, seed=seed), data, (Path(model).stem, Path(guide_name).stem)
 
 
-def _resume(out: Path | None, model: str | None, root: str | None, device: str, quiet: bool, tensorboard: bool) -> None:
+def _resume(
+    name: str | None,
+    out: Path | None,
+    model: str | None,
+    root: str | None,
+    device: str,
+    quiet: bool,
+    tensorboard: bool,
+) -> None:
     from pyro_vae.cli.runs import named_program
     from pyro_vae.errors import UserError
     from pyro_vae.spec import validated
@@ -203,6 +215,9 @@ def _resume(out: Path | None, model: str | None, root: str | None, device: str, 
     if out is None:
         raise UserError("--resume needs --out, the run directory to go on with")
     record = read_record(out)
+    its_own = record.get("data", {}).get("name")
+    if name is not None and name != its_own:
+        raise UserError(f"--resume goes on with the data of the run, {its_own}: leave out {name}")
     recorded = {"epochs": None, "average": None, **record.get("training", {})}  # what is None is not recorded
     settings = {"average": None, **validated(Settings, recorded, f"{out}: training").to_dict()}
     program = rebuild(out, record) if model is None else named_program(model, out, record, seed=settings["seed"])
