@@ -175,7 +175,7 @@ def pixels(fill: float | None = None) -> np.ndarray:
         (np.zeros(9), ["shape (9,)"]),
         (np.zeros((0, 3)), ["empty"]),
         (np.full((9, 3), 300), ["300", "0 to 255"]),
-        (pixels(), ["the data hold 0.637", "Bernoulli", "binarize them"]),
+        (pixels(), ["the data hold 0.637", "Bernoulli", "binarize grey levels"]),
     ],
 )
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
@@ -300,6 +300,35 @@ def test_resuming_a_run_whose_file_was_cut_short(
     whole = (a_run / name).read_bytes()
     (a_run / name).write_bytes(cut(whole))
     refused(capsys, place, ["train", "--resume", "--out", "run", "--quiet"], name.partition(".")[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--resume", "--out", "run", "--lr", "0.1", "--epochs", "9"], ["leave out --epochs, --lr"]),
+        (["train", "moons", "--resume", "--out", "run"], ["the data of the run, digits: leave out moons"]),
+        ([*EVALUATE, "--chains", "3"], ["--method iw", "leave out --chains"]),
+        (["evaluate", "run", "--method", "ais", "--noise", "sobol", "--samples", "3"], ["leave out --samples, --noise"]),
+    ],
+)
+def test_options_that_would_be_ignored(
+    arguments: list[str], words: list[str], a_run: Path, place: Path, capsys: Capsys
+) -> None:
+    refused(capsys, place, arguments, *words)
+
+
+def test_counts_are_kept_in_floats(place: Path, capsys: Capsys) -> None:
+    counts = np.random.default_rng(0).poisson(3, (60, 6))
+    np.save(place / "whole.npy", counts)
+    np.save(place / "floats.npy", counts.astype(np.float32))
+    train = ["--likelihood", "poisson", "--encoder", "mlp", "--decoder", "mlp", "--steps", "1", "--quiet"]
+    refused(capsys, place, ["train", "whole.npy", *train, "--out", "run"], "keep counts in a file of float32")
+    assert run(["train", "floats.npy", *train, "--out", "run"]) == 0
+
+
+def test_a_density_on_the_unit_interval_has_its_data_dequantized(place: Path) -> None:
+    assert run(["train", "digits", "--model", "beta", "--steps", "1", "--out", "run", "--quiet"]) == 0
+    assert 'dequantization = "uniform"' in (place / "run" / "spec.toml").read_text()
 
 
 def test_no_run_there(place: Path, capsys: Capsys) -> None:

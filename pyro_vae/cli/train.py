@@ -92,9 +92,7 @@ def train(
     from pyro_vae.training.distributed import launched
 
     if resume:
-        others = {p.name for p in ctx.command.params if p.name is not None} - RESUMED
-        refuse_given(ctx, others, "--resume goes on with the settings of the run")
-        _resume(data if given(ctx, "data") else None, out, model, data_root, device, quiet, tensorboard)
+        _resume(ctx, data if given(ctx, "data") else None, out, model, data_root, device, quiet, tensorboard)
         return
     if out is None and launched():
         raise UserError("--out is needed under torchrun: every process must name the same run directory")
@@ -190,7 +188,7 @@ def _declare(
     if kind != "binary" and preparation["binarization"] is None:
         preparation = {**preparation, "binarization": "none"}
     data = load_data(name, root, **preparation)
-    if dequantization is None and kind == "real" and data.binarization == "none" and (data.levels or 0) > 2:
+    if dequantization is None and kind in ("real", "unit") and data.binarization == "none" and (data.levels or 0) > 2:
         dequantization = "uniform"
     if dequantization and dequantization != data.dequantization:
         data = load_data(name, root, dequantization=dequantization, **preparation)
@@ -198,6 +196,7 @@ def _declare(
 
 
 def _resume(
+    ctx: typer.Context,
     name: str | None,
     out: Path | None,
     model: str | None,
@@ -215,6 +214,8 @@ def _resume(
     if out is None:
         raise UserError("--resume needs --out, the run directory to go on with")
     record = read_record(out)
+    others = {p.name for p in ctx.command.params if p.name is not None} - RESUMED
+    refuse_given(ctx, others, "--resume goes on with the settings of the run")
     its_own = record.get("data", {}).get("name")
     if name is not None and name != its_own:
         raise UserError(f"--resume goes on with the data of the run, {its_own}: leave out {name}")

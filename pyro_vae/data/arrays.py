@@ -79,8 +79,8 @@ def _levels(name: str, x: np.ndarray) -> int | None:
     high = max(int(part.max()) for _, part in _chunks(x))
     if low < 0 or high > 255:
         raise UserError(
-            f"{name} holds {x.dtype} from {low} to {high}: expected levels from 0 to 255; "
-            "rescale it to uint8, or save it as float32 for a continuous likelihood"
+            f"{name} holds {x.dtype} from {low} to {high}: whole numbers are read as grey levels from "
+            "0 to 255; rescale it to these, or save counts and measurements as float32"
         )
     return 256
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
@@ -294,9 +295,11 @@ def check_observed(traces: Traces, x: Tensor) -> None:
     name = type(base).__name__
     inside = base.support.check(x) if base.support.event_dim == 0 else torch.zeros_like(x, dtype=torch.bool)
     value = f"{float(x[~inside][0]):.4g}" if inside.shape == x.shape and not bool(inside.all()) else "rows"
-    advice = "choose a likelihood whose support holds the data"
+    advice = "choose a likelihood whose support holds the data (normal: all numbers)"
     if name == "Bernoulli":
-        advice = f"binarize them (--binarization dynamic, or data.observed of a binarized data set), or {advice}"
+        advice = f"binarize grey levels (--binarization dynamic, or data.observed of a binarized data set), or {advice}"
+    elif base.support is constraints.nonnegative_integer:
+        advice = f"keep counts in a file of float32, since whole numbers are read as grey levels, or {advice}"
     raise UserError(
         f"the data hold {value}, outside the support of the {name} likelihood at the site {OBSERVED!r}; {advice}"
     )
