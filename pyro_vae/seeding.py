@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+# torch's generators and Pyro's stack of handlers belong to the process: whoever uses them keeps other threads waiting
+ONE_THREAD = threading.RLock()
 
 
 def derive_seed(*parts: int) -> int:
@@ -23,14 +27,14 @@ def derive_seed(*parts: int) -> int:
 def seeded(seed: int | None, device: torch.device | str = "cpu") -> Iterator[None]:
     """Draw from torch's generators as if they had just been seeded with ``seed``, then put them back.
 
-    Covers the CPU's generator and that of ``device``. ``seed=None`` draws from the generators as they stand.
+    Covers the CPU's generator and that of ``device``; other threads wait. ``seed=None`` draws from the generators as they stand.
     """
     if seed is None:
         yield
         return
     device = torch.device(device)
     devices = [device] if device.type != "cpu" else []
-    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+    with ONE_THREAD, torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
         # what torch.manual_seed does, without the half millisecond that it spends on backends that were never used
         torch.default_generator.manual_seed(seed)
         if devices:

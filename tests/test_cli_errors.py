@@ -308,7 +308,10 @@ def test_resuming_a_run_whose_file_was_cut_short(
         (["train", "--resume", "--out", "run", "--lr", "0.1", "--epochs", "9"], ["leave out --epochs, --lr"]),
         (["train", "moons", "--resume", "--out", "run"], ["the data of the run, digits: leave out moons"]),
         ([*EVALUATE, "--chains", "3"], ["--method iw", "leave out --chains"]),
-        (["evaluate", "run", "--method", "ais", "--noise", "sobol", "--samples", "3"], ["leave out --samples, --noise"]),
+        (
+            ["evaluate", "run", "--method", "ais", "--noise", "sobol", "--samples", "3"],
+            ["leave out --samples, --noise"],
+        ),
     ],
 )
 def test_options_that_would_be_ignored(

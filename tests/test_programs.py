@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -310,6 +314,37 @@ def test_what_is_no_program_is_refused() -> None:
 def test_an_error_of_the_programs_own_says_where() -> None:
     with pytest.raises(UserError, match=r"TwoLayers does not run on data of shape \(5,\) per row: RuntimeError"):
         pv.fit(make("two layers"), torch.zeros(4, 5), steps=1)
+
+
+def test_threads_wait_for_each_other() -> None:
+    program, x = make("two layers"), rows(40)
+
+    def task(index: int) -> Tensor:
+        if index % 4 == 3:
+            own = make("two layers", seed=index)
+            pv.fit(own, x, epochs=2, batch_size=10, seed=index)
+            return torch.cat([p.detach().flatten() for p in own.parameters()])
+        return pv.log_likelihood(program, x, num_samples=50, seed=index).log_likelihood
+
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = [task(i) for i in range(8)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(task, range(8)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_data_that_cannot_be_evaluated_are_named() -> None:
+    program = make("two layers")
+    for x, message in [
+        (np.zeros((3, 6)), "expected data as a torch tensor .*, got ndarray"),
+        (torch.zeros(0, 6), "at least one row"),
+        (torch.full((3, 6), math.nan), "NaN or infinite values .first in row 0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            pv.log_likelihood(program, x, num_samples=30)
 
 
 def test_the_refusals_are_of_their_own_kind() -> None:

@@ -26,7 +26,7 @@ from pyro_vae.analysis.scoring import Arrays, draw_from_guide, draw_from_prior, 
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
-from pyro_vae.programs.contract import OBSERVED, Program, check, check_observed, device_of
+from pyro_vae.programs.contract import OBSERVED, Program, check, check_observed, device_of, require_rows
 from pyro_vae.programs.latents import to_program
 from pyro_vae.seeding import derive_seed
 
@@ -315,8 +315,7 @@ def _kept(num_samples: int, num_chains: int, elements: int, num_predictive: int 
 
 
 def _check(x: Any, source: str, predictive: str, num_samples: int, num_chains: int, mcmc: dict[str, Any]) -> None:
-    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
-        raise UserError(f"expected data (N, *event) with at least one row, got {tuple(getattr(x, 'shape', ()))}")
+    require_rows(x)
     if source not in SOURCES:
         raise UserError(f"unknown source {source!r}: {nearest(str(source), SOURCES)}")
     if predictive not in PREDICTIVE:

@@ -188,6 +188,7 @@ def _tables(figures: dict[str, Any]) -> str:
         "",
         *markdown(["log p(x), paired", "difference (nats)", "error", "of it Monte Carlo", "95 % interval", "p"], pairs),
         "",
+        "Differences are of log p(x) without the bias of the bound, which the NLL of a run has in it.",
         *(c["verdict"] + "." for c in figures["comparisons"]),
     ]
     if len(pairs) > 1:

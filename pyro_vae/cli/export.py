@@ -21,7 +21,11 @@ def export(
     device: Device = "auto",
     model: ProgramFile = None,
 ) -> None:
-    """Write the encoder and the decoder as torch.export programs, which need neither Pyro nor this library."""
+    """Write the encoder and the decoder as torch.export programs, which need neither Pyro nor this library.
+
+    torch.export.load(FILE).module() of the encoder is called with a batch x and gives the latents as a dict by site; that of
+    the decoder is called with such a dict and gives the mean of p(x | z).
+    """
     import torch
 
     from pyro_vae.cli.runs import open_run

@@ -14,7 +14,9 @@ KINDS = (*DECLARED, *BLOCKS, "networks", "data")
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.", show_default=False)],
+    kind: Annotated[
+        str | None, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print what can be named in a declaration or on the command line, with formulas and options."""
@@ -23,6 +25,8 @@ def list_(
     from pyro_vae.cli.tables import markdown
     from pyro_vae.errors import UserError, nearest
 
+    if kind is None:
+        raise UserError(f"list what? One of {', '.join(KINDS)}")
     if kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}: {nearest(kind, KINDS)}")
     entries = _entries(kind)

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError
 from pyro_vae.evaluation.anneal import Checkpoint, Progress, Settings, Weights, run
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.path import Start
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits
-from pyro_vae.programs.contract import Program
+from pyro_vae.programs.contract import Program, require_rows
 
 GUIDE_DRAWS = 128  # per image, for the reconstruction, the KL and a bound that annealing must not fall below
 FEW_CHAINS = 8  # fewer give a jackknife error that is itself off by more than a quarter
@@ -183,8 +182,7 @@ class AnnealedLogLikelihood(LogLikelihood):
 
 def guide_bound(program: Program, x: Tensor, y: Tensor | None, seed: int) -> LogLikelihood:
     """What few draws from the guide say; checks the program and the data on the way."""
-    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
-        raise UserError(f"expected data (N, *event) with at least one row, got {tuple(getattr(x, 'shape', ()))}")
+    require_rows(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableEstimateWarning)
         return log_likelihood(program, x, y, num_samples=GUIDE_DRAWS, seed=seed)

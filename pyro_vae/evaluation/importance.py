@@ -26,7 +26,7 @@ from pyro_vae.evaluation.rounding import IMAGES, rounding_error
 from pyro_vae.evaluation.shares import everyones, own_share
 from pyro_vae.evaluation.weights import Weighed, weigh
 from pyro_vae.precision import products, require_precision
-from pyro_vae.programs.contract import Program, check, check_observed, device_of, dtype_of, evaluating
+from pyro_vae.programs.contract import Program, check, check_observed, device_of, dtype_of, evaluating, require_rows
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.latents import to_program
 from pyro_vae.seeding import derive_seed, seeded
@@ -92,10 +92,9 @@ def log_likelihood(
     """
     if num_samples < 1:
         raise UserError(f"expected num_samples of at least 1, got {num_samples}")
-    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
-        raise UserError(f"expected data (N, *event) with at least one row, got {tuple(getattr(x, 'shape', ()))}")
+    require_rows(x)
     if target_se is not None and not target_se > 0:
-        raise UserError(f"expected target_se above 0, got {target_se}")
+        raise UserError(f"expected a target error (target_se, --target-error) above 0, got {target_se}")
     images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, FIRST_DRAWS), chunk_size)
     if noise not in NOISES:
         raise UserError(f"unknown noise {noise!r}: {nearest(noise, NOISES)}")

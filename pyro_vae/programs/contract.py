@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.precision import no_denormals
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import ONE_THREAD, seeded
 
 Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
 
@@ -53,8 +53,12 @@ class Program(Protocol):
 
 @contextmanager
 def isolated(validate: bool = False) -> Iterator[None]:
-    """Run Pyro code without a trace in its global state: a private parameter store, and flags that are put back."""
+    """Run Pyro code without a trace in its global state: a private parameter store, and flags that are put back.
+
+    Pyro's stack of handlers is one for all threads, of which one at a time runs.
+    """
     with (
+        ONE_THREAD,
         pyro.get_param_store().scope(),
         pyro.settings.context(module_local_params=True),
         pyro.validation_enabled(validate),
@@ -107,6 +111,21 @@ def require_program(program: Any) -> None:
             f"expected a Program, an nn.Module with methods model(x) and guide(x); {type(program).__name__} "
             + (f"has no {' and no '.join(missing)}" if missing else "is no nn.Module")
         )
+
+
+def require_rows(x: Any) -> None:
+    """:class:`UserError` unless ``x`` is a tensor ``(N, *event)`` of at least one row and finite numbers."""
+    if not isinstance(x, Tensor):
+        raise UserError(f"expected data as a torch tensor (N, *event), got {type(x).__name__}")
+    if x.dim() < 2 or len(x) == 0:
+        raise UserError(f"expected data (N, *event) with at least one row, got a tensor of shape {tuple(x.shape)}")
+    _require_finite(x)
+
+
+def _require_finite(x: Tensor) -> None:
+    if not torch.isfinite(x).all():
+        row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+        raise UserError(f"the data have NaN or infinite values (first in row {row}); remove or impute them")
 
 
 @dataclass(frozen=True)
@@ -283,9 +302,7 @@ def _check_site(part: str, name: str, site: dict[str, Any], batch: int) -> None:
 
 def check_observed(traces: Traces, x: Tensor) -> None:
     """:class:`UserError` if x has values outside the support of the site ``x``, or values that are not finite."""
-    if not torch.isfinite(x).all():
-        row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
-        raise UserError(f"the data have NaN or infinite values (first in row {row}); remove or impute them")
+    _require_finite(x)
     fn = traces.model.nodes[OBSERVED]["fn"]
     if bool(fn.support.check(x).all()):
         return

@@ -16,6 +16,7 @@ from pyro_vae.data import Data
 from pyro_vae.errors import UserError
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.contract import check, check_observed, dtype_of, require_program, takes_y
+from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.spec import parse_block, validated
 from pyro_vae.training.checkpoint import resume_from, save_checkpoint
 from pyro_vae.training.devices import resolve_device
@@ -129,7 +130,7 @@ def _objective(settings: Settings) -> Any:
 
 def _admit(program: Any, data: Any, source: Source, objective: Any) -> tuple[int, ...]:
     """Hold a program to its contract and objective, and the data to the likelihood's support, before anything is written."""
-    with torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
+    with ONE_THREAD, torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
         x, y = source.batch(torch.arange(min(8, source.num_rows)))
         if not torch.isfinite(x).all():
             raise UserError("the data have NaN or infinite values; remove or impute them")
