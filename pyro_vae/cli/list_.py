@@ -26,7 +26,7 @@ def list_(
     from pyro_vae.errors import UserError, nearest
 
     if kind is None:
-        raise UserError(f"list what? One of {', '.join(KINDS)}")
+        raise UserError(f"missing argument KIND: one of {', '.join(KINDS)}")
     if kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}: {nearest(kind, KINDS)}")
     entries = _entries(kind)

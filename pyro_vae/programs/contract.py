@@ -118,7 +118,7 @@ def require_rows(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise UserError(f"expected data as a torch tensor (N, *event), got {type(x).__name__}")
     if x.dim() < 2 or len(x) == 0:
-        raise UserError(f"expected data (N, *event) with at least one row, got a tensor of shape {tuple(x.shape)}")
+        raise UserError(f"expected data (N, *event) with at least one row, got {tuple(x.shape)}")
     _require_finite(x)
 
 
