@@ -296,5 +296,5 @@ def test_draws_until_the_error_is_small_enough() -> None:
 
 
 def test_a_target_below_nothing_is_refused() -> None:
-    with pytest.raises(pv.UserError, match="target_se, --target-error.* above 0"):
+    with pytest.raises(pv.UserError, match=r"target_se, --target-error.* above 0"):
         pv.log_likelihood(pv.build("ppca", "linear", (3,), latent_dim=2), torch.zeros(2, 3), target_se=0.0)
