@@ -269,3 +269,8 @@ def test_every_documented_example_runs() -> None:
         assert result.failed == 0, module.name
         found += result.attempted
     assert found > 20
+
+
+def test_a_density_on_the_unit_interval_has_its_data_dequantized(tmp_path: Path) -> None:
+    assert run(["train", "digits", "--model", "beta", "--steps", "1", "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert 'dequantization = "uniform"' in (tmp_path / "run" / "spec.toml").read_text()

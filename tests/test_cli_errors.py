@@ -329,11 +329,6 @@ def test_counts_are_kept_in_floats(place: Path, capsys: Capsys) -> None:
     assert run(["train", "floats.npy", *train, "--out", "run"]) == 0
 
 
-def test_a_density_on_the_unit_interval_has_its_data_dequantized(place: Path) -> None:
-    assert run(["train", "digits", "--model", "beta", "--steps", "1", "--out", "run", "--quiet"]) == 0
-    assert 'dequantization = "uniform"' in (place / "run" / "spec.toml").read_text()
-
-
 def test_no_run_there(place: Path, capsys: Capsys) -> None:
     refused(capsys, place, ["evaluate", "nowhere"], "no run directory 'nowhere'", "pyro-vae train")
     (place / "empty").mkdir()

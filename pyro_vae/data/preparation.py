@@ -85,7 +85,7 @@ def _below(p: Tensor) -> Tensor:
     Two pixels share a word of 32 random bits: one compares it as it is, the other with its halves exchanged. Each of the two is
     uniform; they depend on each other only where the upper 16 bits do not decide, once in 2**16.
     """
-    words = torch.randint(-(2**63), 2**63 - 1, (-(-p.numel() // 4),)).view(torch.int32)
+    words = torch.randint(-(2**63), 2**63 - 1, (-(-p.numel() // 4),), device=p.device).view(torch.int32)
     exchanged = (words << 16) | ((words >> 16) & 0xFFFF)
     threshold = torch.nn.functional.pad(p.flatten(), (0, 2 * len(words) - p.numel())) * 2.0**32 - 2.0**31
     one, other = threshold.split(len(words))

@@ -68,17 +68,18 @@ def isolated(validate: bool = False) -> Iterator[None]:
 
 @contextmanager
 def evaluating(program: Any) -> Iterator[None]:
-    """Evaluation mode (dropout off), no gradients and no denormal numbers, put back on leaving."""
+    """Evaluation mode (dropout off), no gradients and no denormal numbers, put back on leaving; other threads wait."""
     keep_freed()
-    modes = {module: module.training for module in program.modules()} if isinstance(program, nn.Module) else {}
-    for module in modes:
-        module.training = False
-    try:
-        with torch.no_grad(), no_denormals():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with ONE_THREAD:
+        modes = {module: module.training for module in program.modules()} if isinstance(program, nn.Module) else {}
+        for module in modes:
+            module.training = False
+        try:
+            with torch.no_grad(), no_denormals():
+                yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def arguments(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
