@@ -94,7 +94,7 @@ def trained(blocks: dict[str, Any], x: torch.Tensor, compile: str, **training: A
     with seeded(0):
         vae = pv.build("mlp", "diagonal", tuple(x.shape[1:]), **blocks).double()
     with CoinsFromUniforms() if compile == "off" else contextlib.nullcontext():
-        pv.fit(vae, x, steps=STEPS, batch_size=20, compile=compile, seed=1, **training)
+        pv.fit(vae, x, **{"steps": STEPS, "batch_size": 20, "compile": compile, "seed": 1, **training})
     return {name: p.detach().clone() for name, p in vae.named_parameters()}
 
 
@@ -136,6 +136,26 @@ def test_a_compiled_step_is_the_plain_step(kind: str, name: str) -> None:
 def test_settings_of_training(training: dict[str, Any]) -> None:
     blocks, _ = declared("posteriors", "diagonal-normal")
     assert float(compare(blocks, observations(blocks), **training)) <= LIMIT
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "activation", ["silu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("relu", "tanh"))]
+)
+def test_products_that_are_made_transposed(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers whose width is not whole vectors, with a batch that is."""
+    net = {"name": "mlp", "hidden": [150, 130], "activation": activation}
+    blocks: dict[str, Any] = {"encoder": net, "decoder": net, "latent_dim": 3}
+    made: list[int] = []
+    change = capture._whole_vectors
+
+    def counting(graph: torch.fx.GraphModule) -> None:
+        change(graph)
+        made.append(sum("force_stride_order" in str(node.target) for node in graph.graph.nodes))
+
+    monkeypatch.setattr(capture, "_whole_vectors", counting)
+    compare(blocks, observations(blocks), batch_size=32)
+    assert made == [8]  # activations and their gradients, of two layers in two networks
 
 
 @needs_compiler
@@ -193,18 +213,12 @@ def test_the_list_stands_in_the_docs() -> None:
 @needs_compiler
 def test_several_steps_in_one_launch_are_those_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is recorded on a GPU is run one by one elsewhere: gathering, rates and counting on the device."""
-    from pyro_vae.training.launch import Launches
     from pyro_vae.training.loop import Trainer
-
-    def launches(self: Trainer, step: Any) -> Launches:
-        resident = self.source.resident()
-        assert resident is not None
-        return Launches(step, resident, self.settings.batch_size, self.steps_per_epoch)
 
     blocks, _ = declared("posteriors", "diagonal-normal")
     x = observations(blocks)
     plain = trained(blocks, x, "off")
-    monkeypatch.setattr(Trainer, "_make_launches", launches)
+    monkeypatch.setattr(Trainer, "_launchable", lambda self: self.source.resident())
     launched = trained(blocks, x, "on")
     assert max(float((launched[n] - p).norm() / p.norm()) for n, p in plain.items()) <= LIMIT
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.data import Data, load_data
+from pyro_vae.data import Data, load_data, preparation
 from pyro_vae.data.names import SPLITS
 from pyro_vae.data.preparation import BLOCK
 from pyro_vae.seeding import seeded
@@ -108,6 +108,20 @@ def test_a_minibatch_of_any_size_is_binarized(digits: Data, shape: tuple[int, ..
         white, black = (digits.prepare(torch.full(shape, level, dtype=torch.uint8)) for level in (16, 0))
     assert torch.equal(white, torch.ones(shape))
     assert torch.equal(black, torch.zeros(shape))
+
+
+def test_the_words_of_a_minibatch_are_those_of_splitmix64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first outputs for the seed 1234567, as published with implementations of the generator."""
+    golden = -0x61C8864680B583EB
+    monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: torch.tensor([1234567 + golden]))
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    assert [w % 2**64 for w in preparation._words(5, torch.device("cpu")).tolist()] == published
 
 
 def test_prepare_draws_anew_from_the_generator_given(digits: Data) -> None:

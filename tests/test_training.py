@@ -21,6 +21,7 @@ from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training import loop, source
 from pyro_vae.training.loop import VALIDATION
+from pyro_vae.training.schedule import share_of_newest
 from pyro_vae.training.settings import OPTIMIZERS
 
 
@@ -174,6 +175,20 @@ def test_weight_averaging_is_the_moving_average() -> None:
     for n, t in vae.state_dict().items():
         torch.testing.assert_close(t, average[n], rtol=1e-5, atol=1e-6)
         assert not torch.equal(t, states[-1][n])
+
+
+def test_the_average_waits_a_small_part_of_its_memory() -> None:
+    """One update for several steps decays as they would have one by one."""
+    steps, decay = 30_000, 0.999
+    shares = [share_of_newest(decay, step) for step in range(1, steps + 1)]
+    assert all(shares[:800])
+    for start in (0, 2000, 20_000):
+        kept = math.prod(1 - s for s in shares[start : start + 1000])
+        one_by_one = math.prod(min(decay, (1 + s) / (10 + s)) for s in range(start + 1, start + 1001))
+        assert kept == pytest.approx(one_by_one, rel=0.03, abs=1e-12)
+    assert max(map(len, bytes(map(bool, shares)).split(b"\1"))) == 15  # zeros between updates
+    assert share_of_newest(0.9, 10**6) == pytest.approx(0.1)
+    assert share_of_newest(None, 1) == 0.0
 
 
 def test_schedules() -> None:

@@ -55,8 +55,8 @@ class GaussianMixture(Prior):
 class DiagonalMixture(dist.TorchDistribution):
     """sum_k w_k N(mu_k, diag s_k^2) on vectors, scored by matrix products.
 
-    -2 log N = sum_d (z_d - mu_kd)^2 / s_kd^2 + ... expands into three products with ``(K, D)`` matrices, so that scoring n
-    points takes memory for n * K numbers, not n * K * D.
+    -2 log N = sum_d (z_d - mu_kd)^2 / s_kd^2 + ... expands into one product of (z^2, z) with a ``(K, 2 D)`` matrix, so that
+    scoring n points takes memory for n * K numbers, not n * K * D.
 
     Args:
         logits: unnormalised log-weights ``(K,)``.
@@ -79,10 +79,10 @@ class DiagonalMixture(dist.TorchDistribution):
         """Log p(z) ``(*leading,)`` of ``value`` ``(*leading, D)``."""
         precision = self.scale.square().reciprocal()
         # distances from the weighted centre, so that the expansion loses no digits where the mixture is far from zero
-        weight = self.logits.softmax(0)
-        centre = (weight @ self.loc).detach()
+        centre = (self.logits.softmax(0).unsqueeze(-1) * self.loc).sum(0).detach()
         z, loc = value - centre, self.loc - centre
-        square = z.square() @ precision.T - 2 * z @ (loc * precision).T + (loc.square() * precision).sum(-1)
+        weighted = loc * precision
+        square = torch.cat([z.square(), z], -1) @ torch.cat([precision, -2 * weighted], -1).T + (loc * weighted).sum(-1)
         log_normal = (
             -0.5 * square.clamp(min=0.0) - self.scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * self.loc.shape[-1]
         )

@@ -1,4 +1,4 @@
-"""One step of SVI as one compiled graph: draw, objective, gradient, clipping, optimizer, moving average."""
+"""One step of SVI as one compiled graph: draw, objective, gradient, clipping, optimizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 from pyro_vae.capture import Captured, Uncapturable, capture
 from pyro_vae.precision import casts
 from pyro_vae.programs.functional import OfProgram
+from pyro_vae.training.schedule import share_of_newest
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer
@@ -29,13 +30,16 @@ def worth_capturing(total_steps: int, device: torch.device) -> bool:
 
 
 class CapturedStep:
-    """Takes the place of a trainer's plain step, on the same parameters, optimizer state and moving average.
+    """Takes the place of a trainer's plain step, on the same parameters and optimizer state.
+
+    The trainer updates the moving average between steps, when it is time to; ``averages`` has the graph do it, for launches of
+    many steps.
 
     The numbers follow ``torch.optim.Adam`` and ``AdamW`` (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980; Loshchilov &
     Hutter 2019, https://arxiv.org/abs/1711.05101), with the divisions that are the same for all elements done once.
     """
 
-    def __init__(self, trainer: Trainer, stored: Tensor, y: Tensor | None) -> None:
+    def __init__(self, trainer: Trainer, stored: Tensor, y: Tensor | None, averages: bool = False) -> None:
         settings = trainer.settings
         if settings.optimizer not in CAPTURED_OPTIMIZERS:
             raise Uncapturable(
@@ -60,7 +64,8 @@ class CapturedStep:
         self.finite = torch.zeros((), dtype=torch.int64, device=like.device)
         tensors = self.objective.tensors()
         params = [tensors.pop(name) for name in self.names]
-        self.kept = (params, *self.moments, trainer.average or [], tensors, self.count, list(self.on_device))
+        average = (trainer.average or []) if averages else []
+        self.kept = (params, *self.moments, average, tensors, self.count, list(self.on_device))
         self.sums = self.loss, self.finite
         self.flat = tree_flatten((*self.kept, *self.sums))[0]
         self.graph: Captured = capture(self._step, (*self.kept, *self.sums, stored, [] if y is None else [y]))
@@ -83,14 +88,14 @@ class CapturedStep:
 
     def scalars_of(self, step: int) -> _Scalars:
         """The numbers of the step after ``step`` others; computed here, since a graph would compute them for every element."""
-        (lr, beta1), average, step = self.trainer.schedule.at(step), self.trainer.settings.average, step + 1
+        (lr, beta1), step = self.trainer.schedule.at(step), step + 1
         beta1 = self.beta1 if beta1 is None else beta1
         return _Scalars(
             lr / (1 - beta1**step),
             1 / math.sqrt(1 - self.beta2**step),
             1 - beta1,
             1 - lr * self.weight_decay,
-            0.0 if average is None else 1 - min(average, (1 + step) / (10 + step)),
+            share_of_newest(self.trainer.settings.average, step),
         )
 
     def finish(self) -> None:

@@ -43,7 +43,7 @@ from pyro_vae.training.interrupts import Interrupted, Interrupts
 from pyro_vae.training.launch import Launches
 from pyro_vae.training.progress import Progress
 from pyro_vae.training.run import append_metrics
-from pyro_vae.training.schedule import Schedule
+from pyro_vae.training.schedule import Schedule, share_of_newest
 from pyro_vae.training.settings import Settings, make_optimizer
 from pyro_vae.training.source import Batch, Source
 
@@ -189,17 +189,17 @@ class Trainer:
                 if self.ranks.size > 1:
                     raise Uncapturable("a compiled step cannot wait for other processes")
                 with self.interrupts.at_once():
-                    self.captured = CapturedStep(self, *self.source.stored(rows))
-                    self.launches = self._make_launches(self.captured)
+                    resident = self._launchable()
+                    self.captured = CapturedStep(self, *self.source.stored(rows), averages=resident is not None)
+                    if resident is not None:
+                        batch_size = min(self.settings.batch_size, self.source.num_rows)
+                        self.launches = Launches(self.captured, resident, batch_size, self.steps_per_epoch)
             except Uncapturable as error:
                 warnings.warn(f"training uncompiled: {error}", CaptureWarning, stacklevel=6)
 
-    def _make_launches(self, step: CapturedStep) -> Launches | None:
-        """Where a launch costs more than the step that it starts, and the data are where it would gather them."""
-        resident = self.source.resident()
-        if self.device.type != "cuda" or resident is None:
-            return None
-        return Launches(step, resident, min(self.settings.batch_size, self.source.num_rows), self.steps_per_epoch)
+    def _launchable(self) -> Batch | None:
+        """The data, where a launch costs more than the step that it starts and they are where it would gather them."""
+        return self.source.resident() if self.device.type == "cuda" else None
 
     def _at_beginning(self) -> Within:
         dtype = torch.float64 if self.device.type != "mps" else torch.float32
@@ -217,6 +217,7 @@ class Trainer:
         elif self.captured is not None:
             self.captured(*next(self.minibatches))
             self.step += 1
+            self._follow()
         else:
             within.total += self._gradients(self._batch(self._rows(order, within)))
             self.finite += torch.isfinite(within.total)
@@ -260,9 +261,13 @@ class Trainer:
         self.schedule.apply(self.optimizer, self.step)
         self.optimizer.step()
         self.step += 1
-        if self.average is not None and self.settings.average is not None:
-            decay = min(self.settings.average, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Let the moving average follow the parameters, where it is time to."""
+        share = share_of_newest(self.settings.average, self.step)
+        if share and self.average is not None:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], share)
 
     def _heed(self, within: Within | None) -> None:
         """End training where a signal asked for it: with a checkpoint, where there is a run."""

@@ -12,6 +12,8 @@ from pyro_vae.training.settings import Settings
 WARM = 0.3  # of the steps of one cycle, in which the rate rises
 BELOW, LEAST = 25.0, 1e4  # the first rate is the highest over BELOW, the last that over LEAST
 MOMENTA = 0.95, 0.85  # Adam's first beta at the lowest and at the highest rate
+AVERAGED_STEPS = 16  # the most steps between two updates of the moving average
+MEMORIES = 50  # how many such waits the average's memory holds at least
 
 
 class Rates(NamedTuple):
@@ -60,6 +62,21 @@ class Schedule:
             group["lr"] = lr
             if beta1 is not None:
                 group["betas"] = (beta1, group["betas"][1])
+
+
+def share_of_newest(average: float | None, step: int) -> float:
+    """The share of the weights after ``step`` steps in their moving average; 0 where it waits for further steps.
+
+    The decay per step is ``average``, less over the first steps; so that an update costs little, one decays for up to
+    ``AVERAGED_STEPS`` steps at once, a small part of the average's memory.
+    """
+    if average is None:
+        return 0.0
+    decay = min(average, (1 + step) / (10 + step))
+    every = 1
+    while every < AVERAGED_STEPS and 2 * every * MEMORIES * (1 - decay) <= 1:
+        every *= 2
+    return 0.0 if step % every else 1 - decay**every
 
 
 def _between(a: float, b: float, part: float) -> float:
