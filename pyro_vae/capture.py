@@ -32,6 +32,7 @@ ON_CPU = {
 
 VECTOR = 16  # floats in a processor's widest registers
 LONG = 128  # elements of a row for which its last part of a vector matters
+FEW = 512  # elements of a column up to which MKL is faster along columns; with more it is as fast either way
 
 
 class Uncapturable(Exception):
@@ -144,7 +145,7 @@ def _separate_biases(graph: torch.fx.GraphModule) -> None:
 
 
 def _whole_vectors(graph: torch.fx.GraphModule) -> None:
-    """Products with rows that are not whole vectors are made transposed, where columns are: MKL is a tenth faster along these.
+    """Products of rows that are not whole vectors are made transposed, where few columns are: MKL is a tenth faster along these.
 
     What is computed of such a product element by element stays transposed, until the next product. Gradients of weights
     (products of a transposed activation) stay as the weights lie, with which they are joined.
@@ -164,7 +165,7 @@ def _whole_vectors(graph: torch.fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.target is aten.mm.default and node.args[0].target not in views:
             rows, columns = node.meta["val"].shape
-            if columns < LONG or columns % VECTOR == 0 or rows % VECTOR:
+            if columns < LONG or columns % VECTOR == 0 or rows > FEW or rows % VECTOR:
                 continue
             with graph.graph.inserting_before(node):
                 a, b = (call(aten.t.default, (factor,)) for factor in node.args)

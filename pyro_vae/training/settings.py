@@ -25,8 +25,8 @@ class Settings(BaseModel):
         schedule: ``one-cycle`` (up to ``lr`` over the first 30 % of steps, then down to almost 0; Smith & Topin 2018),
             ``cosine`` (down to 0) or ``constant``.
         clip_norm: the largest norm of the whole gradient, or None.
-        average: decay of the exponential moving average of the weights that is evaluated and kept (with a faster decay over
-            the first steps), or None.
+        average: decay per step of the exponential moving average of the weights that is evaluated and kept (with a faster
+            decay over the first steps; updated at every step at first, at every 16th where its memory is long), or None.
         patience: epochs without a better validation ELBO before training stops, or None; needs a validation split.
         objective: what is minimised.
         compile: ``on`` compiles a whole step into one graph, ``auto`` does where the number of steps repays it, ``off`` never
