@@ -8,7 +8,9 @@ with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +76,19 @@ def signature_of(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
     return [(tuple(t.shape), t.dtype, t.device) for t in tensors]
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Garbage waits: a compiler makes objects by the million, and each collection would go through all there are."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@_uncollected()
 def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
     """Compile a function of (nested lists of) tensors for tensors like those of ``example``.
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyro_vae as pv
 from pyro_vae import capture, registry
 from pyro_vae.capture import CaptureWarning
+from pyro_vae.data import preparation
 from pyro_vae.errors import UserError
 from pyro_vae.seeding import generator, seeded
 
@@ -156,6 +157,18 @@ def test_products_that_are_made_transposed(activation: str, monkeypatch: pytest.
     monkeypatch.setattr(capture, "_whole_vectors", counting)
     compare(blocks, observations(blocks), batch_size=32)
     assert made == [8]  # activations and their gradients, of two layers in two networks
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(7, 45), pytest.param((20, 28, 28), marks=pytest.mark.slow)], ids=str)
+def test_pixels_are_binarized_alike(shape: tuple[int, ...]) -> None:
+    """The integers of a minibatch's random bits overflow on purpose: compiled, and in what is left of a loop, as in torch."""
+    grey = torch.rand(shape, generator=generator(0))
+    graph = capture.capture(lambda p: [preparation._below(p)], (grey,))
+    with seeded(3):
+        (compiled,) = graph(grey)
+    with seeded(3):
+        assert torch.equal(compiled, preparation._below(grey))
 
 
 @needs_compiler
