@@ -160,9 +160,17 @@ def test_products_that_are_made_transposed(activation: str, monkeypatch: pytest.
 
 
 @needs_compiler
-@pytest.mark.parametrize("shape", [(7, 45), pytest.param((20, 28, 28), marks=pytest.mark.slow)], ids=str)
-def test_pixels_are_binarized_alike(shape: tuple[int, ...]) -> None:
-    """The integers of a minibatch's random bits overflow on purpose: compiled, and in what is left of a loop, as in torch."""
+@pytest.mark.parametrize(
+    ("shape", "lanes"),
+    [
+        ((7, 45), None),
+        *(pytest.param(s, n, marks=pytest.mark.slow) for s in ((20, 28, 28), (7, 45)) for n in (None, 0)),
+    ],
+    ids=str,
+)
+def test_pixels_are_binarized_alike(shape: tuple[int, ...], lanes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The integers of a minibatch's random bits overflow on purpose: compiled as in torch, in whole vectors and without."""
+    monkeypatch.setitem(capture.ON_CPU, "cpp.simdlen", lanes)
     grey = torch.rand(shape, generator=generator(0))
     graph = capture.capture(lambda p: [preparation._below(p)], (grey,))
     with seeded(3):

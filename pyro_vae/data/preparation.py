@@ -96,13 +96,15 @@ def _below(p: Tensor) -> Tensor:
 
 
 def _words(count: int, device: torch.device) -> Tensor:
-    """So many words of 64 random bits, as integers, of which torch's generator supplies the first.
+    """So many words of 64 random bits, as integers: made side by side, where a generator makes one after the other.
 
-    SplitMix64 (Steele, Lea & Flood 2014, Fast splittable pseudorandom number generators,
-    https://doi.org/10.1145/2660193.2660195): word i is made from the seed and i alone, so that they are made side by side.
+    Word n of SplitMix64 (Steele, Lea & Flood 2014, Fast splittable pseudorandom number generators,
+    https://doi.org/10.1145/2660193.2660195) with seed 0 is made from n alone. Here n is the place, xor 64 bits of torch's
+    generator.
     """
     first = torch.randint(-(2**63), 2**63 - 1, (1,), device=device)
-    z = torch.arange(count, device=device).mul_(-0x61C8864680B583EB).add_(first)
+    # xor and not a sum: a multiple of the place itself would overflow along a loop, by which a C++ compiler cuts the loop short
+    z = torch.arange(count, device=device).bitwise_xor_(first).mul_(-0x61C8864680B583EB)
     z.bitwise_xor_((z >> 30).bitwise_and_(0x3FFFFFFFF)).mul_(-0x40A7B892E31B1A47)  # shifts bring zeros in, not the sign
     z.bitwise_xor_((z >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(-0x6B2FB644ECCEEE15)
     return z.bitwise_xor_((z >> 31).bitwise_and_(0x1FFFFFFFF))
