@@ -176,11 +176,19 @@ def _whole_vectors(graph: torch.fx.GraphModule) -> None:
         ):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+
+    def elementwise(node: torch.fx.Node) -> bool:
+        return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+    def goes_on(node: torch.fx.Node) -> bool:
+        """Whether all that is made of it, or of its sum with a bias, is made element by element."""
+        return all(elementwise(u) and (u.target is not aten.add.Tensor or goes_on(u)) for u in node.users)
+
     turned: set[Any] = set()
     for node in list(graph.graph.nodes):
         if node.target is aten.mm.default and node.args[0].target not in views:
             rows, columns = node.meta["val"].shape
-            if columns < LONG or columns % VECTOR == 0 or rows > FEW or rows % VECTOR:
+            if columns < LONG or columns % VECTOR == 0 or rows > FEW or rows % VECTOR or not goes_on(node):
                 continue
             with graph.graph.inserting_before(node):
                 a, b = (call(aten.t.default, (factor,)) for factor in node.args)
@@ -189,7 +197,7 @@ def _whole_vectors(graph: torch.fx.GraphModule) -> None:
             node.replace_all_uses_with(back)
             graph.graph.erase_node(node)
             turned.add(back)
-        elif torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        elif elementwise(node):
             shape = node.meta["val"].shape
             if not any(n in turned and n.meta["val"].shape == shape for n in node.all_input_nodes):
                 continue
