@@ -9,6 +9,7 @@ with the reason.
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -53,18 +54,17 @@ class Captured:
     torch's generator supplies, so that ``torch.manual_seed`` makes them repeatable.
     """
 
-    def __init__(self, compiled: Callable[..., Any], signature: list[tuple[Any, ...]], out: Any) -> None:
-        self._compiled, self._signature, self._out = compiled, signature, out
+    def __init__(
+        self, compiled: Callable[[list[Tensor]], Sequence[Tensor]], signature: list[tuple[Any, ...]], out: Any
+    ) -> None:
+        self.flat = compiled
+        """The same of and to flat lists of tensors, under ``torch.no_grad()``; the list of arguments may be emptied."""
+        self._signature, self._out = signature, out
 
     def __call__(self, *args: Any) -> Any:
         """The function's value; tensors that the function changes in place are changed in place."""
-        return tree_unflatten(list(self.flat(tree_flatten(args)[0])), self._out)
-
-    def flat(self, args: list[Tensor]) -> Sequence[Tensor]:
-        """The same of and to flat lists of tensors; the list of arguments may be emptied."""
         with torch.no_grad():
-            found: Sequence[Tensor] = self._compiled(*args)
-            return found
+            return tree_unflatten(list(self.flat(tree_flatten(args)[0])), self._out)
 
     def fits(self, args: Sequence[Tensor]) -> bool:
         """Whether the graph was captured for a flat list of tensors of these shapes, dtypes and devices."""
@@ -124,17 +124,53 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
     constants = [n for n, c in graph.named_buffers() if not torch.equal(c, again.get_buffer(n))]
     if constants:
         raise Uncapturable("the program makes tensors outside torch's operations that change from one run to the next")
-    options = {}
-    if flat[0].device.type == "cpu":
+    on_cpu = flat[0].device.type == "cpu"
+    if on_cpu:
         _separate_biases(graph)
         _whole_vectors(graph)
-        options = ON_CPU
     try:
         with seeded(0, flat[0].device), torch.no_grad():
-            compiled = torch._inductor.compile(graph, _shapes_of(flat), options=options)
+            compiled = torch._inductor.compile(graph, _shapes_of(flat), options=ON_CPU if on_cpu else {})
     except Exception as error:
         raise Uncapturable(f"Inductor cannot compile it here: {_first_line(error)}") from error
-    return Captured(compiled, signature_of(flat), out[0])
+    generated = _generated(compiled, flat) if on_cpu else None
+    return Captured(generated or (lambda args: compiled(*args)), signature_of(flat), out[0])
+
+
+def _generated(
+    compiled: Callable[..., Any], example: list[Tensor]
+) -> Callable[[list[Tensor]], Sequence[Tensor]] | None:
+    """The code that Inductor generated, where the layers around it do nothing but hand on what they are given; else None.
+
+    They look for profilers, contexts and aliases at every call, which takes a tenth of a short step. What they hand on is seen
+    by a call in which something else stands in the place of the generated code; a graph with outputs is left in its layers.
+    """
+    innermost = inspect.unwrap(compiled)
+    generated = getattr(innermost, "current_callable", None)
+    if generated is None:
+        return None
+    given: list[Any] = []
+
+    def noting(args: list[Any]) -> list[Any]:
+        given[:] = args
+        return []
+
+    innermost.current_callable = noting
+    try:
+        with torch.no_grad():
+            result = compiled(*example)
+    except Exception:
+        return None
+    finally:
+        innermost.current_callable = generated
+    constants = given[: -len(example)]
+    if (
+        result
+        or len(given) < len(example)
+        or any(a is not b for a, b in zip(given[-len(example) :], example, strict=True))
+    ):
+        return None
+    return lambda args: generated([*constants, *args])
 
 
 def _shapes_of(tensors: Sequence[Tensor]) -> list[Any]:

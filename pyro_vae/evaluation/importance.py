@@ -190,7 +190,8 @@ class _Passes:
             self._compile(x, y)
         args = [*self.leaves, x] if y is None else [*self.leaves, x, y]
         if self.graph is not None and num_samples == self.samples and self.graph.fits(args):
-            log_weight, log_likelihood, kl, size = self.graph.flat(args)
+            with torch.no_grad():
+                log_weight, log_likelihood, kl, size = self.graph.flat(args)
             return log_weight, log_likelihood, kl, size
         return weigh(self.program, x, y, num_samples, self.precision)
 

@@ -210,14 +210,12 @@ class Trainer:
         return within.first_step + ((self.step - within.first_step) // every + 1) * every
 
     def _advance(self, order: Tensor, within: Within, last_step: int) -> None:
-        """A step, or where one launch can hold more, all up to ``last_step``; their losses are added to the epoch's."""
+        """A step, or where they are compiled, all up to ``last_step`` or a signal; their losses are added to the epoch's."""
         if self.launches is not None:
             self.launches.run(last_step - self.step)
             self.step = last_step
         elif self.captured is not None:
-            self.captured(*next(self.minibatches))
-            self.step += 1
-            self._follow()
+            self.captured.advance(self.minibatches, last_step)
         else:
             within.total += self._gradients(self._batch(self._rows(order, within)))
             self.finite += torch.isfinite(within.total)
@@ -261,12 +259,12 @@ class Trainer:
         self.schedule.apply(self.optimizer, self.step)
         self.optimizer.step()
         self.step += 1
-        self._follow()
+        if share := share_of_newest(self.settings.average, self.step):
+            self.follow(share)
 
-    def _follow(self) -> None:
-        """Let the moving average follow the parameters, where it is time to."""
-        share = share_of_newest(self.settings.average, self.step)
-        if share and self.average is not None:
+    def follow(self, share: float) -> None:
+        """Let the moving average follow the parameters."""
+        if self.average is not None:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], share)
 
     def _heed(self, within: Within | None) -> None:
