@@ -9,29 +9,17 @@ with the reason.
 from __future__ import annotations
 
 import gc
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pyro_vae.inductor import Code, begin_trial, compiled
 from pyro_vae.seeding import seeded
-
-# torch's own generators draw many times faster on a CPU than what Inductor puts into its loops; a tanh made of
-# exponentials takes a fraction of the time of its library's; its patterns would join products and biases again; and its
-# trial of the processor's vector instructions, which PyTorch uses already, takes 6 s.
-ON_CPU = {
-    "fallback_random": True,
-    "cpp.use_decompose_tanh": True,
-    "pattern_matcher": False,
-    "cpp.vec_isa_ok": True,
-}
 
 VECTOR = 16  # floats in a processor's widest registers
 LONG = 128  # elements of a row for which its last part of a vector matters
@@ -54,10 +42,8 @@ class Captured:
     torch's generator supplies, so that ``torch.manual_seed`` makes them repeatable.
     """
 
-    def __init__(
-        self, compiled: Callable[[list[Tensor]], Sequence[Tensor]], signature: list[tuple[Any, ...]], out: Any
-    ) -> None:
-        self.flat = compiled
+    def __init__(self, code: Code, signature: list[tuple[Any, ...]], out: Any) -> None:
+        self.flat = code
         """The same of and to flat lists of tensors, under ``torch.no_grad()``; the list of arguments may be emptied."""
         self._signature, self._out = signature, out
 
@@ -104,6 +90,9 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
         Uncapturable: why it cannot be compiled here.
     """
     flat, structure = tree_flatten(example)
+    on_cpu = flat[0].device.type == "cpu"
+    if on_cpu:
+        begin_trial()
     out: list[Any] = []
 
     def on_flat(*tensors: Tensor) -> list[Tensor]:
@@ -124,59 +113,15 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
     constants = [n for n, c in graph.named_buffers() if not torch.equal(c, again.get_buffer(n))]
     if constants:
         raise Uncapturable("the program makes tensors outside torch's operations that change from one run to the next")
-    on_cpu = flat[0].device.type == "cpu"
     if on_cpu:
         _separate_biases(graph)
         _whole_vectors(graph)
     try:
         with seeded(0, flat[0].device), torch.no_grad():
-            compiled = torch._inductor.compile(graph, _shapes_of(flat), options=ON_CPU if on_cpu else {})
+            code = compiled(graph, flat)
     except Exception as error:
         raise Uncapturable(f"Inductor cannot compile it here: {_first_line(error)}") from error
-    generated = _generated(compiled, flat) if on_cpu else None
-    return Captured(generated or (lambda args: compiled(*args)), signature_of(flat), out[0])
-
-
-def _generated(
-    compiled: Callable[..., Any], example: list[Tensor]
-) -> Callable[[list[Tensor]], Sequence[Tensor]] | None:
-    """The code that Inductor generated, where the layers around it do nothing but hand on what they are given; else None.
-
-    They look for profilers, contexts and aliases at every call, which takes a tenth of a short step. What they hand on is seen
-    by a call in which something else stands in the place of the generated code; a graph with outputs is left in its layers.
-    """
-    innermost = inspect.unwrap(compiled)
-    generated = getattr(innermost, "current_callable", None)
-    if generated is None:
-        return None
-    given: list[Any] = []
-
-    def noting(args: list[Any]) -> list[Any]:
-        given[:] = args
-        return []
-
-    innermost.current_callable = noting
-    try:
-        with torch.no_grad():
-            result = compiled(*example)
-    except Exception:
-        return None
-    finally:
-        innermost.current_callable = generated
-    constants = given[: -len(example)]
-    if (
-        result
-        or len(given) < len(example)
-        or any(a is not b for a, b in zip(given[-len(example) :], example, strict=True))
-    ):
-        return None
-    return lambda args: generated([*constants, *args])
-
-
-def _shapes_of(tensors: Sequence[Tensor]) -> list[Any]:
-    """Stand-ins without values, whose shapes are known to be fixed: Inductor keeps what it compiled for such ones."""
-    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
-    return [mode.from_tensor(t.detach()) for t in tensors]
+    return Captured(code, signature_of(flat), out[0])
 
 
 def _separate_biases(graph: torch.fx.GraphModule) -> None:
