@@ -11,14 +11,14 @@ has no such thing, or another, the graph is compiled and run all the same.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from threading import Thread
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,15 +53,14 @@ def compiled(graph: torch.fx.GraphModule, example: list[Tensor]) -> Code:
         return lambda args: function(*args)
     from torch._inductor import compile_fx  # noqa: F401  takes a second, which the trial is given
 
-    if (trial := begin_trial()) is not None:
-        trial.join()
+    begin_trial().join()
     with _in_few_units():
         function = torch._inductor.compile(graph, _shapes_of(example), options=ON_CPU)
     return _generated(function, example) or (lambda args: function(*args))
 
 
-@functools.cache
-def begin_trial() -> Thread | None:
+@cache
+def begin_trial() -> Thread:
     """Begin to find out, once in a process, what of torch, Triton and the processor's instructions compiled code depends on.
 
     Returns:
@@ -74,10 +73,7 @@ def begin_trial() -> Thread | None:
             getattr(codecache, key).prefetch()
 
     def try_instructions() -> None:
-        with (
-            suppress(Exception),
-            config.patch({"cpp.vec_isa_ok": ON_CPU["cpp.vec_isa_ok"]}),
-        ):  # who compiles hears of it
+        with suppress(Exception), config.patch({"cpp.vec_isa_ok": True}):  # who compiles hears of it
             cpu_vec_isa.valid_vec_isa_list()
 
     trial = Thread(target=try_instructions, daemon=True)
@@ -96,105 +92,106 @@ def _in_few_units() -> Iterator[None]:
     """While entered, the kernels of each graph are compiled together."""
     from torch._inductor.async_compile import AsyncCompile
 
-    one_by_one = AsyncCompile.cpp_pybinding
-    units: dict[AsyncCompile, _Units] = {}
+    one_by_one, wait = AsyncCompile.cpp_pybinding, AsyncCompile.wait
+    graphs: dict[AsyncCompile, _Kernels] = {}
 
-    def cpp_pybinding(self: AsyncCompile, argtypes: list[str], source_code: str) -> Any:
-        if not _Units.fits(source_code):
-            return one_by_one(self, argtypes, source_code)
-        return units.setdefault(self, _Units(self, one_by_one)).add(argtypes, source_code)
+    def cpp_pybinding(self: AsyncCompile, argtypes: list[str], source_code: str, **options: Any) -> Any:
+        if options or not _Kernels.fits(source_code):
+            return one_by_one(self, argtypes, source_code, **options)
+        return graphs.setdefault(self, _Kernels(partial(one_by_one, self), self.submit)).add(argtypes, source_code)
 
-    AsyncCompile.cpp_pybinding = cpp_pybinding  # type: ignore[method-assign]
+    def wait_for_all(self: AsyncCompile, scope: dict[str, Any]) -> None:
+        if self in graphs:
+            functions = graphs.pop(self).compiled()
+            scope.update({name: functions[k.place] for name, k in scope.items() if isinstance(k, _Kernel)})
+        wait(self, scope)
+
+    AsyncCompile.cpp_pybinding, AsyncCompile.wait = cpp_pybinding, wait_for_all  # type: ignore[method-assign]
     try:
         yield
     finally:
-        AsyncCompile.cpp_pybinding = one_by_one  # type: ignore[method-assign]
+        AsyncCompile.cpp_pybinding, AsyncCompile.wait = one_by_one, wait  # type: ignore[method-assign]
 
 
-class _Units:
-    """The kernels of one graph, collected until the first of them is asked for."""
+class _Kernel(NamedTuple):
+    """A kernel that waits for its function: its place in the graph, the types of its arguments and its source."""
 
-    def __init__(self, compiler: Any, one_by_one: Callable[..., Any]) -> None:
-        self.compiler, self.one_by_one = compiler, one_by_one
-        self.kernels: list[tuple[list[str], str]] = []
+    place: int
+    argtypes: list[str]
+    source: str
+
+    @property
+    def name(self) -> str:
+        """Its name among others."""
+        return f"kernel_{self.place}"
+
+
+class _Kernels:
+    """The kernels of one graph, collected until all are known."""
+
+    def __init__(self, one_by_one: Callable[[list[str], str], Any], submit: Callable[..., Any]) -> None:
+        self.one_by_one, self.submit = one_by_one, submit
+        self.kernels: list[_Kernel] = []
 
     @staticmethod
     def fits(source: str) -> bool:
-        """Whether a kernel can stand in a namespace: it includes nothing but what all do, and has one function to call."""
+        """Whether a kernel can stand in a namespace: it includes nothing but what all do, and is named once."""
         directives = re.findall(r"^\s*#\s*(?:include|define|undef|if).*", source, re.MULTILINE)
         return [d.strip() for d in directives] == [PREFIX] and len(re.findall(r"\bkernel\b", source)) == 1
 
-    def add(self, argtypes: list[str], source: str) -> Any:
-        """Add one; what it gives waits for its function."""
-        from torch._inductor.codecache import LambdaFuture
+    def add(self, argtypes: list[str], source: str) -> _Kernel:
+        """Add one; it keeps the place of its function."""
+        self.kernels.append(_Kernel(len(self.kernels), argtypes, source))
+        return self.kernels[-1]
 
-        place = len(self.kernels)
-        self.kernels.append((argtypes, source))
-        return LambdaFuture(lambda: self.functions[place])
-
-    @functools.cached_property
-    def functions(self) -> list[Callable[..., None]]:
-        """One for each kernel; the kernels one by one, where they cannot be compiled together."""
+    def compiled(self) -> list[Callable[..., None]]:
+        """A function for each kernel; each is compiled alone, where they cannot be compiled together."""
         from torch._inductor.async_compile import get_compile_threads
 
-        groups: list[list[int]] = [[] for _ in range(max(1, min(get_compile_threads(), len(self.kernels))))]
-        for place in sorted(range(len(self.kernels)), key=lambda k: -len(self.kernels[k][1])):  # the longest first
-            min(groups, key=lambda g: sum(len(self.kernels[k][1]) for k in g)).append(place)
+        threads = max(1, get_compile_threads())
+        units: list[list[_Kernel]] = [[] for _ in range(min(threads, len(self.kernels)))]
+        for kernel in sorted(self.kernels, key=lambda k: -len(k.source)):  # the longest first, where the least is
+            min(units, key=lambda unit: sum(len(k.source) for k in unit)).append(kernel)
         try:
-            loading = [self._unit(group) for group in groups]
-            found = {place: f for group, load in zip(groups, loading, strict=True) for place, f in load(group)}
+            submit = self.submit if threads > 1 else None  # which would wait for a lock that it holds itself
+            libraries = [(unit, self._library(unit, submit)) for unit in units]
+            found = {k.place: getattr(library(), k.name) for unit, library in libraries for k in unit}
+            return [found[k.place] for k in self.kernels]
         except Exception:
-            alone = [self.one_by_one(self.compiler, *kernel) for kernel in self.kernels]
+            alone = [self.one_by_one(k.argtypes, k.source) for k in self.kernels]
             return [f.result() if hasattr(f, "result") else f for f in alone]
-        return [found[place] for place in range(len(self.kernels))]
 
-    def _unit(self, group: list[int]) -> Callable[[list[int]], Iterator[tuple[int, Callable[..., None]]]]:
-        """Begin to compile one unit; what it gives loads it."""
+    def _library(self, unit: list[_Kernel], submit: Callable[..., Any] | None) -> Callable[[], Any]:
+        """Begin to compile kernels together; what it gives waits for their functions, by name."""
         from torch._inductor.codecache import CppPythonBindingsCodeCache
 
         class Unit(CppPythonBindingsCodeCache):
-            """Where the library of a unit is."""
+            """One library with as many Python modules as kernels."""
 
             cache: dict[str, Any] = {}  # noqa: RUF012
 
             @classmethod
             def _load_library_inner(cls, path: str, key: str) -> Any:
-                return _Library(path, key)
-
-        def names(place: int) -> type[CppPythonBindingsCodeCache]:
-            name = f"kernel_{place}"
-            return type(name, (CppPythonBindingsCodeCache,), {"entry_function": name})
+                found = SimpleNamespace()
+                for kernel in unit:
+                    one: Any = type(kernel.name, (CppPythonBindingsCodeCache,), {"entry_function": kernel.name})
+                    setattr(found, kernel.name, getattr(one._load_library_inner(path, key), kernel.name))
+                return found
 
         parts = ["#define PY_SSIZE_T_CLEAN", PREFIX, *(f"#include <{header}>" for header in BINDING)]
-        for place in group:
-            argtypes, source = self.kernels[place]
-            arguments = ", ".join(f"parse_arg<{a.replace('const ', '')}>(args, {n})" for n, a in enumerate(argtypes))
-            name = f"kernel_{place}"
+        for kernel in unit:
+            arguments = (f"parse_arg<{a.replace('const ', '')}>(args, {n})" for n, a in enumerate(kernel.argtypes))
             binding = Unit.suffix_template.format(
-                arg_len=len(argtypes),
-                call_entry_func=f"{name}({arguments}); Py_RETURN_NONE;",
-                entry_func=name,
+                arg_len=len(kernel.argtypes),
+                call_entry_func=f"{kernel.name}({', '.join(arguments)}); Py_RETURN_NONE;",
+                entry_func=kernel.name,
                 extra_parse_arg="",
             )
-            text = re.sub(r"\bkernel\b", name, source.replace(PREFIX, ""))
-            text += re.sub(r"^\s*#(include|define).*$", "", binding, flags=re.MULTILINE)
-            parts.append(f"namespace unit_{place} {{\n{textwrap.dedent(text)}\n}}")
-        library = Unit.load_async("\n".join(parts) + "\n", "cpu", submit_fn=self.compiler.submit)
-
-        def load(group: list[int]) -> Iterator[tuple[int, Callable[..., None]]]:
-            found = library()
-            for place in group:
-                module = names(place)._load_library_inner(found.path, found.key)
-                yield place, getattr(module, f"kernel_{place}")
-
-        return load
-
-
-class _Library:
-    """A unit's shared library."""
-
-    def __init__(self, path: str, key: str) -> None:
-        self.path, self.key = path, key
+            binding = re.sub(r"^\s*#\s*(?:include|define).*", "", binding, flags=re.MULTILINE)
+            source = re.sub(r"\bkernel\b", kernel.name, kernel.source.replace(PREFIX, ""))
+            parts.append(f"namespace of_{kernel.name} {{\n{source}\n{binding}\n}}")
+        library: Callable[[], Any] = Unit.load_async("\n".join(parts) + "\n", "cpu", submit_fn=submit)
+        return library
 
 
 def _generated(function: Callable[..., Any], example: list[Tensor]) -> Code | None:

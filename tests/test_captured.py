@@ -20,7 +20,7 @@ from test_extremes import partner
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_vae as pv
-from pyro_vae import capture, registry
+from pyro_vae import capture, inductor, registry
 from pyro_vae.capture import CaptureWarning
 from pyro_vae.data import preparation
 from pyro_vae.errors import UserError
@@ -170,7 +170,7 @@ def test_products_that_are_made_transposed(activation: str, monkeypatch: pytest.
 )
 def test_pixels_are_binarized_alike(shape: tuple[int, ...], lanes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The integers of a minibatch's random bits overflow on purpose: compiled as in torch, in whole vectors and without."""
-    monkeypatch.setitem(capture.ON_CPU, "cpp.simdlen", lanes)
+    monkeypatch.setitem(inductor.ON_CPU, "cpp.simdlen", lanes)
     grey = torch.rand(shape, generator=generator(0))
     graph = capture.capture(lambda p: [preparation._below(p)], (grey,))
     with seeded(3):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CAPTURED_OPTIMIZERS = ("adam", "adamw")
 AHEAD = 64  # steps whose scalars are computed at once
 
-# A captured step saves about 2 ms of Python on a CPU and compiles in about 12 s, once; on a GPU it saves more.
+# A captured step saves about 2 ms of Python on a CPU and compiles in about 9 s, once; on a GPU it saves more.
 WORTH_CAPTURING = {"cpu": 6_000, "cuda": 3_000}
 
 
