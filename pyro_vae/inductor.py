@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
-from threading import Thread
+from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -40,6 +40,8 @@ BINDING = ("Python.h", "sstream", "cstdlib", "cerrno")  # what a kernel's Python
 
 Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
+_alone = Lock()  # of the thread whose graph is being compiled
+
 
 def compiled(graph: torch.fx.GraphModule, example: list[Tensor]) -> Code:
     """The graph as machine code, called with a list of tensors under ``torch.no_grad()``; the list may be emptied.
@@ -54,7 +56,7 @@ def compiled(graph: torch.fx.GraphModule, example: list[Tensor]) -> Code:
     from torch._inductor import compile_fx  # noqa: F401  takes a second, which the trial is given
 
     begin_trial().join()
-    with _in_few_units():
+    with _alone, _in_few_units():
         function = torch._inductor.compile(graph, _shapes_of(example), options=ON_CPU)
     return _generated(function, example) or (lambda args: function(*args))
 
