@@ -80,7 +80,7 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
 
     Args:
         function: takes and returns tensors, or lists, tuples and dicts of them; may change its arguments in place, and may
-            call autograd. It is run three times on copies of ``example``.
+            call autograd. It is run twice on copies of ``example``.
         example: its arguments.
 
     Returns:
