@@ -78,8 +78,14 @@ def begin_trial() -> Thread:
         with suppress(Exception), config.patch({"cpp.vec_isa_ok": True}):  # who compiles hears of it
             cpu_vec_isa.valid_vec_isa_list()
 
+    def compile_headers() -> None:  # six seconds, once on a machine
+        trial.join()
+        with suppress(Exception), config.patch({"cpp.vec_isa_ok": True}):
+            codecache.CppPythonBindingsCodeCache.load_pybinding([], f'{PREFIX}\nextern "C" void kernel() {{}}\n')
+
     trial = Thread(target=try_instructions, daemon=True)
     trial.start()
+    Thread(target=compile_headers, daemon=True).start()
     return trial
 
 
