@@ -9,6 +9,7 @@ first one writes. A run that is restarted goes on from its checkpoint.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -106,6 +107,8 @@ def join() -> Ranks:
     if not dist.is_available() or not (launched() or dist.is_initialized()):
         return ALONE
     if not dist.is_initialized():
+        from torch.distributed.nn import functional  # noqa: F401  has a group as a default argument, and would keep this one for good
+
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         # not left and joined again: the second meeting would find the addresses of the first
         found = {"store": _fresh_store(), "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
@@ -146,8 +149,14 @@ def _fresh_store() -> Any:
 
 
 def _leave() -> None:
+    """Leave the group, and join its threads.
+
+    They live as long as one object that knows the group; one that lets go of a tensor while the interpreter ends would abort
+    the process.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+    gc.collect()
 
 
 @contextmanager
