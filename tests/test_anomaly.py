@@ -120,6 +120,7 @@ def test_missing_elements_have_their_conditional_law(diagonal: bool, record_prop
         assert float(found.acceptance.min()) > 1 - 1e-9
 
 
+@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")  # few draws
 def test_a_program_with_missing_elements_is_a_program() -> None:
     x, seen, _, _ = missing()
     program = conjugate.LinearGaussian(scale=2.5)  # wide enough for a posterior that has seen less
@@ -188,6 +189,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")  # few draws
 def test_the_posterior_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = trained / "p.nc"
     few = ["--images", "3", "--samples", "30", "--quiet"]

@@ -16,6 +16,7 @@ from arviz_stats.utils import ELPDData
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
+from pyro_vae.analysis.convergence import flat_latents
 from pyro_vae.analysis.posterior import posterior
 from pyro_vae.analysis.schema import SAMPLE_DIMS
 from pyro_vae.errors import UserError
@@ -95,21 +96,6 @@ def compare_guide(
         {n: (("image", "latent"), v) for n, v in columns.items()} | {n: ("image", v) for n, v in per_image.items()},
         coords=coords,
         attrs={"source": source, "seed": seed, "num_samples": ours.sizes["draw"], "num_chains": ours.sizes["chain"]},
-    )
-
-
-def flat_latents(group: xr.Dataset | xr.DataTree) -> xr.DataArray:
-    """All latents of a group side by side, ``(chain, draw, image, latent)``, named as in ArviZ's summaries."""
-    arrays, names = [], []
-    for name, variable in group.data_vars.items():
-        array = variable.transpose("chain", "draw", "image", ...)
-        event = array.shape[3:]
-        arrays.append(array.values.reshape(*array.shape[:3], -1))
-        names += [f"{name}[{', '.join(map(str, i))}]" if event else str(name) for i in np.ndindex(*event)]
-    return xr.DataArray(
-        np.concatenate(arrays, -1),
-        dims=("chain", "draw", "image", "latent"),
-        coords={"image": group["image"].values, "latent": names},
     )
 
 

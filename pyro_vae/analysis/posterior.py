@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,12 +21,14 @@ from arviz_stats.base import array_stats
 from torch import Tensor
 
 from pyro_vae import __version__
+from pyro_vae.analysis.convergence import Convergence
 from pyro_vae.analysis.mcmc import sample_chains
 from pyro_vae.analysis.schema import Tree, event_dims
 from pyro_vae.analysis.scoring import Arrays, draw_from_guide, draw_from_prior, predict, score
 from pyro_vae.errors import UserError, nearest
-from pyro_vae.evaluation.estimators import estimate
+from pyro_vae.evaluation.estimators import estimate, good_khat
 from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
+from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
 from pyro_vae.programs.contract import OBSERVED, Program, check, check_observed, device_of, require_rows
 from pyro_vae.programs.latents import to_program
 from pyro_vae.seeding import derive_seed
@@ -93,6 +96,10 @@ def posterior(
     Raises:
         UserError: an unknown source, x outside the support, discrete latents with NUTS or HMC.
 
+    Warns:
+        UnreliableEstimateWarning: Markov chains that have not converged, or that diverge
+            (:class:`pyro_vae.analysis.convergence.Convergence`); weights for ``"psis"`` with a bad Pareto k.
+
     Example:
         >>> import torch, pyro_vae as pv
         >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
@@ -130,7 +137,7 @@ def posterior(
         dims["y"] = ["image", *event_dims("y", y.shape[1:])]
     if constant:
         tree.add("constant_data", constant, dims)
-    return tree.build(
+    built = tree.build(
         {
             "source": source,
             "guide": guide_name(program),
@@ -148,6 +155,25 @@ def posterior(
             **(attributes or {}),
         }
     )
+    for message in _doubts(built, source):
+        warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
+    return built
+
+
+def _doubts(tree: xr.DataTree, source: str) -> list[str]:
+    """Why the draws may not be of the posterior, as far as they can tell; the guide's are its own in any case."""
+    if source in ("nuts", "hmc"):
+        return Convergence(tree).warnings
+    if source != "psis":
+        return []
+    khat = tree["sample_stats"].to_dataset()["khat"].values
+    bad = float((khat > good_khat(tree.attrs["num_samples"] * tree.attrs["num_chains"])).mean())
+    if bad <= BAD_FRACTION:
+        return []
+    return [
+        f"Pareto k is bad for {bad:.1%} of {len(khat)} images: their draws lie between the guide and the posterior; draw more, "
+        "or use Markov chains"
+    ]
 
 
 def guide_name(program: Any) -> str:

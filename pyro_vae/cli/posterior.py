@@ -46,6 +46,7 @@ def posterior(
 
     import torch
 
+    from pyro_vae.analysis.convergence import Convergence
     from pyro_vae.analysis.posterior import posterior as draw
     from pyro_vae.cli.runs import open_run
     from pyro_vae.programs.contract import takes_y
@@ -72,24 +73,4 @@ def posterior(
         )  # fmt: skip
     print(save_netcdf(tree, path))
     if mcmc != "none":
-        print(_convergence(tree))
-
-
-def _convergence(tree: object) -> str:
-    """R-hat and divergences of the chains, in a line."""
-    import numpy as np
-    from arviz_stats.base import array_stats
-
-    from pyro_vae.analysis.diagnostics import flat_latents
-
-    posterior = flat_latents(tree.posterior).values  # type: ignore[attr-defined]
-    divergent = int(tree.sample_stats["diverging"].sum())  # type: ignore[attr-defined]
-    if min(posterior.shape[:2]) < 4 and posterior.shape[0] < 2:
-        return f"{divergent} divergent transitions; one chain has no R-hat"
-    rhat = array_stats.rhat(posterior, chain_axis=0, draw_axis=1)
-    ess = array_stats.ess(posterior, chain_axis=0, draw_axis=1)
-    return (
-        f"R-hat below 1.01 for {float((rhat < 1.01).mean()):.1%} of {rhat.size} coordinates "
-        f"(largest {float(np.nanmax(rhat)):.3f}); "
-        f"bulk ESS median {float(np.nanmedian(ess)):.0f}; {divergent} divergent transitions"
-    )
+        print(Convergence(tree).line)

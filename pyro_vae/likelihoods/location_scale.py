@@ -1,4 +1,4 @@
-"""What the Laplace and Student t likelihoods share: a location from the decoder, and a scale."""
+"""What the normal, Laplace and Student t likelihoods share: a location from the decoder, and a scale."""
 
 from __future__ import annotations
 

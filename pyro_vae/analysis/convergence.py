@@ -1,0 +1,96 @@
+"""Whether Markov chains have forgotten where they began."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import xarray as xr
+from arviz_stats.base import array_stats
+
+from pyro_vae.analysis.schema import SAMPLE_DIMS
+
+GOOD_RHAT = 1.01  # Vehtari et al. 2021, https://arxiv.org/abs/1903.08008
+BAD_RHAT = 1.05  # which chance alone does not give, however many coordinates there are
+BAD_DIVERGENT = 0.01  # of an image's draws: the step is too long where the posterior is narrow
+
+
+class Convergence:
+    """What Markov chains say of themselves.
+
+    Args:
+        tree: :func:`pyro_vae.posterior` with ``source="nuts"`` or ``"hmc"``.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
+        >>> tree = pv.posterior(vae, torch.zeros(5, 3), source="nuts", num_samples=100, num_warmup=100)
+        >>> Convergence(tree).rhat.shape, Convergence(tree).warnings
+        ((5, 2), [])
+    """
+
+    def __init__(self, tree: xr.DataTree) -> None:
+        self.values = flat_latents(tree["posterior"].to_dataset()).values
+        self.diverging = tree["sample_stats"].to_dataset()["diverging"]
+
+    @cached_property
+    def rhat(self) -> np.ndarray:
+        """R-hat ``(image, latent)``, rank-normalised and folded; NaN for fewer than two chains or four draws."""
+        return self._of_chains(array_stats.rhat)
+
+    @cached_property
+    def ess(self) -> np.ndarray:
+        """Bulk effective sample size ``(image, latent)``; NaN likewise."""
+        return self._of_chains(array_stats.ess)
+
+    def _of_chains(self, statistic: Callable[..., np.ndarray]) -> np.ndarray:
+        num_chains, num_draws, *shape = self.values.shape
+        if num_chains < 2 or num_draws < 4:
+            return np.full(shape, np.nan)
+        return statistic(self.values, chain_axis=0, draw_axis=1)
+
+    @property
+    def line(self) -> str:
+        """R-hat, ESS and divergences for a reader."""
+        divergent = f"{int(self.diverging.sum())} divergent transitions"
+        if np.isnan(self.rhat).all():
+            return f"{divergent}; no R-hat, which takes two chains of four draws that move"
+        good = float((self.rhat < GOOD_RHAT).mean())
+        return (
+            f"R-hat below {GOOD_RHAT} for {good:.1%} of {self.rhat.size} coordinates "
+            f"(largest {np.nanmax(self.rhat):.3f}); bulk ESS median {np.nanmedian(self.ess):.0f}; {divergent}"
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the draws are not to be trusted, if they are not; for how many images."""
+        found, of = [], f"of {len(self.rhat)} images"
+        bad = int((self.rhat > BAD_RHAT).any(1).sum())
+        if bad:
+            found.append(
+                f"the chains of {bad} {of} have not converged (R-hat above {BAD_RHAT}, largest {np.nanmax(self.rhat):.2f}): "
+                "draw more (num_warmup, num_samples), or see whether each stays in a mode of its own"
+            )
+        bad = int((self.diverging.mean(SAMPLE_DIMS) > BAD_DIVERGENT).sum())
+        if bad:
+            found.append(
+                f"more than {BAD_DIVERGENT:.0%} of the transitions of {bad} {of} diverge, where the posterior is narrower than "
+                "a step: raise target_accept"
+            )
+        return found
+
+
+def flat_latents(group: xr.Dataset | xr.DataTree) -> xr.DataArray:
+    """All latents of a group side by side, ``(chain, draw, image, latent)``, named as in ArviZ's summaries."""
+    arrays, names = [], []
+    for name, variable in group.data_vars.items():
+        array = variable.transpose("chain", "draw", "image", ...)
+        event = array.shape[3:]
+        arrays.append(array.values.reshape(*array.shape[:3], -1))
+        names += [f"{name}[{', '.join(map(str, i))}]" if event else str(name) for i in np.ndindex(*event)]
+    return xr.DataArray(
+        np.concatenate(arrays, -1),
+        dims=("chain", "draw", "image", "latent"),
+        coords={"image": group["image"].values, "latent": names},
+    )
