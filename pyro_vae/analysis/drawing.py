@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pyro_vae.errors import UserError
-from pyro_vae.training.files import write_bytes
+from pyro_vae.training.files import writable, write_bytes
 
 DPI = 100
 MARGIN, TITLE, LINE = 10, 16, 20  # pixels: around a picture of images, above its title, and for a line of the title
@@ -142,7 +141,7 @@ def save(picture: Axes | Figure, path: str | Path) -> Path:
     Raises:
         UserError: a suffix that is not ``.png``, or a place that cannot be written to.
     """
-    path = writable(path)
+    path = destination(path)
     figure: Any = picture
     while not isinstance(figure, Figure):
         figure = figure.figure
@@ -152,17 +151,9 @@ def save(picture: Axes | Figure, path: str | Path) -> Path:
     return path
 
 
-def writable(path: str | Path, suffix: str = ".png", kind: str = "pictures are written as PNG") -> Path:
-    """``path`` if a file of this kind can be written there; else a :class:`UserError`, before any work is done."""
-    path = Path(path)
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{kind}: expected a name that ends in {suffix}, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no directory {str(path.parent)!r}; make it, or choose another")
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        what = "it is a directory" if path.is_dir() else f"the directory {str(path.parent)!r} is not writable"
-        raise UserError(f"cannot write {path}: {what}; choose another")
-    return path
+def destination(path: str | Path) -> Path:
+    """``path`` if a picture can be written there; else a :class:`UserError`, before any work is done."""
+    return writable(path, ".png", "pictures are written as PNG")
 
 
 def as_array(x: Any) -> np.ndarray:

@@ -30,7 +30,6 @@ from pyro_vae.analysis.drawing import (
     points,
     require_drawable,
     save,
-    writable,
 )
 from pyro_vae.analysis.interpolation import find_path
 from pyro_vae.analysis.manifold import latent_grid, prior_sites
@@ -47,7 +46,6 @@ __all__ = [
     "samples",
     "save",
     "training_curves",
-    "writable",
 ]
 
 LONGEST_ROW = 10  # images beside each other above their reconstructions

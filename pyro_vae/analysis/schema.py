@@ -18,6 +18,7 @@ import xarray as xr
 from arviz_base import from_dict
 
 from pyro_vae.errors import UserError
+from pyro_vae.training.files import writable
 
 IMAGE_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 SAMPLE_DIMS = ("chain", "draw")
@@ -97,7 +98,7 @@ def save_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: a name or a place that cannot be written to.
     """
-    path = writable(path)
+    path = destination(path)
     encoding = {
         node.path: {
             str(name): COMPRESSION
@@ -122,14 +123,6 @@ def save_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def writable(path: str | os.PathLike[str]) -> Path:
+def destination(path: str | os.PathLike[str]) -> Path:
     """``path`` if a NetCDF file can be written there; else a :class:`UserError`, before any work is done."""
-    path = Path(path)
-    if path.suffix.lower() != ".nc":
-        raise UserError(f"posteriors are written as NetCDF: expected a name that ends in .nc, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no directory {str(path.parent)!r}; make it, or choose another")
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        what = "it is a directory" if path.is_dir() else f"the directory {str(path.parent)!r} is not writable"
-        raise UserError(f"cannot write {path}: {what}; choose another")
-    return path
+    return writable(path, ".nc", "posteriors are written as NetCDF")

@@ -19,11 +19,11 @@ Out = Annotated[
 
 def destination(run: Path, out: Path | None, command: str) -> Path:
     """Where the picture goes, refused before any work is done if it cannot go there."""
-    from pyro_vae.analysis.drawing import writable
+    from pyro_vae.analysis import drawing
     from pyro_vae.training.run import read_record
 
     read_record(run)  # a missing run is the first thing to say
-    return writable(out if out is not None else run / f"{command}.png")
+    return drawing.destination(out if out is not None else run / f"{command}.png")
 
 
 def finish(axes: Any, path: Path) -> None:

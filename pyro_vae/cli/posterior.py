@@ -33,7 +33,7 @@ def posterior(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Draw from the latents' posterior, for ArviZ: an xarray.DataTree as NetCDF."""
-    from pyro_vae.analysis.schema import save_netcdf, writable
+    from pyro_vae.analysis.schema import destination, save_netcdf
     from pyro_vae.errors import UserError
     from pyro_vae.training.run import read_record
 
@@ -42,7 +42,7 @@ def posterior(
     if mcmc != "none" and source != "guide":
         raise UserError(f"--mcmc {mcmc} and --source {source} exclude each other: leave one of them out")
     read_record(run)
-    path = writable(out if out is not None else run / "posterior.nc")
+    path = destination(out if out is not None else run / "posterior.nc")
 
     import torch
 

@@ -20,9 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pyro_vae import __version__
-from pyro_vae.analysis.drawing import writable
 from pyro_vae.errors import UserError
-from pyro_vae.training.files import write_text
+from pyro_vae.training.files import writable, write_text
 
 TEMPLATE = "page.html"
 WIDE = 720  # CSS pixels: plots that are wider keep letters that can be read, in a box that scrolls on a phone
