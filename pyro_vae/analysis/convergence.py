@@ -12,7 +12,7 @@ from arviz_stats.base import array_stats
 from pyro_vae.analysis.schema import SAMPLE_DIMS
 
 GOOD_RHAT = 1.01  # Vehtari et al. 2021, https://arxiv.org/abs/1903.08008
-BAD_RHAT = 1.05  # which chance alone does not give, however many coordinates there are
+BAD_RHAT = 1.05  # from which on more draws would change what is said of a posterior; between the two, the line tells
 BAD_DIVERGENT = 0.01  # of an image's draws: the step is too long where the posterior is narrow
 
 
