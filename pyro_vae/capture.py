@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.inductor import Code, begin_trial, compiled
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import derive_seed, seeded
 
 VECTOR = 16  # floats in a processor's widest registers
 LONG = 128  # elements of a row for which its last part of a vector matters
@@ -101,7 +101,7 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
         return values
 
     def record() -> torch.fx.GraphModule:
-        with seeded(0, flat[0].device):
+        with seeded(derive_seed("recording"), flat[0].device):
             return make_fx(on_flat)(*(t.detach().clone() for t in flat))
 
     try:
@@ -117,7 +117,7 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
         _separate_biases(graph)
         _whole_vectors(graph)
     try:
-        with seeded(0, flat[0].device), torch.no_grad():
+        with seeded(derive_seed("recording"), flat[0].device), torch.no_grad():
             code = compiled(graph, flat)
     except Exception as error:
         raise Uncapturable(f"Inductor cannot compile it here: {_first_line(error)}") from error

@@ -1,26 +1,37 @@
-"""Random numbers by seed, with every generator put back."""
+"""Random numbers by name and seed, with every generator put back.
+
+Every use of random numbers in the library has a stream of its own, named by what the numbers are for. A seed is made from the
+name and any number of integers, injectively: two names, or two lists of integers of whatever lengths, never stand for the same
+seed. (numpy's ``SeedSequence`` fills up with zeros, so that ``(seed, 3)`` and ``(seed, 3, 0)`` are one seed there: an annealed
+chain once had its own starting point as the first of its momenta, and the bound came out 0.45 nats too high.)
+"""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 # torch's generators and Pyro's stack of handlers belong to the process: whoever uses them keeps other threads waiting
 ONE_THREAD = threading.RLock()
 
 
-def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several integers, well mixed: (seed, first image, first sample), say.
+def derive_seed(*parts: str | int) -> int:
+    """One 63-bit seed from the name of a stream and integers: ``derive_seed("annealing: start", seed, first_image)``, say.
 
-    >>> derive_seed(0, 1) == derive_seed(0, 1) != derive_seed(1, 0)
+    The parts are hashed (BLAKE2b) as they are written, their kinds, signs and number included. torch's generator of a CPU keeps
+    32 bits of a seed: among n streams, two share their numbers with a probability of about n^2 / 8.6e9.
+
+    >>> derive_seed("a", 0) == derive_seed("a", 0)
     True
+    >>> len({derive_seed("a", 3), derive_seed("a", 3, 0), derive_seed("a", 0, 3), derive_seed("a", -3), derive_seed("b", 3)})
+    5
     """
-    state = np.random.SeedSequence([int(p) & 0xFFFFFFFFFFFFFFFF for p in parts]).generate_state(2, np.uint32)
-    return (int(state[0]) << 31) ^ int(state[1])
+    written = repr(tuple(part if isinstance(part, str) else int(part) for part in parts))
+    return int.from_bytes(hashlib.blake2b(written.encode(), digest_size=8).digest()) >> 1
 
 
 @contextmanager
@@ -43,6 +54,6 @@ def seeded(seed: int | None, device: torch.device | str = "cpu") -> Iterator[Non
         yield
 
 
-def generator(*parts: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A private generator seeded from ``parts``; touches no global state."""
+def generator(*parts: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A private generator seeded from ``parts``, as by :func:`derive_seed`; touches no global state."""
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))

@@ -31,7 +31,7 @@ from pyro_vae.networks.wrapped import Wrapped
 from pyro_vae.priors.base import Prior
 from pyro_vae.programs.legality import require_fit
 from pyro_vae.programs.vae import VAE
-from pyro_vae.seeding import generator, seeded
+from pyro_vae.seeding import derive_seed, generator, seeded
 
 DEFAULT_MODEL = "mixture"
 DEFAULT_GUIDE = "diagonal"
@@ -289,7 +289,7 @@ def construct(
     """
     if encoder is None and decoder is None:
         memory.require_for(outline(spec, event_shape))
-    with seeded(seed):
+    with seeded(derive_seed("initial weights", seed)):
         return _assemble(spec, event_shape, encoder, decoder)
 
 
@@ -336,7 +336,10 @@ def _random_rows(data: Any, count: int, seed: int) -> Tensor:
     """``count`` random rows of training data as a program sees them, with repeats where there are fewer."""
     stored = data.train if hasattr(data, "train") else data
     rows = torch.cat(
-        [torch.randperm(len(stored), generator=generator(seed, k)) for k in range(-(-count // len(stored)))]
+        [
+            torch.randperm(len(stored), generator=generator("pseudo-inputs", seed, k))
+            for k in range(-(-count // len(stored)))
+        ]
     )
     if not hasattr(data, "observed"):
         return stored[rows[:count]]

@@ -64,7 +64,7 @@ class Calibration:
     @property
     def tree(self) -> xr.DataTree:
         """The normalised ranks in the group ``prior_sbc``, as ``arviz_plots.plot_ecdf_pit`` takes them."""
-        random = np.random.default_rng(derive_seed(self.seed, 1))
+        random = np.random.default_rng(derive_seed("calibration: jitter", self.seed))
         pit = (self.ranks + random.uniform(size=self.ranks.shape)) / (self.num_draws + 1)
         pit = pit.rename(simulation="draw").expand_dims("chain").assign_coords(chain=[0])
         return xr.DataTree.from_dict({"prior_sbc": pit.to_dataset(dim="quantity")})
@@ -163,19 +163,21 @@ def sbc(
     """
     if num_simulations < 10 or num_draws < 1:
         raise UserError(f"expected at least 10 simulations of at least 1 draw, got {num_simulations} of {num_draws}")
-    truth = sample_latents(program, num_simulations, y, event_shape=event_shape, seed=derive_seed(seed, 0))
-    x = decode(program, truth, y, mean=False, event_shape=event_shape, seed=derive_seed(seed, 1))
+    truth = sample_latents(
+        program, num_simulations, y, event_shape=event_shape, seed=derive_seed("calibration: latents", seed)
+    )
+    x = decode(program, truth, y, mean=False, event_shape=event_shape, seed=derive_seed("calibration: data", seed))
     check(program, to_program(program, x[:2]), None if y is None else y[:2])
     size = max(1, BLOCK_DRAWS // num_draws)
     ranks = []
     for first in range(0, num_simulations, size):
         rows = slice(first, first + size)
         block, block_y = x[rows].to(dtype_of(program)), None if y is None else y[rows].to(device_of(program))
-        values, _ = draw_from_guide(program, block, block_y, num_draws, derive_seed(seed, 2, first))
+        values, _ = draw_from_guide(program, block, block_y, num_draws, derive_seed("calibration: guide", seed, first))
         true = {n: v[rows].unsqueeze(0).cpu().numpy() for n, v in truth.items()}
         values[DATA_QUANTITY] = score(program, block, block_y, values)[0]
         true[DATA_QUANTITY] = score(program, block, block_y, true)[0]
-        ranks.append(_ranks(true, values, derive_seed(seed, 3, first)))
+        ranks.append(_ranks(true, values, derive_seed("calibration: ties", seed, first)))
         if progress is not None:
             progress(len(block))
     names = [
@@ -227,7 +229,7 @@ def _tails(num_simulations: int, num_draws: int) -> np.ndarray:
 @cache
 def _null(num_simulations: int, num_draws: int) -> np.ndarray:
     """The smallest tail probability over r of uniform ranks, simulated and sorted."""
-    random = np.random.default_rng(derive_seed(num_simulations, num_draws))
+    random = np.random.default_rng(derive_seed("calibration: uniform ranks", num_simulations, num_draws))
     tails, found = _tails(num_simulations, num_draws), np.empty(SIMULATIONS)
     size = max(1, 2**22 // num_simulations)
     for first in range(0, SIMULATIONS, size):

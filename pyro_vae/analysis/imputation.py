@@ -157,7 +157,7 @@ def impute(
     traces = check(program, filled[:2], None if y is None else y[:2])
     _elements(traces.model.nodes[OBSERVED]["fn"])
     total, accepted = torch.zeros(event, dtype=torch.float64), torch.zeros(num_chains, len(x), dtype=torch.float64)
-    with evaluating(program), isolated(), seeded(derive_seed(seed, 0), x.device):
+    with evaluating(program), isolated(), seeded(derive_seed("imputation", seed), x.device):
         filled = torch.where(mask, known, _prior_draw(program, filled, y))
         z, _, fn = _pass(program, filled, y)
         filled = torch.where(mask, known, fn.sample().expand(1, *known.shape)[0])

@@ -27,7 +27,7 @@ from pyro_vae.programs.contract import (
     latent_sites,
     require_program,
 )
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import derive_seed, seeded
 
 DRAWS = 20_000  # from the prior, to find its range and where its mass is
 POINTS = 384  # edges of cells along each axis that are evenly spaced, and as many at quantiles of the draws
@@ -66,7 +66,7 @@ def latent_grid(
         raise UserError(f"manifold: expected num of at least 1, got {num}")
     fn = _prior(program, y, event_shape)
     u = (np.arange(num) + 0.5) / num
-    with evaluating(program), isolated(), seeded(seed, device_of(program)):
+    with evaluating(program), isolated(), seeded(derive_seed("manifold", seed), device_of(program)):
         like = torch.empty((), dtype=dtype_of(program), device=device_of(program))
         z = _closed_form(fn, u, like)
         if z is None:
@@ -89,7 +89,7 @@ def prior_sites(program: Program, y: Tensor | None = None, event_shape: Any = No
             f"{type(program).__name__} does not say the shape of a datum: set program.event_shape or pass event_shape="
         )
     x = torch.zeros(1, *shape, device=device_of(program), dtype=dtype_of(program))
-    with evaluating(program), isolated(), seeded(0, device_of(program)):
+    with evaluating(program), isolated(), seeded(derive_seed("site names"), device_of(program)):
         traced = poutine.trace(program.model).get_trace(*arguments(x, y))
     return {name: site["fn"] for name, site in latent_sites(traced).items()}
 

@@ -123,9 +123,9 @@ def sample_chains(
         require_continuous(program, block, block_y)
         with evaluating(program):
             density = Unconstrained(program, block, block_y)
-            start, scale = starting_points(density, num_chains, derive_seed(seed, first, 0))
+            start, scale = starting_points(density, num_chains, derive_seed("chains: start", seed, first))
             target = Target(density, num_chains, scale)
-            random = generator(seed, first, 1, device=device)
+            random = generator("chains", seed, first, device=device)
             chosen: Kernel = (
                 NUTS(target, start / scale, max_tree_depth, random)
                 if kernel == "nuts"

@@ -37,7 +37,6 @@ SOURCES = ("guide", "psis", "nuts", "hmc", "prior")
 PREDICTIVE = ("draws", "mean", "none")
 PREDICTIVE_ELEMENTS = 2**23  # numbers in posterior_predictive at most: 32 MiB in float32
 PPC_DRAWS = 50  # that ArviZ's predictive checks draw, and that are kept in any case
-GUIDE, PRIOR, PREDICTION, RESAMPLING = range(4)  # what a random number is drawn for
 VERSIONS = ("torch", "pyro-ppl", "arviz-base", "arviz-stats", "xarray")
 
 
@@ -118,7 +117,9 @@ def posterior(
         for first in range(0, len(x), images):
             rows = slice(first, first + images)
             block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device_of(program))
-            found = _draws(program, block, block_y, source, shape, derive_seed(seed, first), mcmc, progress)
+            found = _draws(
+                program, block, block_y, source, shape, derive_seed("posterior: block", seed, first), mcmc, progress
+            )
             blocks.append(found)
         _add_posterior(tree, blocks, shape)
     kept = _kept(num_samples, num_chains, math.prod(x.shape), num_predictive)
@@ -230,7 +231,7 @@ def _draws(
         block = _Block(latents, *score(program, x, y, latents))
         block.statistics = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.statistics.items()}
         return block
-    latents, log_guide = draw_from_guide(program, x, y, math.prod(shape), derive_seed(seed, GUIDE))
+    latents, log_guide = draw_from_guide(program, x, y, math.prod(shape), derive_seed("posterior: guide", seed))
     block = _Block(latents, *score(program, x, y, latents))
     log_weight = block.statistics["lp"] - log_guide
     block.statistics["log_weight"] = log_weight
@@ -239,7 +240,7 @@ def _draws(
         "khat": found.khat.numpy(), "ess": found.ess.numpy(), "log_evidence": found.log_likelihood.numpy()
     }  # fmt: skip
     if source == "psis":
-        block.rows(resampled(log_weight, block.per_image["khat"], derive_seed(seed, RESAMPLING)))
+        block.rows(resampled(log_weight, block.per_image["khat"], derive_seed("posterior: resampling", seed)))
     if progress is not None:
         progress(float(len(x)))
     return block
@@ -299,7 +300,7 @@ def _add_predictive(
     chosen = {n: v[rows] for n, v in latents.items()}
     found = predict(
         program, to_program(program, x), None if y is None else y.to(device_of(program)), chosen,
-        mean=predictive == "mean", seed=derive_seed(seed, PREDICTION),
+        mean=predictive == "mean", seed=derive_seed("posterior: prediction", seed),
     )  # fmt: skip
     name = "x_mean" if predictive == "mean" else OBSERVED
     value = found.reshape(shape[0], len(kept), *found.shape[1 if "image" in axes else 2 :])
@@ -321,7 +322,9 @@ def _add_prior(
     if not axes:  # the prior is the same for every image
         x = torch.zeros_like(x[:1])
     block_y = None if y is None else y.to(device_of(program))
-    latents = draw_from_prior(program, to_program(program, x), block_y, math.prod(shape), derive_seed(seed, PRIOR))
+    latents = draw_from_prior(
+        program, to_program(program, x), block_y, math.prod(shape), derive_seed("posterior: prior", seed)
+    )
     values = {n: v.reshape(*shape, *v.shape[1 if axes else 2 :]) for n, v in latents.items()}
     event = {n: v.shape[2:] for n, v in latents.items()}
     tree.add("prior", values, {n: [*axes, *event_dims(n, event[n])] for n in values})

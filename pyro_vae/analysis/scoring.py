@@ -40,10 +40,13 @@ def draw_from_guide(
     values: list[Arrays] = []
     log_guide: list[np.ndarray] = []
     with evaluating(program), isolated():
-        with seeded(0, x.device):
+        with seeded(derive_seed("site names"), x.device):
             names = list(latent_sites(poutine.trace(program.model).get_trace(*arguments(x, y))))
         for first, size in parts(num_samples, x):
-            with seeded(derive_seed(seed, first), x.device), pyro.plate(SAMPLE_PLATE, size, dim=-2):
+            with (
+                seeded(derive_seed("draws of the guide", seed, first), x.device),
+                pyro.plate(SAMPLE_PLATE, size, dim=-2),
+            ):
                 traced: Traced = poutine.trace(program.guide).get_trace(*arguments(x, y))
             total = sum(_site_log_prob(site) for site in traced.nodes.values() if is_random(site))
             log_guide.append(_host(torch.as_tensor(total).expand(size, len(x))))
@@ -59,7 +62,10 @@ def draw_from_prior(program: Program, x: Tensor, y: Tensor | None, num_samples: 
     values: list[Arrays] = []
     with evaluating(program), isolated():
         for first, size in parts(num_samples, x):
-            with seeded(derive_seed(seed, first), x.device), pyro.plate(SAMPLE_PLATE, size, dim=-2):
+            with (
+                seeded(derive_seed("draws of the prior", seed, first), x.device),
+                pyro.plate(SAMPLE_PLATE, size, dim=-2),
+            ):
                 traced = poutine.trace(program.model).get_trace(*arguments(x, y))
             values.append(
                 {
@@ -90,7 +96,7 @@ def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, m
     found = []
     for index, (traced, size) in enumerate(_traces(program, x, y, latents)):
         fn = traced.nodes[OBSERVED]["fn"]
-        with seeded(derive_seed(seed, index), x.device):
+        with seeded(derive_seed("predictions", seed, index), x.device):
             value = mean_of(fn) if mean else fn.sample()
         found.append(_host(value.expand(size, *x.shape)))
     return np.concatenate(found)

@@ -45,7 +45,7 @@ def some_rows(run: Run, split: str, num: int, seed: int, data_root: str | None) 
     size = len(data.stored(split))
     if size < num:
         raise UserError(f"the {split} split of {data.name} has {size} rows, and {num} are needed: lower --num")
-    rows = torch.randperm(size, generator=generator(seed))[:num]
+    rows = torch.randperm(size, generator=generator("pictured rows", seed))[:num]
     labels = data.labels.get(split)
     y = labels[rows] if takes_y(run.program) and labels is not None else None
     return data.observed(split, rows=rows), y

@@ -58,7 +58,7 @@ def posterior(
     size = len(data.stored(split))
     if size < images:
         raise UserError(f"the {split} split of {data.name} has {size} rows, and {images} are asked for: lower --images")
-    rows = torch.randperm(size, generator=generator(seed))[:images]
+    rows = torch.randperm(size, generator=generator("rows of posteriors", seed))[:images]
     labels = data.labels.get(split)
     y = labels[rows] if takes_y(loaded.program) and labels is not None else None
     chosen = source if mcmc == "none" else mcmc

@@ -15,13 +15,13 @@ References: Salakhutdinov & Murray, *On the quantitative analysis of deep belief
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.data.names import BINARIZATIONS, DEQUANTIZATIONS, SPLITS
 from pyro_vae.data.rows import Rows
 from pyro_vae.errors import UserError, nearest
-from pyro_vae.seeding import generator
 
 BLOCK = 1000
 """Rows that are drawn together, by one seed; the draw for a row depends on its block and on nothing else."""
@@ -112,7 +112,17 @@ def _words(count: int, device: torch.device) -> Tensor:
 
 def block_generator(seed: int, split: str, block: int) -> torch.Generator:
     """The private generator of one block of rows of one split."""
-    return generator(DRAW_STREAM, seed, SPLITS.index(split), block)
+    return published_generator(DRAW_STREAM, seed, SPLITS.index(split), block)
+
+
+def published_generator(*parts: int) -> torch.Generator:
+    """The generator of what results were published with: which draw of binarized data, which subset of a split.
+
+    Not by :func:`~pyro_vae.seeding.derive_seed`: these draws are part of a data set, and stay what they were. Every stream has
+    a number and a length of its own.
+    """
+    state = np.random.SeedSequence([int(p) & 0xFFFFFFFFFFFFFFFF for p in parts]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed((int(state[0]) << 31) ^ int(state[1]))
 
 
 def binarize_once(stored: Rows, levels: int, split: str) -> Tensor:
@@ -122,7 +132,7 @@ def binarize_once(stored: Rows, levels: int, split: str) -> Tensor:
     """
     drawn = torch.empty(tuple(stored.shape), dtype=torch.uint8)
     for block, start in enumerate(range(0, len(stored), BLOCK)):
-        private = generator(STATIC_STREAM, SPLITS.index(split), block)
+        private = published_generator(STATIC_STREAM, SPLITS.index(split), block)
         grey = stored[start : start + BLOCK].to(torch.float32)
         drawn[start : start + BLOCK] = _bernoulli(grey, levels, private).to(torch.uint8)
     return drawn

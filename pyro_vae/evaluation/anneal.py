@@ -40,7 +40,6 @@ SHARPNESS = 4.0  # of the sigmoidal schedule: the logits of beta run over +-4
 WARM_UP = 20  # transitions at the hot end before the step sizes are recorded
 RATE = 0.5  # of the adaptation: nats of step size per unit of acceptance
 SMOOTHING = 5  # recorded step sizes averaged over so many neighbours
-ADAPTING, FORWARD, REVERSE = range(3)  # what a random number is drawn for
 
 
 class Checkpoint(Protocol):
@@ -205,29 +204,28 @@ def _block(path: Path, settings: Settings, first: int, exact: Tensor | None, wor
         report(WARM_UP + settings.num_preliminary)
         log_step = log_step.to(path.density.x)
     sizes = StepSizes(log_step)
-    for phase, u in ((FORWARD, None), (REVERSE, exact)):
-        if phase == REVERSE and u is None:
+    for phase, u in (("forward", None), ("reverse", exact)):
+        if phase == "reverse" and u is None:
             continue
-        name = "forward" if phase == FORWARD else "reverse"
-        if f"{name}.log_weight" in work.now:
+        if f"{phase}.log_weight" in work.now:
             report(settings.num_distributions)
             continue
         log_weight, acceptance = _sweep(path, settings, sizes, first, phase, u, work, report)
-        work.now |= {f"{name}.log_weight": log_weight.cpu(), f"{name}.acceptance": acceptance.cpu()}
+        work.now |= {f"{phase}.log_weight": log_weight.cpu(), f"{phase}.acceptance": acceptance.cpu()}
     step_size = sizes.at(torch.ones(1))[0].cpu().double()
     work.finish_block({**{k: v for k, v in work.now.items() if "." in k}, "step_size": step_size})
 
 
 def _preliminary(path: Path, settings: Settings, first: int, report: _Reporter) -> Tensor:
     """Log step sizes ``(M, batch)`` at equally spaced positions, adapted while a short run cools."""
-    u = path.draw(derive_seed(settings.seed, first, ADAPTING))
+    u = path.draw(derive_seed("annealing: start of the adaptation", settings.seed, first))
     positions = torch.linspace(0, 1, settings.num_preliminary, dtype=torch.float64)
     betas = settings.betas(positions).to(u)
     point = path(u)
     log_step = torch.full_like(u[0, :, 0], -0.25 * math.log(u.shape[-1]))
     table = []
     for t in range(-WARM_UP, len(betas)):
-        random = generator(settings.seed, first, ADAPTING, t + WARM_UP, device=u.device)
+        random = generator("annealing: adaptation", settings.seed, first, t + WARM_UP, device=u.device)
         point, probability = transition(path, point, betas[max(t, 0)], log_step.exp(), settings.num_leapfrog, random)
         log_step = adapt(log_step, probability, settings.target_accept, RATE)
         if t >= 0:
@@ -243,7 +241,7 @@ def _sweep(
     settings: Settings,
     sizes: StepSizes,
     first: int,
-    phase: int,
+    phase: str,
     exact: Tensor | None,
     work: _Work,
     report: _Reporter,
@@ -251,7 +249,7 @@ def _sweep(
     """Log-weights ``(chains, batch)`` and mean acceptance ``(batch,)`` of one direction, in float64."""
     last = settings.num_distributions + 1
     positions = torch.linspace(0, 1, last + 1, dtype=torch.float64)
-    u = path.draw(derive_seed(settings.seed, first, FORWARD)) if exact is None else exact.contiguous()
+    u = path.draw(derive_seed("annealing: start", settings.seed, first)) if exact is None else exact.contiguous()
     wide = torch.float64 if u.device.type != "mps" else torch.float32
     betas = settings.betas(positions).to(u.dtype)
     # rise[t - 1] = b_t - b_(t-1), of the very numbers that the transitions use
@@ -266,12 +264,12 @@ def _sweep(
         report(begin)
     point = path(u)
     for done in range(begin, last):
-        t = done + 1 if phase == FORWARD else last - done
+        t = done + 1 if phase == "forward" else last - done
         log_weight = log_weight + rise[t - 1] * point.tilt.to(wide)
-        target = t if phase == FORWARD else t - 1
+        target = t if phase == "forward" else t - 1
         if done == last - 1:
             break
-        random = generator(settings.seed, first, phase, done, device=u.device)
+        random = generator(f"annealing: {phase}", settings.seed, first, done, device=u.device)
         point, probability = transition(path, point, betas[target], step_sizes[target], settings.num_leapfrog, random)
         accepted = accepted + probability.mean(0)
         report(1)

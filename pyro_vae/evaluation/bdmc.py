@@ -74,9 +74,13 @@ def bidirectional(
     """
     if num_images < 1:
         raise UserError(f"expected num_images of at least 1, got {num_images}")
-    settings = Settings(num_chains, num_distributions, num_leapfrog, start, schedule, target_accept, seed, chunk_size)
-    exact = sample_latents(program, num_images, y, event_shape=event_shape, seed=derive_seed(seed, 1))
-    x = decode(program, exact, y, mean=False, event_shape=event_shape, seed=derive_seed(seed, 2))
+    # chains of their own: annealing of real images with this seed draws other numbers
+    chains = derive_seed("bidirectional: chains", seed)
+    settings = Settings(num_chains, num_distributions, num_leapfrog, start, schedule, target_accept, chains, chunk_size)
+    exact = sample_latents(
+        program, num_images, y, event_shape=event_shape, seed=derive_seed("bidirectional: latents", seed)
+    )
+    x = decode(program, exact, y, mean=False, event_shape=event_shape, seed=derive_seed("bidirectional: data", seed))
     weights = run(program, x, y, settings, exact=exact, progress=progress, checkpoint=checkpoint)
     forward = estimate(weights.log_weight)
     reverse = estimate(-_present(weights.reverse_log_weight))

@@ -122,7 +122,10 @@ def bound_curve(
         log_weight = []
         for first_sample in range(0, num_samples, samples):
             drawn = min(samples, num_samples - first_sample)
-            with evaluating(program), seeded(derive_seed(seed, first, first_sample), block.device):
+            with (
+                evaluating(program),
+                seeded(derive_seed("importance weights", seed, first, first_sample), block.device),
+            ):
                 log_weight.append(draw_terms(program, block, block_y, num_samples=drawn).log_weight)
         parts.append(curve(torch.cat(log_weight)))
         if progress is not None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data
+from pyro_vae.data.preparation import published_generator
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.contract import OBSERVED, Program, check, takes_y
 from pyro_vae.programs.latents import encode, to_program
-from pyro_vae.seeding import generator
 
 ACTIVE_VARIANCE = 0.01
 ACTIVE_IMAGES = 500
@@ -84,7 +84,7 @@ def chosen_rows(num_rows: int, limit: int | None) -> Tensor:
         return torch.arange(num_rows)
     if limit < 1:
         raise UserError(f"expected limit of at least 1, got {limit}")
-    return torch.randperm(num_rows, generator=generator(SUBSET_SEED))[:limit].sort().values
+    return torch.randperm(num_rows, generator=published_generator(SUBSET_SEED))[:limit].sort().values
 
 
 def bits_per_dim(program: Program, data: Data, nll: float, x: Tensor, y: Tensor | None = None) -> float | None:

@@ -145,7 +145,7 @@ def inference_gaps(
         part = slice(first, first + BLOCK_IMAGES)
         block = to_program(program, x[part])
         block_y = None if y is None else y[part].to(device_of(program))
-        with evaluating(program), seeded(derive_seed(seed, first), block.device):
+        with evaluating(program), seeded(derive_seed("inference gaps", seed, first), block.device):
             amortized, free, parameters, family = _family(program, block, block_y)
             before = _final(amortized, num_final_draws, num_draws)
             _climb(free, parameters, num_steps, num_draws, lr)

@@ -226,7 +226,7 @@ def _block(
         whole = len(rows) == len(x)
         some_x, some_y = (x, y) if whole else (x[rows], None if y is None else y[rows])
         even = SobolNoise(seed, first_image, first_sample, number, length) if length else nullcontext()
-        with seeded(derive_seed(seed, first_image, first_sample), x.device), even:
+        with seeded(derive_seed("importance weights", seed, first_image, first_sample), x.device), even:
             return draw(some_x, some_y, number)
 
     target = math.inf if target_se is None else target_se

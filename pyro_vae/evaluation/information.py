@@ -208,7 +208,7 @@ def _block(
     rows = slice(first, first + BLOCK_IMAGES)
     block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device_of(program))
     check_observed(check(program, block, block_y), block)
-    with evaluating(program), isolated(), seeded(derive_seed(seed, first), block.device):
+    with evaluating(program), isolated(), seeded(derive_seed("rate and distortion", seed, first), block.device):
         traces = trace(program, block, block_y, num_samples=num_samples)
         terms = traces.terms(num_samples, len(block))
         units = _units(traces, num_samples, len(block))
@@ -238,7 +238,7 @@ def _information(program: Program, x: Tensor, seed: int) -> tuple[float | None, 
     """The lower and the leave-one-out bound of I_q(x; z), and their standard error."""
     x = to_program(program, x)
     with evaluating(program), isolated():
-        with seeded(derive_seed(seed, len(x), 1), x.device), pyro.plate(SAMPLE_PLATE, 1, dim=-2):
+        with seeded(derive_seed("information", seed, len(x)), x.device), pyro.plate(SAMPLE_PLATE, 1, dim=-2):
             drawn = latent_sites(poutine.trace(program.guide).get_trace(x))
         if any(site["infer"].get("is_auxiliary") for site in drawn.values()):
             return None, None, None
@@ -259,7 +259,7 @@ def _pairs(program: Program, x: Tensor, values: dict[str, Tensor], first: int, s
     """Log q(z_n | x_m) ``(size, N)`` of the draws from ``first`` on, under every datum's guide."""
     chosen = {n: v[first : first + size].unsqueeze(1).expand(-1, len(x), *v.shape[1:]) for n, v in values.items()}
     num = len(next(iter(chosen.values())))
-    with seeded(0, x.device), pyro.plate(SAMPLE_PLATE, num, dim=-2), AtValues(chosen):
+    with seeded(derive_seed("information: scores"), x.device), pyro.plate(SAMPLE_PLATE, num, dim=-2), AtValues(chosen):
         traced: Any = poutine.trace(program.guide).get_trace(x)
     total = sum(s["fn"].log_prob(s["value"]) for s in traced.nodes.values() if is_random(s))
     return torch.as_tensor(total).expand(num, len(x)).double().cpu()

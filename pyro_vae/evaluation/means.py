@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.programs.contract import Program, arguments, device_of, evaluating, isolated, latent_sites
 from pyro_vae.programs.latents import Latents, encode, to_program
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import derive_seed, seeded
 
 BLOCK = 2000
 
@@ -46,7 +46,7 @@ def by_site(program: Program, z: Latents, x: Tensor, y: Tensor | None = None) ->
     if isinstance(z, dict):
         return z
     row_y = None if y is None else y[:1].to(device_of(program))
-    with evaluating(program), isolated(), seeded(0, device_of(program)):
+    with evaluating(program), isolated(), seeded(derive_seed("site names"), device_of(program)):
         traced = poutine.trace(program.guide).get_trace(*arguments(to_program(program, x[:1]), row_y))
     return {next(iter(latent_sites(traced))): z}
 

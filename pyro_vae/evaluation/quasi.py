@@ -23,7 +23,6 @@ from pyro_vae.seeding import derive_seed, generator
 NOISES = ("random", "sobol")
 RANDOMISATIONS = 16  # of the sequence, for one image
 SMALLEST = 2.0**-40  # and 1 less it: uniform numbers end here, normal ones at 7.1
-_SCRAMBLE, _SHIFT = 0, 1  # streams of random numbers
 
 _ATEN = torch.ops.aten
 _NORMAL = {_ATEN.normal_.default, _ATEN.normal_functional.default, _ATEN.randn.default, _ATEN.randn_like.default}
@@ -85,9 +84,11 @@ class SobolNoise(TorchDispatchMode):
         while at < self.first + self.number:
             nth, place = divmod(at, self.length)
             count = min(self.length - place, self.first + self.number - at)
-            engine = SobolEngine(self.used, scramble=True, seed=derive_seed(self.seed, self.image, nth, _SCRAMBLE))
+            engine = SobolEngine(
+                self.used, scramble=True, seed=derive_seed("sobol: scrambling", self.seed, self.image, nth)
+            )
             net = engine.fast_forward(place).draw(count, dtype=torch.float64)[:, begin:]
-            shifts = generator(self.seed, self.image, nth, begin, _SHIFT)
+            shifts = generator("sobol: shift", self.seed, self.image, nth, begin)
             shift = torch.rand(batch, size, dtype=torch.float64, generator=shifts)
             parts.append((net.unsqueeze(1) + shift) % 1)
             at += count

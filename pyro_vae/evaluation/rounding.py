@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.evaluation.weights import weigh
 from pyro_vae.programs.contract import Program, evaluating
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import derive_seed, seeded
 
 IMAGES, SAMPLES = 16, 500  # the first of them, and draws of each
 
@@ -27,7 +27,7 @@ def rounding_error(program: Program, x: Tensor, y: Tensor | None, precision: str
     found = []
     for one, data, mode in ((program, x, precision), (exact, x.double(), "full")):
         try:
-            with evaluating(one), seeded(seed, x.device), _Float32Noise():
+            with evaluating(one), seeded(derive_seed("rounding error", seed), x.device), _Float32Noise():
                 log_weight = weigh(one, data, y, SAMPLES, mode)[0]
         except RuntimeError:
             if one is exact:

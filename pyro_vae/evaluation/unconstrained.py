@@ -35,7 +35,7 @@ from pyro_vae.programs.contract import (
     latent_sites,
 )
 from pyro_vae.programs.latents import AtValues
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import derive_seed, seeded
 
 
 class Unconstrained:
@@ -120,7 +120,7 @@ class Unconstrained:
                 "prior (start='prior')"
             )
         try:
-            with torch.no_grad(), seeded(0, self.x.device):
+            with torch.no_grad(), seeded(derive_seed("guide density"), self.x.device):
                 self.densities(self.draw(1), guide=True)
         except (NotImplementedError, KeyError) as error:  # Pyro's flows without an inverse look a draw up, and miss
             raise UserError(

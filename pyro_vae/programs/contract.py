@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.precision import no_denormals
-from pyro_vae.seeding import ONE_THREAD, seeded
+from pyro_vae.seeding import ONE_THREAD, derive_seed, seeded
 
 Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
 
@@ -222,7 +222,7 @@ def check(program: Any, x: Tensor, y: Tensor | None = None) -> Traces:
         UserError: the program cannot take a tensor of this shape, or values like these.
     """
     require_program(program)
-    with seeded(0, x.device), evaluating(program), isolated(validate=is_validation_enabled()):
+    with seeded(derive_seed("contract"), x.device), evaluating(program), isolated(validate=is_validation_enabled()):
         try:
             traces = trace(program, x, y, num_samples=2)
         except UserError:

@@ -14,7 +14,7 @@ from typing import Any
 from pyro_vae.declared import find
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import require_program
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import derive_seed, seeded
 
 
 def load_program(source: str | Path, event_shape: tuple[int, ...], *, seed: int = 0, sha256: str | None = None) -> Any:
@@ -43,7 +43,7 @@ def load_program(source: str | Path, event_shape: tuple[int, ...], *, seed: int 
         raise UserError(f"{path} fails when it is run: {type(error).__name__}: {error}") from error
     if not callable(make):
         raise UserError(f"{path} defines no program(event_shape)")
-    with seeded(seed):
+    with seeded(derive_seed("initial weights", seed)):
         program = make(tuple(event_shape))
     require_program(program)
     program.source = {"file": str(path), "sha256": digest}

@@ -25,7 +25,7 @@ from pyro_vae.programs.contract import (
     latent_sites,
     require_program,
 )
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import derive_seed, seeded
 
 MEAN_DRAWS = 64  # draws that stand in for the mean of a distribution that has no closed form for it
 Latents = Tensor | dict[str, Tensor]
@@ -81,7 +81,7 @@ def encode(
     """
     require_program(program)
     args = arguments(to_program(program, x), y)
-    with evaluating(program), isolated(), seeded(seed, device_of(program)):
+    with evaluating(program), isolated(), seeded(derive_seed("encoded latents", seed), device_of(program)):
         if num_samples is None:
             with AtValues({}, default=mean_of):
                 traced = poutine.trace(program.guide).get_trace(*args)
@@ -111,7 +111,7 @@ def decode(
     require_program(program)
     device, dtype = device_of(program), dtype_of(program)
     event_shape = event_shape_of(program, event_shape)
-    with evaluating(program), isolated(), seeded(seed, device):
+    with evaluating(program), isolated(), seeded(derive_seed("decoded data", seed), device):
         names = latent_sites(_prior_trace(program, 1, y[:1] if y is not None else None, event_shape))
         if isinstance(z, Tensor):
             if len(names) != 1:
@@ -151,7 +151,7 @@ def sample(
     if num_samples < 1:
         raise UserError(f"sample: expected num_samples of at least 1, got {num_samples}")
     event_shape = event_shape_of(program, event_shape)
-    with evaluating(program), isolated(), seeded(seed, device_of(program)):
+    with evaluating(program), isolated(), seeded(derive_seed("sampled data", seed), device_of(program)):
         traced = _prior_trace(program, num_samples, y, event_shape)
         return _observation(traced, mean, (num_samples, *event_shape))
 
@@ -162,7 +162,7 @@ def sample_latents(
     """Draws of every latent site from the prior, ``(num_samples, *latent)`` each, by name."""
     require_program(program)
     event_shape = event_shape_of(program, event_shape)
-    with evaluating(program), isolated(), seeded(seed, device_of(program)):
+    with evaluating(program), isolated(), seeded(derive_seed("latents of the prior", seed), device_of(program)):
         traced = _prior_trace(program, num_samples, y, event_shape)
     return {n: s["value"] for n, s in latent_sites(traced).items()}
 

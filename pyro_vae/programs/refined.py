@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.programs.vae import VAE
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import derive_seed, seeded
 
 
 class Refined(nn.Module):
@@ -70,7 +70,7 @@ class Refined(nn.Module):
             for_tensors, for_state, found = self._last
             if for_state == state and all(a is b for a, b in zip(for_tensors, tensors, strict=True)):
                 return found
-        with seeded(self.seed, x.device), torch.enable_grad():
+        with seeded(derive_seed("refinement", self.seed), x.device), torch.enable_grad():
             found = self._climb(x)
         self._last = (tensors, state, found)
         return found

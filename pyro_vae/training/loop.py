@@ -52,7 +52,6 @@ COPY_SECONDS = 60  # how old the copy of the state may be from which a fault is 
 CHECKPOINT_SECONDS = 600  # how long an epoch may go on without a checkpoint within it
 CHECKPOINT_SHARE = 0.005  # of the time of training goes into checkpoints after epochs, where these are short
 VALIDATION_ROWS = 1000  # images in one pass of validation
-SHUFFLE, NOISE, VALIDATION = 0, 1, 2  # streams of random numbers
 
 
 class Trainer:
@@ -126,7 +125,7 @@ class Trainer:
         began = time.perf_counter()
         epoch = self.epoch + 1
         every = max(1, self.steps_per_epoch // LOGS_PER_EPOCH)
-        order = torch.randperm(self.source.num_rows, generator=generator(self.settings.seed, epoch, SHUFFLE))
+        order = torch.randperm(self.source.num_rows, generator=generator("order of rows", self.settings.seed, epoch))
         was_training = self.program.training
         self.program.train()
         self._prepare(order[: self.settings.batch_size])
@@ -134,7 +133,7 @@ class Trainer:
         self._begin(order, within)
         saved_at, began = began, began - within.seconds
         last_step = min(self.total_steps, within.first_step + self.steps_per_epoch)
-        with seeded(derive_seed(self.settings.seed, epoch, NOISE), self.device):
+        with seeded(derive_seed("training", self.settings.seed, epoch), self.device):
             set_random_state(within.random, self.device)
             self._copy_state(within)
             while self.step < last_step:
@@ -178,7 +177,7 @@ class Trainer:
             alone = lambda x, y, step: self.objective(self.program, x, y, step)  # noqa: E731
             self.compute = alone
             if self.ranks.size > 1:
-                with seeded(0, self.device):
+                with seeded(derive_seed("first step"), self.device):
                     self.compute = parallel(self.program, self.objective, self.ranks, *self._batch(rows))
         wanted = self.settings.compile == "on" or (
             self.settings.compile == "auto" and self.ranks.size == 1 and worth_capturing(self.total_steps, self.device)
@@ -334,7 +333,7 @@ class Trainer:
             return {}
         x, y = self.validation
         sums = torch.zeros(2, dtype=torch.float64)
-        with self._averaged(), evaluating(self.program), seeded(derive_seed(0, VALIDATION), self.device):
+        with self._averaged(), evaluating(self.program), seeded(derive_seed("validation"), self.device):
             for first in range(0, len(x), VALIDATION_ROWS):
                 rows = slice(first, first + VALIDATION_ROWS)
                 block_y = None if y is None else y[rows].to(self.device)
