@@ -85,8 +85,9 @@ def test_no_digit_is_printed_that_the_error_does_not_support(value, error, text)
     assert digits(value, error) == text
 
 
-def test_errors_add_in_squares_and_unknown_ones_are_left_out():
-    assert total_error(3.0, 4.0) == 5.0
+def test_the_spread_over_images_holds_the_noise_of_estimates():
+    assert total_error(3.0, 4.0) == 4.0
+    assert total_error(5.0, 4.0) == 5.0  # images that lie closer together than their noise allows
     assert total_error(math.nan, 4.0) == 4.0
     assert total_error(math.inf, 4.0) == math.inf
     assert math.isnan(total_error(math.nan, math.nan))

@@ -1,63 +1,49 @@
 """As many draws as an image's error bar asks for.
 
-The draws of an image are doubled until the standard error of its log p(x) is small enough, or there are as many as may be.
-Stopping looks at the draws that it keeps, so that a lucky start ends early: few looks (ten for 250 to 100,000 draws) keep
-that effect far below the error that is asked for.
+What is reported must not depend on the decision to stop: an image that stops as soon as its *estimated* error is small has, more
+often than not, missed its large weights, and both its log p(x) and its error come out too low. So a pilot of 250 draws
+decides how many draws an image gets, and its numbers are then thrown away: what is reported is made of fresh draws alone,
+whose number is known before the first is made.
+
+The error of K draws falls as 1/sqrt(K): an image with an error of e nats after the pilot needs 250 (e / target)^2 draws. As e is
+itself noisy, and mostly too low where Pareto k is high, that is multiplied by 1.2 + k, and rounded up to 250, 500, 1,000, 2,000,
+...: images of one number are drawn together. Beside its pilot an image so gets 1.7 times (k near 0) to 4.4 times (k near 0.5) the
+draws that would just do, and its error comes down to the target in 99 % to 73 % of cases, to 1.5 times the target in 100 % to
+92 %. It is not drawn anew where it does not: that would bring the bias back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.estimators import Estimate, estimate
-from pyro_vae.evaluation.weights import Weighed
+from pyro_vae.evaluation.estimators import Estimate
+from pyro_vae.evaluation.weights import Reduced, in_place
 
-FIRST_DRAWS = 250  # too few for a tail to be judged by would stop at chance
+PILOT = 250  # draws: fewer tell neither their error nor their tail
+MARGIN = 1.2  # on the number of draws, beside Pareto k
 
-Draw = Callable[[Tensor, int, int], Weighed]  # which images of the block, from which draw on, how many: their weights
 
-
-def adaptive(
-    draw: Draw, batch: int, num_samples: int, samples: int, target_se: float, first_look: int, length: int = 1
-) -> tuple[Estimate, Tensor, Tensor, Tensor]:
-    """Estimates of ``batch`` images, the sums of log p(x | z) and of log q(z | x) - log p(z), and the draws of each.
+def adaptive(pilot: Reduced, fresh: Callable[[Tensor, int], Reduced], num_samples: int, target_se: float) -> Reduced:
+    """What fresh draws say of every image of a block, of as many as its pilot asks for.
 
     Args:
-        draw: draws for some images.
-        batch: images.
+        pilot: of all images of the block; nothing of it is reported.
+        fresh: the places of some images in the block, and how many draws: what these say.
         num_samples: draws of an image at most.
-        samples: draws in one pass.
         target_se: standard error of log p(x) that is small enough, in nats.
-        first_look: draws before the error is looked at.
-        length: draws in a row that depend on each other.
     """
-    found = {f.name: torch.zeros(batch, dtype=torch.float64) for f in fields(Estimate)}
-    sums = torch.zeros(2, batch, dtype=torch.float64)
-    draws = torch.zeros(batch, dtype=torch.int64)
-    active = torch.arange(batch)
-    parts: list[Tensor] = []
-    sizes: list[Tensor] = []
-    done, until = 0, min(first_look, num_samples)
-    while True:
-        while done < until:
-            number = min(samples, until - done)
-            part = draw(active, done, number)
-            parts.append(part[0])
-            sums[:, active] += torch.stack([p.double().cpu() for p in part[1:3]])
-            sizes.append(part[3])
-            done += number
-        log_weight, size = torch.cat(parts), torch.stack(sizes).amax(0)
-        result = estimate(log_weight, size, length)
-        for name, values in found.items():
-            values[active] = getattr(result, name)
-        draws[active] = done
-        more = ~(result.mc_se <= target_se)
-        if done >= num_samples or not bool(more.any()):
-            return Estimate(**found), sums[0], sums[1], draws
-        keep = more.to(log_weight.device)
-        active, parts, sizes = active[more], [log_weight[:, keep]], [size[keep]]
-        until = min(2 * done, num_samples)
+    numbers = chosen(pilot.estimate, int(pilot.draws[0]), num_samples, target_se)
+    groups = [(torch.nonzero(numbers == number)[:, 0], int(number)) for number in numbers.unique()]
+    return in_place([(rows, fresh(rows, number)) for rows, number in groups])
+
+
+def chosen(pilot: Estimate, draws: int, num_samples: int, target_se: float) -> Tensor:
+    """Draws of each image ``(batch,)``, int64, after a pilot of ``draws``: all where its error is not finite."""
+    margin = MARGIN + pilot.khat.nan_to_num(0.0).clamp(min=0.0)
+    doublings = torch.log2(margin * (pilot.mc_se / target_se).square()).ceil().clamp(min=0)
+    needed = draws * torch.exp2(doublings)
+    few = needed < num_samples  # false where it is not finite
+    return torch.where(few, needed, torch.full_like(needed, num_samples)).long()

@@ -98,7 +98,8 @@ def annealed_log_likelihood(
 class AnnealedLogLikelihood(LogLikelihood):
     """Per-image log p(x) by annealing, in nats; tensors are ``(N,)``, float64, on the CPU.
 
-    ``num_samples`` is the number of chains, ``ess`` the effective number of them, ``khat`` NaN (too few weights for a tail);
+    ``num_samples`` is the number of chains, ``ess`` the effective number of them, ``khat`` NaN (too few weights for a tail),
+    ``interval`` NaN for fewer than 25 chains;
     ``reconstruction`` and ``kl`` are means over 128 draws from the guide.
 
     Attributes:
@@ -197,6 +198,7 @@ def from_weights(weights: Weights, settings: Settings, bound: LogLikelihood) -> 
         mc_se=found.mc_se,
         ess=found.ess,
         khat=torch.full_like(found.khat, torch.nan),
+        interval=found.interval,
         reconstruction=bound.reconstruction,
         kl=bound.kl,
         num_samples=settings.num_chains,

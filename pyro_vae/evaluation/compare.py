@@ -29,7 +29,7 @@ class Comparison:
     Attributes:
         difference: ``(N,)``, of the bias-corrected log p(x) of each image, float64.
         mc_se: standard error of the mean difference over redrawn samples, the images fixed; the two estimates are taken
-            as independent.
+            as independent. It is part of ``se``, and not to be added to it.
         names: of the two programs.
     """
 

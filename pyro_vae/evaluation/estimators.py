@@ -4,8 +4,12 @@
 
 L lies below log p(x) by Var(w) / (2 K E[w]^2) to first order. With normalised weights v_k = w_k / sum w, leaving draw k out
 changes L to L + log((1 - v_k) K / (K - 1)): the jackknife then gives both the bias and the standard error of
-the bias-corrected estimate, whatever K (Efron & Stein 1981, https://doi.org/10.1214/aos/1176345462; for this bound, Nowozin 2018,
+the bias-corrected estimate (Efron & Stein 1981, https://doi.org/10.1214/aos/1176345462; for this bound, Nowozin 2018,
 https://openreview.net/forum?id=HyZoi-WRb).
+
+Both are of first order in 1/K. Of few draws the standard error is too small, and the normal interval made of it, +- 1.96 errors,
+holds log p(x) in 67 % of cases at K = 2, 82 % at 5, 87 % at 10 and 94 % at 1,000 (weights of a guide that is right but for
+its width). For the interval that is stated, see :mod:`pyro_vae.evaluation.interval`.
 """
 
 from __future__ import annotations
@@ -19,14 +23,16 @@ import torch
 from arviz_stats.base import array_stats
 from torch import Tensor
 
+from pyro_vae.evaluation.interval import FEWEST, interval
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """One block's estimates, each ``(batch,)`` in float64 on the CPU, in nats.
+    """One block's estimates, each ``(batch,)`` and ``interval`` ``(batch, 2)``, in float64 on the CPU, in nats.
 
     ``log_likelihood`` is L; ``bias`` the jackknife estimate of E[L] - log p(x), at most about 0; ``mc_se`` the jackknife
     standard error of ``log_likelihood - bias``; ``ess`` the effective sample size (sum w)^2 / sum w^2; ``khat`` the Pareto
-    shape of the largest weights.
+    shape of the largest weights; ``interval`` the ends of the 95 % interval of log p(x), NaN for fewer than 25 draws.
     """
 
     log_likelihood: Tensor
@@ -34,6 +40,7 @@ class Estimate:
     mc_se: Tensor
     ess: Tensor
     khat: Tensor
+    interval: Tensor
 
 
 def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) -> Estimate:
@@ -44,7 +51,8 @@ def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) ->
     may depend on each other, the jackknife leaves out all or none.
 
     Weights that are equal to rounding have zero error, full effective sample size and k = -inf. A single unit has no
-    error estimate: ``mc_se``, ``bias`` and ``khat`` are NaN.
+    error estimate: ``mc_se``, ``bias``, ``khat`` and ``interval`` are NaN. Where one unit holds all the weight, ``mc_se`` and the
+    upper end of the interval are infinite.
     """
     khat = pareto_khat(log_weight, size).to(log_weight.device)
     log_weight = log_weight.detach().double()
@@ -54,9 +62,10 @@ def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) ->
     weight = (log_weight - total).exp()
     ess = 1.0 / weight.square().sum(0)
     units = -(-num_samples // length)
+    skewness = _skewness(weight)
     if units == 1:
         nan = torch.full_like(total, math.nan)
-        bias, mc_se = nan, nan
+        bias, mc_se, ends = nan, nan, torch.stack([nan, nan], -1)
     else:
         # log-mean-exp without unit k, minus the one with it; a unit that holds all the weight has no jackknife
         sizes = weight.new_full((units, 1), length)
@@ -67,15 +76,30 @@ def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) ->
         shift = torch.log1p(-weight.clamp(max=1.0)) + torch.log(num_samples / (num_samples - sizes))
         bias = (units - 1) * shift.mean(0)
         mc_se = ((units - 1) * shift.var(0, correction=0)).sqrt()
+        relative_se = ((weight - sizes / num_samples).square().sum(0) * units / (units - 1)).sqrt()
+        ends = interval(log_likelihood, relative_se, skewness, khat, ess, num_samples, units)
+        # the corrected estimate, of higher order where few weights count, is held to be possible
+        ends[:, 1] = torch.maximum(ends[:, 1], log_likelihood - bias)
         lost = ~torch.isfinite(shift).all(0)
-        bias[lost], mc_se[lost], khat[lost] = -math.inf, math.inf, math.inf
+        bias[lost], mc_se[lost], khat[lost], ends[lost, 1] = -math.inf, math.inf, math.inf, math.inf
+        ends[torch.isneginf(log_likelihood), 0] = -math.inf
         equal = torch.isneginf(khat)
         bias[equal], mc_se[equal] = 0.0, 0.0
+        ends[equal] = log_likelihood[equal, None] if num_samples >= FEWEST else math.nan
         ess = torch.where(equal, torch.full_like(ess, num_samples), ess)
-    return Estimate(*(t.cpu() for t in (log_likelihood, bias, mc_se, ess, khat)))
+    return Estimate(*(t.cpu() for t in (log_likelihood, bias, mc_se, ess, khat, ends)))
 
 
-MIN_DRAWS = 25  # fewer draws have a tail of under five weights, to which no Pareto distribution is fitted
+def _skewness(weight: Tensor) -> Tensor:
+    """Of weights ``(num_samples, batch)``; 0 where they are equal."""
+    off = weight - weight.mean(0)
+    variance = off.square().mean(0)
+    return torch.where(
+        variance > 0, off.pow(3).mean(0) / variance.clamp(min=1e-300).pow(1.5), torch.zeros_like(variance)
+    )
+
+
+MIN_DRAWS = FEWEST  # fewer draws have a tail of under five weights, to which no Pareto distribution is fitted
 
 
 def pareto_khat(log_weight: Tensor, size: Tensor | None = None) -> Tensor:

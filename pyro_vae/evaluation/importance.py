@@ -11,20 +11,20 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
 from pyro_vae.errors import UserError, nearest
-from pyro_vae.evaluation.adaptive import FIRST_DRAWS, adaptive
+from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.chunks import Chunks
-from pyro_vae.evaluation.estimators import Estimate
 from pyro_vae.evaluation.quasi import NOISES, SobolNoise, length_of
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import IMAGES, rounding_error
 from pyro_vae.evaluation.shares import everyones, own_share
-from pyro_vae.evaluation.weights import Weighed, weigh
+from pyro_vae.evaluation.weights import Reduced, Weighed, reduced, weigh
 from pyro_vae.precision import products, require_precision
 from pyro_vae.programs.contract import Program, check, check_observed, device_of, dtype_of, evaluating, require_rows
 from pyro_vae.programs.functional import OfProgram
@@ -62,8 +62,10 @@ def log_likelihood(
         x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is).
         y: what a conditional program is conditioned on, ``(N, ...)``.
         num_samples: K, joint draws of all latents per image.
-        target_se: nats; an image whose standard error is down to it gets no more draws (of 250, 500, 1,000, ...), and the
-            ``draws`` of each stand in the result. By default all get K.
+        target_se: nats; a pilot of 250 draws decides how many draws of its own an image gets for a standard error of about
+            that (250, 500, 1,000, ..., at most K), which stand in the result's ``draws``. Only these are reported, so that the
+            estimate is as right as with a number fixed in advance; the error comes down to the target for most images
+            (:mod:`pyro_vae.evaluation.adaptive`). By default all get K.
         seed: of the draws; torch's generators are put back.
         chunk_size: images times samples in one pass, recorded in the result; by default so many that the observed
             site holds about a million elements.
@@ -95,7 +97,7 @@ def log_likelihood(
     require_rows(x)
     if target_se is not None and not target_se > 0:
         raise UserError(f"expected a target error (target_se, --target-error) above 0, got {target_se}")
-    images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, FIRST_DRAWS), chunk_size)
+    images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size)
     if noise not in NOISES:
         raise UserError(f"unknown noise {noise!r}: {nearest(noise, NOISES)}")
     if noise == "sobol" and target_se is not None:
@@ -104,7 +106,7 @@ def log_likelihood(
         )
     device = device_of(program)
     require_precision(precision, device, dtype_of(program))
-    one_shape = target_se is None  # the images that still need draws become fewer
+    one_shape = target_se is None  # images that get as many draws are not as many
     compiled = one_shape and wants_compiling(compile, len(x) * num_samples, device)
     length = length_of(num_samples) if noise == "sobol" else None
     if noise == "sobol":
@@ -113,7 +115,7 @@ def log_likelihood(
         compiled = False
     draw = _Passes(program, samples, precision, compiled=compiled)
     fitting = Chunks(images, samples)
-    blocks: dict[int, list[_Reduced]] = {}
+    blocks: dict[int, list[Reduced]] = {}
     traces = None
     for first in own_share(range(0, len(x), images)):
         rows = slice(first, first + images)
@@ -123,7 +125,7 @@ def log_likelihood(
         check_observed(traces, block)
         with evaluating(program), products(precision):
 
-            def reduce(x: Tensor, y: Tensor | None, at: int, samples: int, first: int = first) -> _Reduced:
+            def reduce(x: Tensor, y: Tensor | None, at: int, samples: int, first: int = first) -> Reduced:
                 return _block(draw, x, y, num_samples, samples, seed, first + at, target_se, length)
 
             blocks[first] = fitting.over(reduce, block, block_y)
@@ -136,12 +138,13 @@ def log_likelihood(
     if precision != "full":
         few = None if y is None else y[:IMAGES].to(device)
         error = rounding_error(program, to_program(program, x[:IMAGES]), few, precision, seed)
-    names = ("log_likelihood", "bias", "mc_se", "ess", "khat")
+    names = ("log_likelihood", "bias", "mc_se", "ess", "khat", "interval")
     result = LogLikelihood(
-        **{name: torch.cat([getattr(part[0], name) for part in parts]) for name in names},
-        reconstruction=torch.cat([part[1] for part in parts]),
-        kl=torch.cat([part[2] for part in parts]),
-        draws=None if one_shape else torch.cat([part[3] for part in parts]),
+        **{name: torch.cat([getattr(part.estimate, name) for part in parts]) for name in names},
+        reconstruction=torch.cat([part.reconstruction for part in parts]),
+        kl=torch.cat([part.kl for part in parts]),
+        draws=None if one_shape else torch.cat([part.draws for part in parts]),
+        target_se=target_se,
         num_samples=num_samples,
         seed=seed,
         chunk_size=min(size for _, size in shares),
@@ -170,9 +173,6 @@ def wants_compiling(choice: str, num_draws: int, device: torch.device) -> bool:
     if choice not in ("auto", "on", "off"):
         raise UserError(f"expected compile to be auto, on or off, got {choice!r}")
     return choice == "on" or (choice == "auto" and device.type in ("cpu", "cuda") and num_draws >= WORTH_COMPILING)
-
-
-_Reduced = tuple[Estimate, Tensor, Tensor, Tensor]
 
 
 class _Passes:
@@ -219,17 +219,26 @@ def _block(
     first_image: int,
     target_se: float | None,
     length: int | None,
-) -> _Reduced:
-    """Estimates of one block of images, the means over draws of log p(x | z) and of log q(z | x) - log p(z), and how many."""
+) -> Reduced:
+    """What is reported of one block of images, ``samples`` draws of each in one pass."""
 
-    def drawn(rows: Tensor, first_sample: int, number: int) -> Weighed:
+    def drawn(rows: Tensor, seeds: Callable[[int], int], first_sample: int, number: int) -> Weighed:
         whole = len(rows) == len(x)
         some_x, some_y = (x, y) if whole else (x[rows], None if y is None else y[rows])
         even = SobolNoise(seed, first_image, first_sample, number, length) if length else nullcontext()
-        with seeded(derive_seed("importance weights", seed, first_image, first_sample), x.device), even:
+        with seeded(seeds(first_sample), x.device), even:
             return draw(some_x, some_y, number)
 
-    target = math.inf if target_se is None else target_se
-    first_look = num_samples if target_se is None else FIRST_DRAWS
-    found, reconstruction, kl, draws = adaptive(drawn, len(x), num_samples, samples, target, first_look, length or 1)
-    return found, reconstruction / draws, kl / draws, draws
+    every = torch.arange(len(x))
+    if target_se is None or num_samples <= PILOT:
+        of_all = lambda first: derive_seed("importance weights", seed, first_image, first)  # noqa: E731
+        return reduced(partial(drawn, every, of_all), num_samples, samples, length or 1)
+
+    def fresh(rows: Tensor, number: int) -> Reduced:
+        # images that get another number are in the same block, and draw other noise
+        seeds = lambda first: derive_seed("importance weights: after a pilot", seed, first_image, number, first)  # noqa: E731
+        room = samples * len(x) // len(rows)  # a pass of fewer images takes more draws
+        return reduced(partial(drawn, rows, seeds), number, room)
+
+    of_pilot = lambda first: derive_seed("importance weights: pilot", seed, first_image, first)  # noqa: E731
+    return adaptive(reduced(partial(drawn, every, of_pilot), PILOT, samples), fresh, num_samples, target_se)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.estimators import good_khat
+from pyro_vae.evaluation.interval import FEWEST, NORMAL
 
 MOST_DECIMALS = 4  # of a printed log-likelihood: below that, rounding of the model itself is seen
 BAD_FRACTION = 0.01  # of images with k above the threshold, from which on the mean is not to be trusted
@@ -22,23 +23,27 @@ class UnreliableEstimateWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class LogLikelihood:
-    """Per-image log p(x) in nats, with its evidence; every tensor is ``(N,)``, float64, on the CPU.
+    """Per-image log p(x) in nats, with its evidence; every tensor but ``interval`` is ``(N,)``, float64, on the CPU.
 
     Attributes:
         log_likelihood: the importance-weighted bound log (1/K) sum_k w_k, higher is better.
         bias: jackknife estimate of its O(1/K) bias, at most about 0: ``log_likelihood - bias`` is the corrected estimate.
-        mc_se: standard error of the corrected estimate over redrawn samples.
-        ess: effective sample size (sum w)^2 / sum w^2, out of ``num_samples``.
+        mc_se: standard error of the corrected estimate over redrawn samples; too small for fewer than 25 draws.
+        interval: ``(N, 2)``, where log p(x) of each image lies at 95 %, over redrawn samples; wider upwards, as weights
+            are skew. Where Pareto k is bad its upper end is too low by an unknown amount; for fewer than 25 draws it is NaN,
+            chains of annealing included. See :mod:`pyro_vae.evaluation.interval`.
+        ess: effective sample size (sum w)^2 / sum w^2, out of an image's draws.
         khat: Pareto k of the largest weights; NaN for fewer than 25 draws.
         reconstruction: E_q log p(x | z).
         kl: E_q[log q(z | x) - log p(z)], over all latent sites.
-        num_samples: K.
+        num_samples: K; at most, where an error was aimed at.
         seed: of the draws.
         chunk_size: images times samples in one pass; another size draws other numbers.
         precision: of matrix products, ``full`` for the program's own.
         rounding_error: what another precision adds to estimates, against float64 and the same draws, of the first 16 images;
             None at full precision, and where it could not be measured.
         noise: ``random``, or ``sobol`` for randomised quasi-Monte Carlo.
+        target_se: the standard error that was aimed at, in nats; None where all images got ``num_samples`` draws.
         draws: how many each image got, where an error was aimed at; None where all got ``num_samples``.
     """
 
@@ -56,6 +61,8 @@ class LogLikelihood:
     rounding_error: Tensor | None = field(default=None, kw_only=True)
     noise: str = field(default="random", kw_only=True)
     draws: Tensor | None = field(default=None, kw_only=True)
+    target_se: float | None = field(default=None, kw_only=True)
+    interval: Tensor = field(kw_only=True)
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
@@ -77,13 +84,35 @@ class LogLikelihood:
 
     @property
     def nll_data_se(self) -> float:
-        """Standard error of ``nll`` over images drawn anew: sd(log p) / sqrt(N); NaN for one image."""
+        """Standard error of ``nll`` over images *and* samples drawn anew: sd(log p) / sqrt(N); NaN for one image.
+
+        The noise of the estimates is part of their spread: ``nll_mc_se`` is contained in it, and not to be added.
+        """
         return float(self.log_likelihood.std()) / math.sqrt(len(self)) if len(self) > 1 else math.nan
 
     @property
     def nll_total_se(self) -> float:
-        """Monte Carlo and data error of ``nll`` together; of those that are known, NaN where neither is."""
+        """Standard error of ``nll`` over images and samples drawn anew, see :func:`total_error`."""
         return total_error(self.nll_mc_se, self.nll_data_se)
+
+    @property
+    def nll_interval(self) -> tuple[float, float]:
+        """Where the mean of -log p(x) of *these* images lies at 95 %, over redrawn samples; around ``nll - nll_bias``.
+
+        The errors of images are independent: variances add, and what an image's interval reaches beyond 1.96 errors, which
+        stems from third cumulants, adds by variance. NaN where an image has no interval.
+        """
+        centre, half = self.log_likelihood - self.bias, NORMAL * self.mc_se
+        total = half.square().sum()
+        if not bool(torch.isfinite(half).all()):
+            ends = self.interval.mean(0)
+        elif total == 0:
+            ends = centre.mean().expand(2)
+        else:
+            beyond = torch.stack([centre - self.interval[:, 0] - half, self.interval[:, 1] - centre - half])
+            reach = (total.sqrt() + (beyond * half.square()).sum(1) / total) / len(self)
+            ends = centre.mean() + reach * torch.tensor([-1.0, 1.0], dtype=reach.dtype)
+        return (-float(ends[1]), -float(ends[0]))
 
     @property
     def nll_bias(self) -> float:
@@ -92,16 +121,31 @@ class LogLikelihood:
 
     @property
     def khat_threshold(self) -> float:
-        """The k up to which an image's estimate can be relied on at this K."""
-        return good_khat(self.num_samples)
+        """The k up to which estimates can be relied on; of the image with fewest draws, where these differ."""
+        return good_khat(self.num_samples if self.draws is None else int(self.draws.min()))
+
+    @property
+    def khat_thresholds(self) -> Tensor:
+        """The k up to which the estimate of each image can be relied on ``(N,)``: by its own number of draws."""
+        draws = [self.num_samples] * len(self) if self.draws is None else self.draws.tolist()
+        return torch.tensor([good_khat(n) for n in draws], dtype=torch.float64)
 
     @property
     def khat_bad_fraction(self) -> float:
         """The fraction of images with k above the threshold; NaN where k is unknown."""
         known = ~self.khat.isnan()
-        limits = [self.khat_threshold] if self.draws is None else [good_khat(n) for n in self.draws[known].tolist()]
-        bad = self.khat[known] > torch.tensor(limits, dtype=self.khat.dtype)
+        bad = self.khat[known] > self.khat_thresholds[known]
         return float(bad.double().mean()) if bool(known.any()) else math.nan
+
+    @property
+    def ess_share(self) -> Tensor:
+        """Effective sample size of each image as a share of its own draws ``(N,)``."""
+        return self.ess / (self.num_samples if self.draws is None else self.draws)
+
+    @property
+    def target_met(self) -> float:
+        """The fraction of images whose standard error is down to the target; NaN where none was aimed at."""
+        return math.nan if self.target_se is None else float((self.mc_se <= self.target_se).double().mean())
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -115,15 +159,24 @@ class LogLikelihood:
             )
         if self.khat_bad_fraction > BAD_FRACTION:
             found.append(
-                f"Pareto k is above {self.khat_threshold:.2f} for {self.khat_bad_fraction:.1%} of {len(self)} images "
+                f"Pareto k is above {self._threshold()} for {self.khat_bad_fraction:.1%} of {len(self)} images "
                 f"(worst {float(self.khat.nan_to_num(-math.inf).max()):.2f}): the guide is too narrow for their posteriors, "
                 "and log p(x) is likely underestimated; use a more expressive guide or annealed importance sampling, more "
                 "samples alone help little"
             )
-        if self.num_samples < 25:
+        if self.num_samples < FEWEST:
             found.append(
-                f"K = {self.num_samples} draws are too few for Pareto k: nothing vouches for the estimate; use at least 1000"
+                f"K = {self.num_samples} draws are too few for Pareto k, and their standard error is too small (+- 1.96 errors "
+                "hold log p(x) in 67 % of cases at K = 2, 87 % at 10): no interval is stated; use at least 1000"
             )
+        if self.target_se is not None and self.draws is not None:
+            short = int(((self.draws >= self.num_samples) & ~(self.mc_se <= self.target_se)).sum())
+            if short:
+                found.append(
+                    f"{short} of {len(self)} images have a standard error above the target of {self.target_se:g} nats after all "
+                    f"{self.num_samples} draws (worst {float(self.mc_se.nan_to_num(math.inf).max()):.2g}): allow more draws "
+                    "(num_samples, --samples), or use a more expressive guide"
+                )
         return found
 
     def summary(self) -> dict[str, Any]:
@@ -134,6 +187,8 @@ class LogLikelihood:
             "nll_mc_se": self.nll_mc_se,
             "nll_data_se": self.nll_data_se,
             "nll_bias": self.nll_bias,
+            "nll_interval_low": self.nll_interval[0],
+            "nll_interval_high": self.nll_interval[1],
             "elbo": float(self.elbo.mean()),
             "reconstruction": float(self.reconstruction.mean()),
             "kl": float(self.kl.mean()),
@@ -143,7 +198,16 @@ class LogLikelihood:
         }
         plain: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         if self.draws is not None:
-            plain["draws_mean"] = float(self.draws.double().mean())
+            plain |= {
+                "draws_mean": float(self.draws.double().mean()),
+                "draws_min": int(self.draws.min()),
+                "draws_max": int(self.draws.max()),
+                "ess_share_median": median(self.ess_share) if bool(self.ess.isfinite().any()) else None,
+                "khat_threshold_min": float(self.khat_thresholds.min()),
+                "khat_threshold_max": float(self.khat_thresholds.max()),
+                "target_se": self.target_se,
+                "target_met": self.target_met,
+            }
         if self.noise != "random":
             plain["noise"] = self.noise
         if self.precision != "full":
@@ -161,9 +225,13 @@ class LogLikelihood:
         lines = [
             f"NLL {nll} +- {self.nll_mc_se:.2g} (Monte Carlo) +- {self.nll_data_se:.2g} (data) nats per image, "
             f"{self._drawn()}, N = {len(self)}",
-            f"ELBO {elbo} = reconstruction {reconstruction} - KL {kl}; ESS median {float(self.ess.median()):.0f}, "
+            f"ELBO {elbo} = reconstruction {reconstruction} - KL {kl}; ESS median {self._effective()}, "
             f"Pareto k median {float(self.khat.nanmedian()):.2f}",
         ]
+        if self.target_se is not None:
+            lines.append(
+                f"standard error at most {self.target_se:g} nats, as aimed at, for {self.target_met:.1%} of the images"
+            )
         if self.precision != "full":
             cost = "an unknown error"
             if self.rounding_error is not None:
@@ -175,7 +243,17 @@ class LogLikelihood:
     def _drawn(self) -> str:
         if self.draws is None:
             return f"K = {self.num_samples}{'' if self.noise == 'random' else f' ({self.noise} noise)'}"
-        return f"K = {float(self.draws.double().mean()):.0f} on average, {self.num_samples} at most"
+        mean, least, most = (float(n) for n in (self.draws.double().mean(), self.draws.min(), self.draws.max()))
+        return f"K = {drawn_range(mean, least, most, self.num_samples)}"
+
+    def _effective(self) -> str:
+        if self.draws is None:
+            return f"{float(self.ess.median()):.0f} of {self.num_samples}"
+        return f"{float(self.ess_share.median()):.0%} of an image's draws"
+
+    def _threshold(self) -> str:
+        ends = sorted({f"{float(end):.2f}" for end in (self.khat_thresholds.min(), self.khat_thresholds.max())})
+        return ends[0] if len(ends) == 1 else f"{' to '.join(ends)} (by an image's draws)"
 
     def __repr__(self) -> str:
         return f"<LogLikelihood: {self}>"
@@ -204,7 +282,16 @@ def digits(value: float, error: float) -> str:
     return f"{round(value, decimals):.{max(decimals, 0)}f}"
 
 
-def total_error(*errors: float) -> float:
-    """Independent standard errors together, of those that are known; NaN where none is."""
-    known = [e for e in errors if not math.isnan(e)]
-    return math.hypot(*known) if known else math.nan
+def drawn_range(mean: float, least: float, most: float, allowed: float) -> str:
+    """How many draws images got, where each got as many as its error asked for."""
+    return f"{mean:.0f} on average, {allowed:.0f} at most ({least:.0f} to {most:.0f} by image)"
+
+
+def total_error(mc_se: float, data_se: float) -> float:
+    """Standard error of a mean over images and samples drawn anew; NaN where nothing is known.
+
+    ``data_se`` = sd(estimates) / sqrt(N) is all of it: estimates differ by their images and by their noise alike. Only where few
+    images happen to lie closer together than their noise allows, or where there is one image, the error is ``mc_se``.
+    """
+    known = [e for e in (mc_se, data_se) if not math.isnan(e)]
+    return max(known) if known else math.nan
