@@ -33,13 +33,18 @@ def weight_diagnostics(result: LogLikelihood) -> Figure:
     figure = new_figure((8.5, 3.4))
     left, right = figure.subplots(1, 2)
     left.hist(khat.clip(*KHAT_RANGE), bins=30, range=KHAT_RANGE, color="tab:blue")
-    left.axvline(
-        result.khat_threshold, color="tab:red", linestyle="--", label=f"good below {result.khat_threshold:.2f}"
-    )
+    low, high = float(result.khat_thresholds.min()), float(result.khat_thresholds.max())
+    below = f"good below {low:.2f}" if low == high else f"good below {low:.2f} to {high:.2f},\nby an image's draws"
+    left.axvspan(low, high, color="tab:red", alpha=0.2, linewidth=0)
+    left.axvline(low, color="tab:red", linestyle="--", label=below)
     left.legend(frameon=False, fontsize=9)
     finish(left, None, "Pareto k", "images")
-    right.hist(result.ess.numpy(), bins=30, range=(0, result.num_samples), color="tab:blue")
-    finish(right, None, f"effective sample size, of {result.num_samples}", "images")
+    if result.draws is None:
+        right.hist(result.ess.numpy(), bins=30, range=(0, result.num_samples), color="tab:blue")
+        finish(right, None, f"effective sample size, of {result.num_samples}", "images")
+    else:
+        right.hist(result.ess_share.numpy(), bins=30, range=(0, 1), color="tab:blue")
+        finish(right, None, "effective sample size, as a share of an image's draws", "images")
     return figure
 
 
@@ -64,7 +69,7 @@ def predictive_intervals(check: xr.Dataset) -> Figure:
 
 
 def nll_intervals(results: Mapping[str, LogLikelihood]) -> Figure:
-    """Draw the NLL of several programs with 95 % intervals: over images (thin), and over redrawn samples (thick).
+    """Draw the NLL of several programs, +- 1.96 errors: over images and samples (thin), and over samples alone (thick).
 
     Args:
         results: by name, on the same images.

@@ -25,7 +25,7 @@ def evaluate(
     target_error: Annotated[
         float | None,
         typer.Option(
-            help="iw: nats; images whose standard error is down to it get no more draws, --samples is the most.",
+            help="iw: nats; a pilot decides how many draws an image gets for about this standard error, --samples is the most.",
             show_default=False,
         ),
     ] = None,
@@ -161,7 +161,7 @@ def _json(figures: dict[str, Any]) -> str:
 
 def _table(figures: dict[str, Any]) -> str:
     """The figures as lines of Markdown; NLL and ELBO with the decimals that the error of the NLL supports."""
-    from pyro_vae.evaluation.result import digits, total_error
+    from pyro_vae.evaluation.result import digits, drawn_range, total_error
 
     f = figures
 
@@ -176,18 +176,21 @@ def _table(figures: dict[str, Any]) -> str:
     annealed = f["method"] != "iw"
     samples = f"{f['num_samples']} chains" if annealed else f"K = {f['num_samples']}"
     if "draws_mean" in f:
-        samples = f"K = {f['draws_mean']:.0f} on average, {f['num_samples']} at most"
+        samples = f"K = {drawn_range(f['draws_mean'], f['draws_min'], f['draws_max'], f['num_samples'])}"
     if "noise" in f:
         samples += f", {f['noise']} noise"
     rows = [
         ("NLL", f"{supported('nll')} nats per image"),
         ("  Monte Carlo error", f"{number('nll_mc_se', 3)} ({samples}; bias {number('nll_bias', 3)})"),
-        ("  data error", f"{number('nll_data_se')} (N = {f['num_data']}, {f['split']})"),
+        ("  95 % interval", _interval(f["nll_interval_low"], f["nll_interval_high"], f["nll_mc_se"])),
+        ("  data error", f"{number('nll_data_se')} (N = {f['num_data']}, {f['split']}; Monte Carlo included)"),
         ("ELBO", f"{supported('elbo')} = reconstruction {supported('reconstruction')} - KL {supported('kl')}"),
         ("bits per dimension", number("bits_per_dim", 4)),
         ("active units", " + ".join(str(n) for n in f["active_units"])),
-        ("ESS, median", f"{number('ess_median', 1 if annealed else 0)} of {f['num_samples']}"),
+        ("ESS, median", _effective(f, 1 if annealed else 0)),
     ]
+    if "target_met" in f:
+        rows.insert(2, ("  target", f"standard error at most {f['target_se']:g} nats: {f['target_met']:.1%} of images"))
     if "precision" in f:
         cost = (
             f"{f['rounding_error']:+.2g} +- {f['rounding_error_sd']:.2g}"
@@ -205,7 +208,7 @@ def _table(figures: dict[str, Any]) -> str:
         ]
     else:
         bad = "-" if f["khat_bad_fraction"] is None else f"{f['khat_bad_fraction']:.1%}"
-        rows += [("Pareto k, median", f"{number('khat_median')} (bad: {bad})")]
+        rows += [("Pareto k, median", f"{number('khat_median')} (bad: {bad}{_thresholds(f)})")]
     if f["method"] == "bdmc":
         rows += [
             ("simulated images", f"log p(x) between {number('bdmc_lower')} and {number('bdmc_upper')}"),
@@ -219,6 +222,30 @@ def _table(figures: dict[str, Any]) -> str:
         ("seconds", number("seconds", 1)),
     ]
     return "\n".join([*markdown(["quantity", "value"], rows), *(f"warning: {w}" for w in f["warnings"])])
+
+
+def _interval(low: float | None, high: float | None, error: float | None) -> str:
+    """Where the mean -log p(x) of these images lies, with the decimals of its Monte Carlo error and one more."""
+    from pyro_vae.evaluation.result import digits
+
+    if low is None or high is None or error is None:
+        return "-"
+    return f"{digits(low, error / 10)} to {digits(high, error / 10)} (of these images, without the bias)"
+
+
+def _effective(f: dict[str, Any], decimals: int) -> str:
+    """The median effective sample size, of as many draws as an image got."""
+    if "ess_share_median" in f:
+        return "-" if f["ess_share_median"] is None else f"{f['ess_share_median']:.0%} of an image's draws"
+    return "-" if f["ess_median"] is None else f"{f['ess_median']:.{decimals}f} of {f['num_samples']}"
+
+
+def _thresholds(f: dict[str, Any]) -> str:
+    """What k is held against where images got different numbers of draws."""
+    if "khat_threshold_min" not in f:
+        return ""
+    low, high = f["khat_threshold_min"], f["khat_threshold_max"]
+    return f", above {low:.2f} to {high:.2f} by an image's draws" if low < high else f", above {low:.2f}"
 
 
 def markdown(head: list[str], rows: list[Any]) -> list[str]:

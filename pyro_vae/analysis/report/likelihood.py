@@ -14,7 +14,7 @@ from pyro_vae.analysis.report.subject import Subject
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.curve import bound_curve
 from pyro_vae.evaluation.evaluate import evaluate
-from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits, total_error
+from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits, drawn_range, total_error
 from pyro_vae.training.files import checksum_of, damaged, parse_json, read_text
 from pyro_vae.training.run import WEIGHTS, evaluation_name
 
@@ -28,6 +28,8 @@ INCHES = (7.2, 3.8)  # of the curve, with a legend beside it
 ROWS = (
     ("NLL (nats per image)", "nll"),
     ("  Monte Carlo error", "nll_mc_se"),
+    ("  95 % interval, lower end", "nll_interval_low"),
+    ("  95 % interval, upper end", "nll_interval_high"),
     ("  data error", "nll_data_se"),
     ("  bias of the bound", "nll_bias"),
     ("ELBO", "elbo"),
@@ -44,11 +46,12 @@ ROWS = (
     ("  gap", "bdmc_gap"),
 )
 TO_ERROR = ("nll", "elbo", "reconstruction", "kl")  # printed with the decimals that the NLL's error supports
+TO_TENTH = ("nll_interval_low", "nll_interval_high")  # and these with one more than the Monte Carlo error supports
 SHARES = ("khat_bad_fraction",)
 LEAD = (
-    "Importance-weighted log p(x) in nats per image. The Monte Carlo error is over redrawn samples, the data "
-    "error over images drawn anew; where Pareto k is bad, the number is a bound and neither error tells how "
-    "loose."
+    "Importance-weighted log p(x) in nats per image. The Monte Carlo error is over redrawn samples; the data "
+    "error is over images and samples drawn anew, and holds it. The interval is for the mean of these images, without the "
+    "bias of the bound. Where Pareto k is bad, the number is a bound and neither error tells how loose."
 )
 
 
@@ -117,7 +120,7 @@ def likelihood(
     section.figure(
         "Pareto k and effective sample size",
         lambda: weight_diagnostics(result),
-        f"Of {len(result)} images, K = {result.num_samples}. Right of the broken line the weights of an image "
+        f"Of {len(result)} images, K = {_draws(result.summary())}. Right of the broken line the weights of an image "
         "likely have no variance: its estimate is too low by an unknown amount.",
     )
     rows_of = subject.test
@@ -139,7 +142,7 @@ def headline(figures: dict[str, Any]) -> tuple[str, str]:
     """The NLL with its error, and how it was estimated."""
     errors = [_finite(figures.get(key)) for key in ("nll_mc_se", "nll_data_se")]
     error = total_error(*(math.nan if e is None else e for e in errors))
-    images, count = (figures.get(key, "?") for key in ("num_data", "num_samples"))
+    images, count = figures.get("num_data", "?"), _draws(figures)
     spread = f" ± {digits(error, error)}" if math.isfinite(error) else ""
     return _cell(figures, "nll") + spread, f"nats per image; {images} images, K = {count}"
 
@@ -151,9 +154,28 @@ def _cell(figures: dict[str, Any], key: str) -> str:
     if key in TO_ERROR:
         errors = [_finite(figures.get(k)) for k in ("nll_mc_se", "nll_data_se")]
         return digits(value, total_error(*(math.nan if e is None else e for e in errors)))
+    if key in TO_TENTH:
+        error = _finite(figures.get("nll_mc_se"))
+        return digits(value, math.nan if error is None else error / 10)
     if key in SHARES:
         return f"{value:.1%}"
+    if key == "num_samples":
+        return _draws(figures)
+    if key == "ess_median":
+        share = _finite(figures.get("ess_share_median"))
+        return f"{value:.3g} of {_draws(figures)}" if share is None else f"{share:.0%} of an image's draws"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _draws(figures: dict[str, Any]) -> str:
+    """Draws of an image: one number, or where images got different ones, their range."""
+    allowed = _finite(figures.get("num_samples"))
+    if allowed is None:
+        return "?"
+    mean, least, most = (_finite(figures.get(key)) for key in ("draws_mean", "draws_min", "draws_max"))
+    if mean is None or least is None or most is None:
+        return f"{allowed:,.0f}"
+    return drawn_range(mean, least, most, allowed)
 
 
 def _finite(value: Any) -> float | None:
