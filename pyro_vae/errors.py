@@ -21,6 +21,10 @@ class ProgramError(UserError):
     """A Pyro program that breaks the contract of :mod:`pyro_vae.programs.contract`."""
 
 
+class DataError(UserError):
+    """Rows of data that a program cannot take: values outside of a support, or missing ones."""
+
+
 class NumericalError(UserError):
     """A loss or gradient became NaN or infinite during training."""
 

@@ -116,8 +116,8 @@ def test_what_it_cannot_sum_over_it_refuses(build: Any, words: str) -> None:
 
 
 def test_the_states_of_a_site_are_all_different() -> None:
-    from pyro_vae.objectives.enumerated import _states
+    from pyro_vae.programs.states import states as every_state
 
-    states = _states("z", discrete(f"categorical:classes={CLASSES}", "categorical", 2).q(data()))
+    states = every_state(discrete(f"categorical:classes={CLASSES}", "categorical", 2).q(data()))
     assert states.shape == (CLASSES**2, 2, CLASSES)
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(states, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pyro
@@ -13,10 +12,10 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.particles import Particles
-from pyro_vae.programs.contract import SAMPLE_PLATE, Program, arguments, isolated, latent_sites
+from pyro_vae.programs.states import MOST_STATES, is_enumerable, number_of_states, states
+from pyro_vae.programs.trace import SAMPLE_PLATE, Program, arguments, innermost, isolated, latent_sites
 from pyro_vae.registry import register
 
-MOST_STATES = 1024  # states of z that are summed over: each costs a pass of the decoder per image
 OTHERWISE = "use elbo, whose score-function gradient has the same expectation, or a relaxed posterior"
 
 
@@ -38,9 +37,9 @@ class EnumeratedELBO(Objective):
         with isolated(), pyro.plate(SAMPLE_PLATE, 1, dim=-2):
             drawn = poutine.trace(program.guide).get_trace(*arguments(x, y))
         name, site = _the_site(latent_sites(drawn))
-        states = _states(name, site["fn"])
-        drawn.nodes[name] = {**site, "value": states[:, None].expand(len(states), len(x), *states.shape[1:])}
-        particles = Particles(program, x, y, len(states), drawn)
+        values = states(site["fn"])
+        drawn.nodes[name] = {**site, "value": values[:, None].expand(len(values), len(x), *values.shape[1:])}
+        particles = Particles(program, x, y, len(values), drawn)
         log_guide = particles.log_guide()
         loss = -(log_guide.exp() * (particles.log_joint() - log_guide)).sum(0).mean()
         return loss.detach(), loss
@@ -50,31 +49,15 @@ def _the_site(sites: dict[str, Any]) -> tuple[str, Any]:
     if len(sites) != 1:
         raise UserError(f"enumerated-elbo sums over one latent site, and the guide has {len(sites)}; {OTHERWISE}")
     ((name, site),) = sites.items()
-    fn = site["fn"]
-    if fn.has_rsample or not _innermost(fn).has_enumerate_support:
+    if not is_enumerable(site["fn"]):
         raise UserError(
             f"enumerated-elbo sums over the states of a discrete guide, and the site {name!r} is drawn from a continuum "
-            f"({type(_innermost(fn)).__name__}); use elbo"
+            f"({type(innermost(site['fn'])).__name__}); use elbo"
         )
-    return name, site
-
-
-def _states(name: str, fn: Any) -> Tensor:
-    """Every value of a site ``(states, *event_shape)``: the product over the axes that the guide made into an event."""
-    base = _innermost(fn)
-    each = base.enumerate_support(expand=False)
-    each = each.reshape(len(each), *base.event_shape)
-    axes = fn.event_shape[: len(fn.event_shape) - len(base.event_shape)]
-    if len(each) ** axes.numel() > MOST_STATES:
+    count, elements = number_of_states(site["fn"])
+    if count**elements > MOST_STATES:
         raise UserError(
-            f"the site {name!r} has {len(each)}^{axes.numel()} states, and enumerated-elbo sums over at most {MOST_STATES:,}: "
+            f"the site {name!r} has {count}^{elements} states, and enumerated-elbo sums over at most {MOST_STATES:,}: "
             f"choose fewer latents, or {OTHERWISE}"
         )
-    index = torch.tensor(list(itertools.product(range(len(each)), repeat=axes.numel())), device=each.device)
-    return each[index].reshape(len(index), *fn.event_shape)
-
-
-def _innermost(fn: Any) -> Any:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
+    return name, site

@@ -1,107 +1,56 @@
-"""What a Program is, and how the library runs one.
-
-A Program is an ``nn.Module`` with two methods, ``model(x)`` and ``guide(x)`` (``model(x, y)``, ``guide(x, y)`` if it is
-conditional), in which
-
-* every ``pyro.sample`` stands inside ``pyro.plate("data", x.shape[0], dim=-1)``, never subsampled;
-* every other axis is an event axis;
-* the observation is ``pyro.sample("x", ..., obs=x)``, and the guide samples every latent of the model;
-* parameters are parameters of the module.
-
-The library adds an outer plate at dim -2 for samples: latents then arrive as ``(num_samples, batch, *event)`` while x
-stays ``(batch, *event)``. Whatever a program puts into Pyro's global parameter store (``pyro.module`` does) stays in a
-private one; ``pyro.param`` is refused, because such a parameter belongs to no module.
-"""
+"""Hold a program, and the data that it is given, to the contract of :mod:`pyro_vae.programs.trace`."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from pyro_vae.errors import ProgramError, UserError
-from pyro_vae.memory import keep_freed
-from pyro_vae.precision import no_denormals
-from pyro_vae.seeding import ONE_THREAD, derive_seed, seeded
+from pyro_vae.errors import DataError, ProgramError, UserError
+from pyro_vae.programs.auxiliary import check_auxiliary
+from pyro_vae.programs.reading import check_reading
+from pyro_vae.programs.trace import (
+    DATA_PLATE,
+    OBSERVED,
+    SAMPLE_PLATE,
+    Program,
+    Terms,
+    Traced,
+    Traces,
+    accepts_y,
+    arguments,
+    device_of,
+    draw_terms,
+    dtype_of,
+    evaluating,
+    innermost,
+    is_factor,
+    is_random,
+    isolated,
+    latent_sites,
+    needs_y,
+    site_log_prob,
+    takes_y,
+    to_program,
+    trace,
+)
+from pyro_vae.seeding import derive_seed, seeded
 
-Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
+__all__ = [
+    "DATA_PLATE", "OBSERVED", "SAMPLE_PLATE", "Program", "Terms", "Traced", "Traces", "admit", "arguments", "check",
+    "check_observed", "device_of", "draw_terms", "dtype_of", "evaluating", "is_random", "isolated", "latent_sites", "needs_y",
+    "require_program", "require_rows", "require_y", "takes_y", "trace",
+]  # fmt: skip
 
-OBSERVED = "x"
-DATA_PLATE = "data"
-SAMPLE_PLATE = "num_samples"
-
-
-@runtime_checkable
-class Program(Protocol):
-    """The pair of Pyro programs; see the module's text for what they keep."""
-
-    def model(self, x: Tensor, *y: Tensor) -> Any:
-        """p(z) p(x | z)."""
-
-    def guide(self, x: Tensor, *y: Tensor) -> Any:
-        """q(z | x)."""
-
-
-@contextmanager
-def isolated(validate: bool = False) -> Iterator[None]:
-    """Run Pyro code without a trace in its global state: a private parameter store, and flags that are put back.
-
-    Pyro's stack of handlers is one for all threads, of which one at a time runs.
-    """
-    with (
-        ONE_THREAD,
-        pyro.get_param_store().scope(),
-        pyro.settings.context(module_local_params=True),
-        pyro.validation_enabled(validate),
-    ):
-        yield
-
-
-@contextmanager
-def evaluating(program: Any) -> Iterator[None]:
-    """Evaluation mode (dropout off), no gradients and no denormal numbers, put back on leaving; other threads wait."""
-    keep_freed()
-    with ONE_THREAD:
-        modes = {module: module.training for module in program.modules()} if isinstance(program, nn.Module) else {}
-        for module in modes:
-            module.training = False
-        try:
-            with torch.no_grad(), no_denormals():
-                yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-
-
-def arguments(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
-    """What a program is called with."""
-    return (x,) if y is None else (x, y)
-
-
-def takes_y(program: Any) -> bool:
-    """Whether a program is conditional: its model has a second positional argument without a default."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in inspect.signature(program.model).parameters.values() if p.kind in positional]
-    return len(parameters) > 1 and parameters[1].default is inspect.Parameter.empty
-
-
-def device_of(program: Any) -> torch.device:
-    """Where the program's parameters lie (the CPU if it has none)."""
-    return next((p.device for p in program.parameters()), torch.device("cpu"))
-
-
-def dtype_of(program: Any) -> torch.dtype:
-    """The floating dtype of the program's parameters (float32 if it has none)."""
-    return next((p.dtype for p in program.parameters() if p.is_floating_point()), torch.float32)
+ROWS = 8  # of data that a program is run on to be checked
+SCANNED_ROWS = 10_000  # of data whose values are looked at at once
+MISSING = (
+    "the data have NaN or infinite values (first in row {0}); remove or impute them, or give the program a likelihood that leaves "
+    "missing entries out (dist.NanMaskedNormal, .mask) and a guide that reads around them"
+)
 
 
 def require_program(program: Any) -> None:
@@ -114,135 +63,122 @@ def require_program(program: Any) -> None:
         )
 
 
-def require_rows(x: Any) -> None:
-    """:class:`UserError` unless ``x`` is a tensor ``(N, *event)`` of at least one row and finite numbers."""
+def require_rows(x: Any, program: Any = None) -> None:
+    """:class:`UserError` unless ``x`` is a dense tensor ``(N, *event)`` of at least one row, of the program's event shape if known."""
     if not isinstance(x, Tensor):
         raise UserError(f"expected data as a torch tensor (N, *event), got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_complex():
+        kind = "complex" if x.is_complex() else str(x.layout).removeprefix("torch.")
+        raise UserError(f"expected data as a dense tensor of real numbers, got a {kind} one; convert it, e.g. x.to_dense()")
+    shape, expected = tuple(x.shape), getattr(program, "event_shape", None)
+    if expected is not None and shape == tuple(expected):
+        raise UserError(f"expected data {('N', *expected)}, got a lone datum of shape {shape}: give it a batch axis, x[None]")
     if x.dim() < 2 or len(x) == 0:
-        raise UserError(f"expected data (N, *event) with at least one row, got {tuple(x.shape)}")
-    _require_finite(x)
+        lone = "; a lone datum needs a batch axis, x[None], and N numbers an event axis, x[:, None]" if x.dim() < 2 else ""
+        raise UserError(f"expected data (N, *event) with at least one row, got {shape}{lone}")
+    if expected is not None and shape[1:] != tuple(expected):
+        raise UserError(f"expected data {('N', *expected)}, as {type(program).__name__}.event_shape says, got {shape}")
 
 
-def _require_finite(x: Tensor) -> None:
-    if not torch.isfinite(x).all():
-        row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
-        raise UserError(f"the data have NaN or infinite values (first in row {row}); remove or impute them")
+def require_y(program: Any, num_rows: int, y: Any) -> None:
+    """:class:`UserError` unless ``y`` is what the program takes: a tensor of as many rows as x, or None."""
+    if y is None:
+        if needs_y(program):
+            raise UserError("the program is conditional, model(x, y): give y, one row for each row of x")
+        return
+    if not accepts_y(program):
+        raise UserError(f"{type(program).__name__} takes no y: its model has one argument; leave y out")
+    if not isinstance(y, Tensor) or y.dim() < 1 or len(y) != num_rows:
+        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise UserError(f"expected y as a torch tensor ({num_rows}, ...), one row for each row of x, got {got}")
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The log-density terms of one pass, each ``(num_samples, batch)``, in nats.
+def admit(program: Any, x: Any, y: Any = None, *, support: bool = True) -> Traces:
+    """Hold a program and all rows of its data to the contract: what every public function that takes data begins with.
 
-    ``log_weight = log_likelihood + log_prior - log_guide``: log p(x | z) + log p(z) - log q(z | x). Factors of the
-    model count with the prior, factors of the guide with the guide.
+    Args:
+        program: the Program.
+        x: data ``(N, *event)``, on any device and in any dtype.
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+        support: whether the values must be in the likelihood's support: not where they are encoded and not scored.
+
+    Returns:
+        The traces of a run on the first rows.
+
+    Raises:
+        UserError: of :func:`check`, for any row.
     """
+    require_program(program)
+    require_rows(x, program)
+    require_y(program, len(x), y)
 
-    log_likelihood: Tensor
-    log_prior: Tensor
-    log_guide: Tensor
+    def part(rows: slice) -> tuple[Tensor, Tensor | None]:
+        return to_program(program, x[rows]), None if y is None else y[rows].to(device_of(program))
 
-    @property
-    def log_weight(self) -> Tensor:
-        """Log p(x, z) - log q(z | x)."""
-        return self.log_likelihood + self.log_prior - self.log_guide
-
-
-@dataclass(frozen=True)
-class Traces:
-    """One execution of the guide, and of the model with the guide's latents."""
-
-    model: Traced
-    guide: Traced
-
-    def terms(self, num_samples: int, batch: int) -> Terms:
-        """Every site's log-density, summed by what it is."""
-        return Terms(
-            log_likelihood=_sum(self.model, num_samples, batch, lambda name, site: name == OBSERVED),
-            log_prior=_sum(self.model, num_samples, batch, lambda name, site: name != OBSERVED),
-            log_guide=_sum(self.guide, num_samples, batch, lambda name, site: True),
-        )
+    traces = check(program, *part(slice(0, ROWS)), support=support)
+    for first in range(0, len(x), SCANNED_ROWS):
+        check_observed(traces, *part(slice(first, first + SCANNED_ROWS)), first=first, support=support)
+    return traces
 
 
-def trace(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Traces:
-    """Run the guide, then the model on the guide's latents, with ``num_samples`` joint draws; inside :func:`isolated`."""
-    args = arguments(x, y)
-    with pyro.plate(SAMPLE_PLATE, num_samples, dim=-2):
-        guide = poutine.trace(program.guide).get_trace(*args)
-        model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(*args)
-    return Traces(model, guide)
-
-
-def draw_terms(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Terms:
-    """Terms ``(num_samples, batch)`` of fresh draws from the guide."""
-    with isolated():
-        return trace(program, x, y, num_samples=num_samples).terms(num_samples, x.shape[0])
-
-
-def is_random(site: dict[str, Any]) -> bool:
-    """Whether a site of a trace is a sample statement of the user's (no plate, parameter or ``deterministic``)."""
-    return (
-        site["type"] == "sample"
-        and type(site["fn"]).__name__ != "_Subsample"
-        and not site["infer"].get("_deterministic", False)
-    )
-
-
-def latent_sites(traced: Traced) -> dict[str, dict[str, Any]]:
-    """The unobserved sample sites of a trace, by name, in the order of execution."""
-    return {n: s for n, s in traced.nodes.items() if is_random(s) and not s["is_observed"]}
-
-
-def _sum(traced: Traced, num_samples: int, batch: int, chosen: Any) -> Tensor:
-    total: Tensor | float = 0.0
-    for name, site in traced.nodes.items():
-        if is_random(site) and chosen(name, site):
-            log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-            if site["mask"] is not None:
-                log_prob = log_prob.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob.new_zeros(()))
-            total = total + log_prob
-    if not isinstance(total, Tensor):
-        total = torch.zeros(())
-    return total.expand(num_samples, batch)
-
-
-def check(program: Any, x: Tensor, y: Tensor | None = None) -> Traces:
-    """Run a program once, under Pyro's own validation, and hold it to the contract.
+def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = True) -> Traces:
+    """Run a program, under Pyro's own validation, and hold it to the contract.
 
     Args:
         program: the Program.
         x: a few rows of data ``(batch, *event)``, in the program's dtype and on its device.
         y: what a conditional program is conditioned on, ``(batch, ...)``.
+        support: whether x must be in the support of the likelihood.
 
     Returns:
         The traces of that run, with two samples.
 
     Raises:
-        ProgramError: a site outside the plate, a subsampled plate, ``pyro.param``, no observed site ``x``, a latent
-            that the guide lacks, a log-density of the wrong shape.
+        ProgramError: a site outside the plate, a subsampled plate, ``pyro.param``, no observed site ``x`` or a second one, a
+            latent that the guide lacks, a random site that the model lacks, an observation or latent whose shape fits its
+            distribution by broadcasting alone, a log-density of the wrong shape, a model that reads x.
         UserError: the program cannot take a tensor of this shape, or values like these.
     """
     require_program(program)
+    require_rows(x, program)
+    require_y(program, len(x), y)
     with seeded(derive_seed("contract"), x.device), evaluating(program), isolated(validate=is_validation_enabled()):
         try:
             traces = trace(program, x, y, num_samples=2)
         except UserError:
             raise
         except Exception as error:
-            said = " ".join(str(error).partition("Trace Shapes:")[0].split())  # Pyro appends the whole trace
-            raise UserError(
-                f"the program {type(program).__name__} does not run on data of shape {tuple(x.shape[1:])} per row: "
-                f"{type(error).__name__}: {said}" + (_EVENT_AXES if "Shape mismatch inside plate" in said else "")
-            ) from error
-        if OBSERVED in traces.model.nodes and traces.model.nodes[OBSERVED]["is_observed"]:
-            check_observed(traces, x)  # before any log-density is asked for a value that it need not have
+            _refuse_run(program, x, error)
         _check_sites(program, traces, x.shape[0])
+        _check_latents(traces)
+        _check_shapes(traces, x)
+        check_observed(traces, x, y, support=support)  # before any log-density is asked for a value that it need not have
+        for part, traced in (("model", traces.model), ("guide", traces.guide)):
+            for name, site in traced.nodes.items():
+                if is_random(site):
+                    _check_log_prob(part, name, site, x.shape[0])
+        check_auxiliary(program, traces, x, y)
+        few = slice(0, ROWS)
+        latents = {n: s["value"][:, few] for n, s in latent_sites(traces.guide).items()}
+        check_reading(program, x[few], None if y is None else y[few], latents)
     return traces
 
 
 _EVENT_AXES = "; every axis but that of the data plate is an event axis: write .to_event(n)"
 
 
+def _refuse_run(program: Any, x: Tensor, error: Exception) -> NoReturn:
+    if not torch.isfinite(x).all():
+        raise DataError(MISSING.format(_first_bad(x))) from error
+    said = " ".join(str(error).partition("Trace Shapes:")[0].split())  # Pyro appends the whole trace
+    raise UserError(
+        f"the program {type(program).__name__} does not run on data of shape {tuple(x.shape[1:])} per row: "
+        f"{type(error).__name__}: {said}" + (_EVENT_AXES if "Shape mismatch inside plate" in said else "")
+    ) from error
+
+
 def _check_sites(program: Any, traces: Traces, batch: int) -> None:
+    """Where the sites stand, and which are observed."""
     own = {id(p) for p in program.parameters()}
     for part, traced in (("model", traces.model), ("guide", traces.guide)):
         for name, site in traced.nodes.items():
@@ -254,25 +190,44 @@ def _check_sites(program: Any, traces: Traces, batch: int) -> None:
                     f"{part}: pyro.param({name!r}) belongs to no module; make it an nn.Parameter of {type(program).__name__}"
                 )
             if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample" and name != SAMPLE_PLATE:
-                _check_plate(part, name, site, batch)
+                _check_plate(part, name, site)
             if is_random(site):
-                _check_site(part, name, site, batch)
+                _check_place(part, name, site, batch)
     observed = traces.model.nodes.get(OBSERVED)
-    if observed is None or not observed["is_observed"]:
+    if observed is None or not is_random(observed) or not observed["is_observed"]:
         raise ProgramError(f"model: no observed site; write pyro.sample({OBSERVED!r}, ..., obs=x)")
-    missing = set(latent_sites(traces.model)) - set(latent_sites(traces.guide))
+    for part, traced in (("model", traces.model), ("guide", traces.guide)):
+        for name, site in traced.nodes.items():
+            if not is_random(site) or not site["is_observed"] or is_factor(site):
+                continue
+            if part == "guide":
+                raise ProgramError(f"guide: the site {name!r} is observed, and q(z | x) has none; leave obs out, or the site")
+            if name != OBSERVED:
+                raise ProgramError(
+                    f"model: a second observed site {name!r} beside {OBSERVED!r}: what would be reported is the density of both; "
+                    "make them one site, or hand it over as y and condition on it"
+                )
+
+
+def _check_latents(traces: Traces) -> None:
+    """The guide's sites are the model's, each of the same event shape."""
+    model, guide = latent_sites(traces.model), latent_sites(traces.guide)
+    missing = set(model) - set(guide)
     if missing:
         raise ProgramError(f"guide: no site for the model's latent {sorted(missing)[0]!r}; sample it under that name")
-    extra = [
-        n
-        for n, s in latent_sites(traces.guide).items()
-        if n not in latent_sites(traces.model) and not s["infer"].get("is_auxiliary")
-    ]
+    extra = [n for n, s in guide.items() if n not in model and not s["infer"].get("is_auxiliary")]
     if extra:
         raise ProgramError(f"guide: the site {extra[0]!r} is no latent of the model; rename it or mark it is_auxiliary")
+    for name, site in model.items():
+        ours, theirs = tuple(guide[name]["fn"].event_shape), tuple(site["fn"].event_shape)
+        if ours != theirs:
+            raise ProgramError(
+                f"guide: the site {name!r} has event shape {ours}, and the model's {theirs}; they would fit by broadcasting alone: "
+                "give both one shape, with .expand and .to_event(n)"
+            )
 
 
-def _check_plate(part: str, name: str, site: dict[str, Any], batch: int) -> None:
+def _check_plate(part: str, name: str, site: dict[str, Any]) -> None:
     size, subsample = site["fn"].size, site["fn"].subsample_size
     if subsample not in (None, size):
         raise ProgramError(
@@ -281,7 +236,7 @@ def _check_plate(part: str, name: str, site: dict[str, Any], batch: int) -> None
         )
 
 
-def _check_site(part: str, name: str, site: dict[str, Any], batch: int) -> None:
+def _check_place(part: str, name: str, site: dict[str, Any], batch: int) -> None:
     frames = [f for f in site["cond_indep_stack"] if f.name != SAMPLE_PLATE]
     if not any(f.dim == -1 and f.size == batch for f in frames):
         raise ProgramError(
@@ -293,7 +248,37 @@ def _check_site(part: str, name: str, site: dict[str, Any], batch: int) -> None:
         raise ProgramError(
             f"{part}: the site {name!r} is in a second plate {extra.name!r}; make that axis an event axis"
         )
-    shape = tuple(site["fn"].log_prob(site["value"]).shape)
+
+
+def _check_shapes(traces: Traces, x: Tensor) -> None:
+    """The observation is x, and has the shape of its distribution without broadcasting."""
+    site = traces.model.nodes[OBSERVED]
+    fn, value = site["fn"], site["value"]
+    expected, got = (len(x), *fn.event_shape), tuple(value.shape)
+    if got != expected:
+        more = len(got) - len(expected)
+        remedy = "give them one shape, with .expand or .reshape"
+        if more > 0:
+            remedy = f"make the last {'axis an event axis' if more == 1 else 'axes event axes'} of the data with .to_event(n)"
+        elif more < 0:
+            remedy = "drop the axes that the data lack (.squeeze, or fewer in .to_event)"
+        raise ProgramError(
+            f"model: at the site {OBSERVED!r} the observation has shape {got}, and the distribution, with event shape "
+            f"{tuple(fn.event_shape)}, takes {expected}: they would fit by broadcasting alone; {remedy}"
+        )
+    if got != tuple(x.shape):
+        same = value.numel() == x.numel() and torch.equal(
+            value.to(x.dtype).nan_to_num(), x.nan_to_num().reshape(value.shape)
+        )
+        if not same:
+            raise ProgramError(
+                f"model: the site {OBSERVED!r} observes a tensor of shape {got}, and the data are {tuple(x.shape)}; write obs=x, "
+                "and prepare the data before they are handed over"
+            )
+
+
+def _check_log_prob(part: str, name: str, site: dict[str, Any], batch: int) -> None:
+    shape = tuple(site_log_prob(site).shape)
     if len(shape) > 2 or any(have not in (1, want) for have, want in zip(shape[::-1], (batch, 2), strict=False)):
         raise ProgramError(
             f"{part}: log_prob of the site {name!r} has shape {shape} where (num_samples, batch) = (2, {batch}) was "
@@ -301,23 +286,70 @@ def _check_site(part: str, name: str, site: dict[str, Any], batch: int) -> None:
         )
 
 
-def check_observed(traces: Traces, x: Tensor) -> None:
-    """:class:`UserError` if x has values outside the support of the site ``x``, or values that are not finite."""
-    _require_finite(x)
-    fn = traces.model.nodes[OBSERVED]["fn"]
-    if bool(fn.support.check(x).all()):
+def check_observed(
+    traces: Traces, x: Tensor, y: Tensor | None = None, *, first: int = 0, support: bool = True
+) -> None:
+    """Hold rows of data to the likelihood.
+
+    Args:
+        traces: what :func:`check` returned for the program.
+        x: rows of data ``(batch, *event)``, as the program sees them.
+        y: of these rows, for a conditional program: asked for where entries are missing.
+        first: the number of the first row, for the message.
+        support: whether the values are looked at beyond that they are there.
+
+    Raises:
+        DataError: values outside the support of the site ``x``; missing or infinite ones (NaN), unless the program gives rows
+            with such a finite density: it knows what to do with them.
+    """
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    if bool(bad.any()) and not _knows_missing(traces, x[bad], None if y is None else y[bad]):
+        raise DataError(MISSING.format(first + _first_bad(x)))
+    if support:
+        _check_support(traces.model.nodes[OBSERVED]["fn"], x, first)
+
+
+def _first_bad(x: Tensor) -> int:
+    return int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+
+
+def _knows_missing(traces: Traces, x: Tensor, y: Tensor | None) -> bool:
+    """Whether a program gives these rows, which are not finite, log-densities that are."""
+    program = traces.program
+    if program is None or (y is None and needs_y(program)):
+        return False
+    try:
+        with seeded(derive_seed("missing entries"), x.device), evaluating(program), isolated():
+            terms = trace(program, x, y, num_samples=2).terms(2, len(x))
+    except Exception:  # a program that was not written for them fails in any way
+        return False
+    return bool(torch.isfinite(terms.log_weight).all()) and bool(torch.isfinite(terms.log_guide).all())
+
+
+def _check_support(fn: Any, x: Tensor, first: int) -> None:
+    value = x.reshape(len(x), *fn.event_shape) if fn.event_shape.numel() == x[0].numel() else x
+    try:
+        inside = fn.support.check(value)
+    except RuntimeError:  # bounds that differ by row: those of the rows that the program ran on
         return
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
+    if tuple(inside.shape) != (len(x),) or bool(inside.all()):  # other shapes: bounds that differ by draw
+        return
+    base = innermost(fn)
+    outside = ~inside & torch.isfinite(value).flatten(1).all(1)
+    by_element = base.support.check(value) | value.isnan() if base.support.event_dim == 0 else inside
+    if by_element.shape == value.shape and not bool(by_element.all()):
+        outside = ~by_element
+    if not bool(outside.any()):
+        return
+    row = int(outside.reshape(len(x), -1).any(1).nonzero()[0])
+    value_there = f"{float(value[outside][0]):.4g}" if outside.shape == value.shape else "rows"
     name = type(base).__name__
-    inside = base.support.check(x) if base.support.event_dim == 0 else torch.zeros_like(x, dtype=torch.bool)
-    value = f"{float(x[~inside][0]):.4g}" if inside.shape == x.shape and not bool(inside.all()) else "rows"
     advice = "choose a likelihood whose support holds the data (normal: all numbers)"
     if name == "Bernoulli":
         advice = f"binarize grey levels (--binarization dynamic, or data.observed of a binarized data set), or {advice}"
     elif base.support is constraints.nonnegative_integer:
         advice = f"keep counts in a file of float32, since whole numbers are read as grey levels, or {advice}"
-    raise UserError(
-        f"the data hold {value}, outside the support of the {name} likelihood at the site {OBSERVED!r}; {advice}"
+    raise DataError(
+        f"the data hold {value_there}, outside the support of the {name} likelihood at the site {OBSERVED!r} (first in row "
+        f"{first + row}); {advice}"
     )

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.distributions import Categorical
 from torch.export import Dim, ExportedProgram
 
 from pyro_vae.errors import UserError, nearest
-from pyro_vae.programs.contract import (
+from pyro_vae.programs.contract import require_program
+from pyro_vae.programs.latents import AtValues, event_shape_of, point_of, sample, sample_latents
+from pyro_vae.programs.trace import (
     OBSERVED,
     Program,
     arguments,
@@ -26,11 +29,10 @@ from pyro_vae.programs.contract import (
     dtype_of,
     evaluating,
     isolated,
+    innermost,
     latent_sites,
-    require_program,
-    takes_y,
+    needs_y,
 )
-from pyro_vae.programs.latents import AtValues, event_shape_of, sample, sample_latents
 
 PARTS = ("encoder", "decoder")
 ROWS = 3  # of the example; the batch is left open
@@ -71,7 +73,7 @@ def export(
     for part in parts:
         if part not in PARTS:
             raise UserError(f"unknown part {part!r}: {nearest(part, PARTS)}")
-    if takes_y(program) and (y is None or len(y) != ROWS):
+    if needs_y(program) and (y is None or len(y) != ROWS):
         raise UserError(f"the program is conditional, model(x, y): give y, {ROWS} rows as an example")
     shape = event_shape_of(program, event_shape)
     examples: dict[str, Any] = {
@@ -104,6 +106,12 @@ def _exported(part: str, module: nn.Module, args: tuple[Any, ...]) -> ExportedPr
         raise UserError(f"the {part} cannot be exported: torch.export says {why[:200]!r}") from error
 
 
+def _closed_form(fn: Any) -> Tensor:
+    """The mode of class numbers, and the mean of anything else, as ``encode`` gives them."""
+    mean: Tensor = point_of(fn) if isinstance(innermost(fn), Categorical) else fn.mean
+    return mean
+
+
 class _Encoder(nn.Module):
     def __init__(self, program: Any) -> None:
         super().__init__()
@@ -111,7 +119,7 @@ class _Encoder(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """The means of the latent sites, each given those of the sites before it."""
-        with AtValues({}, default=lambda fn: fn.mean):
+        with AtValues({}, default=_closed_form):
             traced = poutine.trace(self.program.guide).get_trace(*arguments(x, y))
         return {name: site["value"] for name, site in latent_sites(traced).items()}
 

@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
+import math
+import operator
+import warnings
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import (
+from pyro_vae.programs.contract import admit, require_program, require_y
+from pyro_vae.programs.trace import (
     OBSERVED,
     SAMPLE_PLATE,
+    AtValues,
     Program,
     Traced,
     arguments,
     device_of,
     dtype_of,
     evaluating,
-    is_random,
+    factors,
+    innermost,
     isolated,
     latent_sites,
-    require_program,
+    to_program,
 )
 from pyro_vae.seeding import derive_seed, seeded
 
+__all__ = [
+    "AtValues", "Latents", "decode", "encode", "mean_of", "point_of", "reconstruct", "require_joint_draws", "sample",
+    "sample_latents", "sample_latents_like", "to_program",
+]  # fmt: skip
+
 MEAN_DRAWS = 64  # draws that stand in for the mean of a distribution that has no closed form for it
 Latents = Tensor | dict[str, Tensor]
-
-
-class AtValues(Messenger):
-    """Give latent sites a value: the one listed, or else what ``default`` makes of the site's distribution."""
-
-    def __init__(self, values: dict[str, Tensor], default: Any = None) -> None:
-        super().__init__()
-        self.values, self.default = values, default
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not is_random(msg) or msg["is_observed"]:
-            return
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-        elif self.default is not None:
-            msg["value"], msg["done"] = self.default(msg["fn"]), True
 
 
 def mean_of(fn: Any) -> Tensor:
@@ -59,9 +54,15 @@ def mean_of(fn: Any) -> Tensor:
     return mean
 
 
-def to_program(program: Any, x: Tensor) -> Tensor:
-    """The tensor x on the program's device; integers and other floats in its dtype."""
-    return x.to(device=device_of(program), dtype=dtype_of(program))
+def point_of(fn: Any) -> Tensor:
+    """One value to stand for a latent's distribution: its mean, or the mode where it is the number of a class.
+
+    An average of class numbers is no class, and what looks a class up (an embedding) cannot take it.
+    """
+    if isinstance(innermost(fn), Categorical) and innermost(fn).event_shape == ():
+        mode: Tensor = innermost(fn).probs.argmax(-1)
+        return mode.expand(fn.batch_shape + fn.event_shape)
+    return mean_of(fn)
 
 
 def encode(
@@ -73,22 +74,29 @@ def encode(
         program: any Program.
         x: data ``(N, *event)``.
         y: what a conditional program is conditioned on.
-        num_samples: draws per image; None for the mean of each site given the means of those before it.
+        num_samples: draws per image; None for the mean of each site given the means of those before it (of a site that draws
+            class numbers, the most probable one).
         seed: of the draws; torch's generators are put back.
 
     Returns:
-        ``(N, *latent)``, with draws ``(num_samples, N, *latent)``; for several latent sites a dict of these by name.
+        ``(N, *latent)``, with draws ``(num_samples, N, *latent)``; for several latent sites a dict of these by name. Sites of the
+        guide alone are not among them.
+
+    Raises:
+        UserError: data of another shape, missing ones (NaN), no rows; a program that breaks the contract.
     """
-    require_program(program)
-    args = arguments(to_program(program, x), y)
+    if num_samples is not None:
+        _require_count("encode", num_samples)
+    sites = latent_sites(admit(program, x, y, support=False).model)
+    args = arguments(to_program(program, x), None if y is None else y.to(device_of(program)))
     with evaluating(program), isolated(), seeded(derive_seed("encoded latents", seed), device_of(program)):
         if num_samples is None:
-            with AtValues({}, default=mean_of):
+            with AtValues({}, default=point_of):
                 traced = poutine.trace(program.guide).get_trace(*args)
         else:
             with pyro.plate(SAMPLE_PLATE, num_samples, dim=-2):
                 traced = poutine.trace(program.guide).get_trace(*args)
-    return _one_or_dict({n: s["value"] for n, s in latent_sites(traced).items()})
+    return _one_or_dict({n: s["value"] for n, s in latent_sites(traced).items() if n in sites})
 
 
 def decode(
@@ -107,8 +115,14 @@ def decode(
 
     Returns:
         ``(N, *event)``, or ``(num_samples, N, *event)``.
+
+    Raises:
+        UserError: latents that are no tensors, or of other names or shapes; a program that does not say the shape of a datum.
     """
     require_program(program)
+    for value in z.values() if isinstance(z, dict) else [z]:
+        if not isinstance(value, Tensor):
+            raise UserError(f"decode: expected latents as a torch tensor or a dict of them, got {type(value).__name__}")
     device, dtype = device_of(program), dtype_of(program)
     event_shape = event_shape_of(program, event_shape)
     with evaluating(program), isolated(), seeded(derive_seed("decoded data", seed), device):
@@ -128,13 +142,14 @@ def decode(
             raise UserError(
                 f"decode: expected {name!r} of shape (N, {', '.join(map(str, event))}), got {tuple(value.shape)}"
             )
+        require_y(program, leading[-1], y)
         with AtValues(values):
             if len(leading) == 2:
                 with pyro.plate(SAMPLE_PLATE, leading[0], dim=-2):
                     traced = _prior_trace(program, leading[1], y, event_shape)
             else:
                 traced = _prior_trace(program, leading[0], y, event_shape)
-        return _observation(traced, mean, (*leading, *event_shape))
+        return _observation(traced, mean, tuple(leading), event_shape)
 
 
 def sample(
@@ -146,21 +161,37 @@ def sample(
     event_shape: Any = None,
     seed: int = 0,
 ) -> Tensor:
-    """Draws ``(num_samples, *event)`` from the model: z from the prior, then x from p(x | z), or its mean."""
+    """Draws ``(num_samples, *event)`` from the model: z from the prior, then x from p(x | z), or its mean.
+
+    A ``pyro.factor`` of the model has no part in them, and a warning says so: they are draws of p(z) p(x | z), and not of a joint
+    distribution that the factor weighs.
+    """
     require_program(program)
-    if num_samples < 1:
-        raise UserError(f"sample: expected num_samples of at least 1, got {num_samples}")
+    _require_count("sample", num_samples)
+    require_y(program, num_samples, y)
     event_shape = event_shape_of(program, event_shape)
     with evaluating(program), isolated(), seeded(derive_seed("sampled data", seed), device_of(program)):
         traced = _prior_trace(program, num_samples, y, event_shape)
-        return _observation(traced, mean, (num_samples, *event_shape))
+        if found := factors(traced):
+            warnings.warn(
+                f"the model's pyro.factor {found[0]!r} has no part in samples: they are draws of p(z) p(x | z) alone; draw from "
+                "posteriors (pv.posterior), which it has a part in",
+                UserWarning,
+                stacklevel=2,
+            )
+        return _observation(traced, mean, (num_samples,), event_shape)
 
 
 def sample_latents(
     program: Program, num_samples: int, y: Tensor | None = None, *, event_shape: Any = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Draws of every latent site from the prior, ``(num_samples, *latent)`` each, by name."""
+    """Draws of every latent site from the prior, ``(num_samples, *latent)`` each, by name.
+
+    The prior is the law of the latent sites alone: a ``pyro.factor`` of the model counts with the likelihood, and has no part in it.
+    """
     require_program(program)
+    _require_count("sample_latents", num_samples)
+    require_y(program, num_samples, y)
     event_shape = event_shape_of(program, event_shape)
     with evaluating(program), isolated(), seeded(derive_seed("latents of the prior", seed), device_of(program)):
         traced = _prior_trace(program, num_samples, y, event_shape)
@@ -182,15 +213,44 @@ def reconstruct(
     return decode(program, z, y, event_shape=tuple(x.shape[1:]), seed=seed)
 
 
+def require_joint_draws(program: Program, what: str, y: Tensor | None = None, *, event_shape: Any = None) -> None:
+    """:class:`UserError` where z ~ p(z), x ~ p(x | z) are no draws of the program's joint density: where it has a ``pyro.factor``.
+
+    ``what`` needs such draws, and is named in the message. A second observed site is refused everywhere.
+    """
+    require_program(program)
+    event_shape = event_shape_of(program, event_shape)
+    with evaluating(program), isolated(), seeded(derive_seed("factors of the model"), device_of(program)):
+        traced = _prior_trace(program, 1, None if y is None else y[:1], event_shape)
+    if found := factors(traced):
+        raise UserError(
+            f"{what} needs draws of the joint p(x, z), and the model's pyro.factor {found[0]!r} weighs the draws of p(z) p(x | z): "
+            "they are none; write what it says as a distribution of a site, or use importance weighting and annealing alone"
+        )
+
+
+def _require_count(what: str, num_samples: Any) -> None:
+    try:
+        whole = operator.index(num_samples)
+    except TypeError:
+        whole = 0
+    if whole < 1:
+        raise UserError(f"{what}: expected num_samples of at least 1, a whole number, got {num_samples!r}")
+
+
 def _prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...]) -> Traced:
     """The model on an empty x: nothing but its shape, device and dtype is read."""
     x = torch.zeros(batch, *event_shape, device=device_of(program), dtype=dtype_of(program))
-    return poutine.trace(program.model).get_trace(*arguments(x, y))
+    return poutine.trace(program.model).get_trace(*arguments(x, None if y is None else y.to(x.device)))
 
 
-def _observation(traced: Traced, mean: bool, shape: tuple[int, ...]) -> Tensor:
+def _observation(traced: Traced, mean: bool, leading: tuple[int, ...], event_shape: tuple[int, ...]) -> Tensor:
+    """Data of the site x ``(*leading, *event_shape)``; the site may see a datum flattened."""
     fn = traced.nodes[OBSERVED]["fn"]
-    return (mean_of(fn) if mean else fn.sample()).expand(shape)
+    if fn.event_shape.numel() != math.prod(event_shape):
+        raise UserError(f"the model makes data of shape {tuple(fn.event_shape)}, and event_shape is {tuple(event_shape)}")
+    found: Tensor = mean_of(fn) if mean else fn.sample()
+    return found.reshape(*fn.batch_shape, *event_shape).expand(*leading, *event_shape)
 
 
 def event_shape_of(program: Any, event_shape: Any) -> tuple[int, ...]:

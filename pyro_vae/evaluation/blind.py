@@ -1,0 +1,106 @@
+"""What importance weights cannot see, told from the program.
+
+log p(x) = log E_q[p(x, z) / q(z | x)] holds where q has a density wherever p has one. Draws of q tell nothing of latents that q
+never draws: neither their spread nor Pareto k. So the supports of guide and model are compared, site by site.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Delta
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.auxiliary import is_delta
+from pyro_vae.programs.supports import describe, narrower
+from pyro_vae.programs.trace import Traces, evaluating, innermost, isolated, latent_sites
+from pyro_vae.seeding import derive_seed, seeded
+
+OUTSIDE_DRAWS = 256  # of the guide, per row of the check, that are looked for outside of the model's support
+
+
+def require_weights(traces: Traces) -> None:
+    """:class:`ProgramError` where draws of the guide have no importance weight: a point mass, or densities of two kinds."""
+    points = point_masses(traces)
+    if points:
+        raise ProgramError(
+            f"guide: the site {points[0]!r} is a Delta, a point estimate without a density, and its draws have no importance weights: "
+            "give it a distribution (a normal around the point), or make it of an auxiliary site with its Jacobian as log_density"
+        )
+    guide = latent_sites(traces.guide)
+    for name, site in latent_sites(traces.model).items():
+        ours, theirs = guide[name]["fn"], site["fn"]
+        if ours.support.is_discrete != theirs.support.is_discrete:
+            kinds = ["discrete" if fn.support.is_discrete else "continuous" for fn in (ours, theirs)]
+            raise ProgramError(
+                f"guide: the site {name!r} is {kinds[0]} ({type(innermost(ours)).__name__}), and the model's {kinds[1]}: the ratio of "
+                "their densities is no weight; draw it as the model does, and relax it in training mode alone"
+            )
+        if _scores_outside(traces, ours, theirs, guide[name]["value"]):
+            raise ProgramError(
+                f"guide: the site {name!r} draws outside of the model's {describe(theirs)}, where the model's log_prob is not -inf "
+                f"({type(innermost(theirs)).__name__} does not look): give the guide the model's support"
+            )
+
+
+def point_masses(traces: Traces) -> list[str]:
+    """The latents that the guide gives one value and no density; not those that are a change of variables of auxiliary sites."""
+    guide, model = latent_sites(traces.guide), latent_sites(traces.model)
+    if set(guide) - set(model):  # held to their Jacobian by the contract
+        return []
+    return [n for n, s in model.items() if is_delta(guide[n]) and not isinstance(innermost(s["fn"]), Delta)]
+
+
+def narrow_sites(traces: Traces) -> list[str]:
+    """A line for each latent whose guide cannot be where the model can: figure, cause and remedy."""
+    guide, found = latent_sites(traces.guide), []
+    for name, site in latent_sites(traces.model).items():
+        if is_delta(guide[name]) or _unscored(site):
+            continue
+        with seeded(derive_seed("supports of the latents"), site["value"].device):
+            if not narrower(guide[name]["fn"], site["fn"]):
+                continue
+        found.append(
+            f"the guide's site {name!r} lives on {describe(guide[name]['fn'])}, and the model's on {describe(site['fn'])}: log p(x) "
+            "leaves out what lies beyond, however many draws there are, and neither Pareto k nor the standard error tells; give "
+            "the guide the model's support"
+        )
+    return found
+
+
+def discrete_sites(traces: Traces) -> list[str]:
+    """The names of the model's discrete latents."""
+    return [n for n, s in latent_sites(traces.model).items() if s["fn"].support.is_discrete]
+
+
+def blind_spots(traces: Traces) -> list[str]:
+    """What stands against all importance weights of a program, whatever they are: lines with figure, cause and remedy."""
+    found, discrete = narrow_sites(traces), discrete_sites(traces)
+    if discrete:
+        sites = ", ".join(map(repr, discrete))
+        found.append(
+            f"{len(discrete)} of {len(latent_sites(traces.model))} latent sites ({sites}) are discrete: states that the guide never "
+            "draws are missing from log p(x), and neither Pareto k (not given) nor ESS nor the standard error tells of them; use few "
+            "states of discrete latents alone, 1,024 or fewer, which log_likelihood sums over exactly, or a guide that draws them all"
+        )
+    return found
+
+
+def _unscored(site: dict[str, Any]) -> bool:
+    """Whether a mask leaves a site out of the density altogether."""
+    return site["mask"] is not None and not bool(torch.as_tensor(site["mask"]).any())
+
+
+def _scores_outside(traces: Traces, ours: Any, theirs: Any, value: torch.Tensor) -> bool:
+    """Whether the guide draws where the model cannot be, and the model gives such draws a density nevertheless."""
+    with evaluating(traces.program), isolated(), seeded(derive_seed("draws outside of a support"), value.device):
+        try:
+            if not narrower(theirs, ours):
+                return False
+            drawn = ours.sample(torch.Size((OUTSIDE_DRAWS,)))
+            inside = theirs.support.check(drawn)
+            log_prob = theirs.log_prob(drawn)
+        except (NotImplementedError, RuntimeError, ValueError):
+            return False
+    return inside.shape == log_prob.shape and bool((~inside & ~torch.isneginf(log_prob)).any())

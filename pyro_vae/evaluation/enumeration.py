@@ -1,0 +1,69 @@
+"""log p(x) of discrete latents, summed over all their states.
+
+    log p(x) = log sum_z p(x, z),   z every joint value of the latents: no draws, no error
+
+For programs all of whose latents are discrete and have at most 1,024 joint values (:mod:`pyro_vae.programs.states`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.evaluation.estimators import Estimate
+from pyro_vae.precision import casts
+from pyro_vae.programs.trace import SAMPLE_PLATE, AtValues, Program, Terms, Traces, arguments, isolated
+
+LOST = 1e-3  # of the guide's probability on states that the model lacks: its KL to the prior is infinite
+
+
+def summed(
+    program: Program,
+    x: Tensor,
+    y: Tensor | None,
+    states: dict[str, Tensor],
+    at_once: int,
+    num_samples: int,
+    precision: str = "full",
+) -> tuple[Estimate, Tensor, Tensor]:
+    """The exact estimate of each row of x, and its exact E_q log p(x | z) and KL(q || p), each ``(batch,)``, on the CPU.
+
+    Args:
+        program: the Program.
+        x: data ``(batch, *event)``, in its dtype and on its device.
+        y: what a conditional program is conditioned on.
+        states: every joint value of the latents, ``(states, *latent)`` by site.
+        at_once: states in one pass.
+        num_samples: what the effective sample size of equal weights is reported as.
+        precision: of matrix products.
+    """
+    total = len(next(iter(states.values())))
+    parts = [
+        _terms(program, x, y, {n: s[first : first + at_once] for n, s in states.items()}, precision)
+        for first in range(0, total, at_once)
+    ]
+    wide = torch.float64 if x.device.type != "mps" else torch.float32
+    log_likelihood, log_prior, log_guide = (
+        torch.cat([getattr(p, name).to(wide) for p in parts]) for name in ("log_likelihood", "log_prior", "log_guide")
+    )
+    evidence = torch.logsumexp(log_likelihood + log_prior, 0)
+    q = log_guide.exp()
+    mean = lambda t: torch.where(q > 0, q * t, torch.zeros_like(q)).sum(0)  # noqa: E731
+    kl = torch.where(q.sum(0) < 1 - LOST, torch.full_like(evidence, math.inf), mean(log_guide - log_prior))
+    zero, ones = torch.zeros_like(evidence), torch.ones_like(evidence)
+    found = Estimate(*(t.double().cpu() for t in (evidence, zero, zero, num_samples * ones, -math.inf * ones)))
+    return found, mean(log_likelihood).double().cpu(), kl.double().cpu()
+
+
+def _terms(program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tensor], precision: str) -> Terms:
+    """Terms ``(states, batch)`` with the latents at these values."""
+    size = len(next(iter(states.values())))
+    values = {n: s[:, None].expand(size, len(x), *s.shape[1:]) for n, s in states.items()}
+    with casts(precision, x.device), isolated(), pyro.plate(SAMPLE_PLATE, size, dim=-2), AtValues(values):
+        guide = poutine.trace(program.guide).get_trace(*arguments(x, y))
+        model = poutine.trace(program.model).get_trace(*arguments(x, y))
+    return Traces(model, guide).terms(size, len(x))

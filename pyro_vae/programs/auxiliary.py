@@ -1,0 +1,127 @@
+"""Sites that only the guide has: what they may be.
+
+    E_q[log p(x, z) - log q(a) - log q(z | a)]  =  log p(x) + H(a | z, x) - KL(q(z | x) || p(z | x))
+
+With a stochastic site a that the model lacks this is no lower bound, and importance weights have another mean than p(x): a model
+of a is missing (Agakov & Barber 2004, https://doi.org/10.1007/978-3-540-30499-9_86; Ranganath, Tran & Blei 2016,
+https://arxiv.org/abs/1511.02386). One use needs none: z = f(a) with f invertible, written as a ``Delta`` at f(a) whose
+``log_density`` is -log |det df/da|; then q(z) = q(a) exp(log_density), and all is right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.trace import (
+    SAMPLE_PLATE,
+    AtValues,
+    Traced,
+    Traces,
+    arguments,
+    factors,
+    innermost,
+    latent_sites,
+    site_log_prob,
+)
+
+MOST_ELEMENTS = 64  # of a Jacobian that is computed to hold a Delta's log_density against
+TOLERANCE = 0.02  # nats, and relative, by which the two may differ: they are computed in different ways
+
+REMEDY = (
+    "let the model sample it too, from a reverse model r({0} | z, x) of your choice: it is then a latent like any other, and "
+    "log p(x) is right for every r"
+)
+
+
+def is_delta(site: dict[str, Any]) -> bool:
+    """Whether a site is a point mass."""
+    return isinstance(innermost(site["fn"]), Delta)
+
+
+def check_auxiliary(program: Any, traces: Traces, x: Tensor, y: Tensor | None) -> None:
+    """:class:`ProgramError` for sites of the guide that make its density other than what their log-densities add up to.
+
+    To be called inside of :func:`~pyro_vae.programs.trace.isolated`.
+    """
+    guide, model = latent_sites(traces.guide), latent_sites(traces.model)
+    own = {n: s for n, s in guide.items() if n not in model and not is_delta(s)}
+    deltas = {n: s for n, s in guide.items() if n in model and is_delta(s)}
+    if not own:
+        if found := factors(traces.guide):
+            raise ProgramError(
+                f"guide: the pyro.factor {found[0]!r} makes q(z | x) no density; leave it out, or write it into the model"
+            )
+        return
+    name = next(iter(own))
+    discrete = [n for n, s in own.items() if s["fn"].support.is_discrete]
+    if discrete or not deltas:
+        name = (discrete or [name])[0]
+        raise ProgramError(
+            f"guide: the auxiliary site {name!r} is random, and the model has no site for it: what would be reported is no bound of "
+            f"log p(x); {REMEDY.format(name)}"
+        )
+    elements = sum(s["fn"].event_shape.numel() for s in own.values())
+    targets = {n: _freedom(model[n]["fn"]) for n in deltas}
+    if elements != sum(targets.values()):
+        raise ProgramError(
+            f"guide: the auxiliary sites {', '.join(own)} have {elements} elements, and the Delta sites {', '.join(deltas)} that "
+            f"are made of them {sum(targets.values())}: only as many can be a change of variables; {REMEDY.format(name)}"
+        )
+    _check_jacobian(program, traces, x, y, list(own), list(deltas))
+
+
+def _freedom(fn: Any) -> int:
+    """The number of free elements of a latent: one less than all on a simplex."""
+    try:
+        shape: torch.Size = biject_to(fn.support).inverse_shape(fn.event_shape)
+    except (NotImplementedError, ValueError, IndexError):
+        return int(fn.event_shape.numel())
+    return shape.numel()
+
+
+def _check_jacobian(program: Any, traces: Traces, x: Tensor, y: Tensor | None, own: list[str], deltas: list[str]) -> None:
+    """Hold the Deltas' log-densities to -log |det dz/da|, at one draw of one row; to vary with the draws, where that cannot be."""
+    drawn = latent_sites(traces.guide)
+    if not all(bool((drawn[n]["value"][0] != drawn[n]["value"][-1]).any()) for n in deltas):
+        raise ProgramError(
+            f"guide: the Delta site {deltas[0]!r} is the same whatever its auxiliary site {own[0]!r} is; {REMEDY.format(own[0])}"
+        )
+    names, sizes = [n for n in drawn if n not in deltas], [drawn[n]["fn"].event_shape.numel() for n in own]
+    total = sum(drawn[n]["fn"].event_shape.numel() for n in deltas)
+    if sum(sizes) != total or total > MOST_ELEMENTS:
+        return
+    row, row_y = x[:1], None if y is None else y[:1]
+    fixed = {n: drawn[n]["value"][:1, :1].detach() for n in names}
+
+    def run(flat: Tensor) -> Traced:
+        parts = {n: p.reshape(1, 1, *drawn[n]["fn"].event_shape) for n, p in zip(own, flat.split(sizes), strict=True)}
+        with pyro.plate(SAMPLE_PLATE, 1, dim=-2), AtValues({**fixed, **parts}):
+            return poutine.trace(program.guide).get_trace(*arguments(row, row_y))
+
+    def image(flat: Tensor) -> Tensor:
+        traced = run(flat)
+        return torch.cat([traced.nodes[n]["value"].reshape(-1) for n in deltas])
+
+    at = torch.cat([fixed[n].reshape(-1) for n in own])
+    try:
+        with torch.enable_grad():
+            jacobian = torch.autograd.functional.jacobian(image, at)
+        traced = run(at)
+        given = sum(site_log_prob(traced.nodes[n]) for n in [*deltas, *factors(traced)])
+    except (RuntimeError, NotImplementedError):  # a map without derivatives
+        return
+    expected = -float(torch.linalg.slogdet(jacobian.double()).logabsdet)
+    found = float(torch.as_tensor(given).sum())
+    if not abs(found - expected) <= TOLERANCE * (1 + abs(expected)):
+        raise ProgramError(
+            f"guide: the Delta {deltas[0]!r} is made of the auxiliary site {own[0]!r} with log_density {found:.4g}, where minus the "
+            f"log-determinant of its derivative, {expected:.4g}, was expected: pass that as log_density"
+        )

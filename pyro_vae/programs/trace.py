@@ -1,0 +1,270 @@
+"""What a Program is, and how the library runs one.
+
+A Program is an ``nn.Module`` with two methods, ``model(x)`` and ``guide(x)`` (``model(x, y)``, ``guide(x, y)`` if it is
+conditional), in which
+
+* every ``pyro.sample`` stands inside ``pyro.plate("data", x.shape[0], dim=-1)``, never subsampled;
+* every other axis is an event axis;
+* the observation is ``pyro.sample("x", ..., obs=x)``, and the guide samples every latent of the model;
+* the model uses x for nothing else but its shape, device and dtype;
+* parameters are parameters of the module.
+
+The library adds an outer plate at dim -2 for samples: latents then arrive as ``(num_samples, batch, *event)`` while x
+stays ``(batch, *event)``. Whatever a program puts into Pyro's global parameter store (``pyro.module`` does) stays in a
+private one; ``pyro.param`` is refused, because such a parameter belongs to no module. :mod:`pyro_vae.programs.contract`
+holds a program to all this.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import pyro
+import pyro.nn.module
+import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_vae.memory import keep_freed
+from pyro_vae.precision import no_denormals
+from pyro_vae.seeding import ONE_THREAD
+
+Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
+
+OBSERVED = "x"
+DATA_PLATE = "data"
+SAMPLE_PLATE = "num_samples"
+
+
+@runtime_checkable
+class Program(Protocol):
+    """The pair of Pyro programs; see the module's text for what they keep."""
+
+    def model(self, x: Tensor, *y: Tensor) -> Any:
+        """p(z) p(x | z)."""
+
+    def guide(self, x: Tensor, *y: Tensor) -> Any:
+        """q(z | x)."""
+
+
+@contextmanager
+def isolated(validate: bool = False) -> Iterator[None]:
+    """Run Pyro code without a trace in its global state: a private parameter store, and flags that are put back.
+
+    Pyro's stack of handlers is one for all threads, of which one at a time runs.
+    """
+    with (
+        ONE_THREAD,
+        pyro.get_param_store().scope(),
+        pyro.settings.context(module_local_params=True),
+        _local_state_for_all_modules(),
+        pyro.validation_enabled(validate),
+    ):
+        yield
+
+
+@contextmanager
+def _local_state_for_all_modules() -> Iterator[None]:
+    """Let PyroModules run with local parameters that were made under Pyro's default, global ones.
+
+    Only a PyroModule that is made while the setting is on gets the private store that it is entered with; others find this one,
+    which is empty and is forgotten afterwards, as their class's.
+    """
+    context = getattr(pyro.nn.module, "_Context", None)
+    if context is None or hasattr(context, "param_state"):  # inside another of these
+        yield
+        return
+    context.param_state = {"params": {}, "constraints": {}}
+    try:
+        yield
+    finally:
+        del context.param_state
+
+
+@contextmanager
+def evaluating(program: Any) -> Iterator[None]:
+    """Evaluation mode (dropout off), no gradients and no denormal numbers, put back on leaving; other threads wait."""
+    keep_freed()
+    with ONE_THREAD:
+        modes = {module: module.training for module in program.modules()} if isinstance(program, nn.Module) else {}
+        for module in modes:
+            module.training = False
+        try:
+            with torch.no_grad(), no_denormals():
+                yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def arguments(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    """What a program is called with."""
+    return (x,) if y is None else (x, y)
+
+
+def takes_y(program: Any) -> bool:
+    """Whether a program may be given y: its model and guide have a second positional argument without a default, or None by default."""
+    defaults = [_second(function) for function in (program.model, program.guide)]
+    return all(default is inspect.Parameter.empty or default is None for default in defaults)
+
+
+def needs_y(program: Any) -> bool:
+    """Whether a program cannot go without y: the second positional argument of its model or guide has no default."""
+    return any(_second(function) is inspect.Parameter.empty for function in (program.model, program.guide))
+
+
+def accepts_y(program: Any) -> bool:
+    """Whether the model can be called with a second argument."""
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(program.model).parameters.values())
+    return variadic or _second(program.model) is not False
+
+
+def _second(function: Any) -> Any:
+    """The default of a function's second positional argument; False where it has none that could be y."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
+    return parameters[1].default if len(parameters) > 1 else False
+
+
+def _tensors(program: Any) -> Iterator[Tensor]:
+    """A program's parameters and then its buffers, as far as these are floating."""
+    yield from program.parameters()
+    yield from (b for b in program.buffers() if b.is_floating_point())
+
+
+def device_of(program: Any) -> torch.device:
+    """Where the program's parameters lie, or its floating buffers if it has none (the CPU if it has neither)."""
+    return next((t.device for t in _tensors(program)), torch.device("cpu"))
+
+
+def dtype_of(program: Any) -> torch.dtype:
+    """The floating dtype of the program's parameters, or of its buffers if it has none (float32 if it has neither)."""
+    return next((t.dtype for t in _tensors(program) if t.is_floating_point()), torch.float32)
+
+
+def to_program(program: Any, x: Tensor) -> Tensor:
+    """The tensor x on the program's device; integers and other floats in its dtype."""
+    return x.to(device=device_of(program), dtype=dtype_of(program))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The log-density terms of one pass, each ``(num_samples, batch)``, in nats.
+
+    ``log_weight = log_likelihood + log_prior - log_guide``: log p(x | z) + log p(z) - log q(z | x). ``log_prior`` is that of
+    the latent sites alone; everything else that the model scores, its ``pyro.factor`` included, counts with the likelihood,
+    so that ``log_guide - log_prior`` is KL(q || p) in expectation, whatever factors there are.
+    """
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_guide: Tensor
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Log p(x, z) - log q(z | x)."""
+        return self.log_likelihood + self.log_prior - self.log_guide
+
+
+@dataclass(frozen=True)
+class Traces:
+    """One execution of the guide, and of the model with the guide's latents; of ``program``, where it is known."""
+
+    model: Traced
+    guide: Traced
+    program: Any = None
+
+    def terms(self, num_samples: int, batch: int) -> Terms:
+        """Every site's log-density, summed by what it is."""
+        return Terms(
+            log_likelihood=_sum(self.model, num_samples, batch, lambda site: site["is_observed"]),
+            log_prior=_sum(self.model, num_samples, batch, lambda site: not site["is_observed"]),
+            log_guide=_sum(self.guide, num_samples, batch, lambda site: True),
+        )
+
+
+def trace(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Traces:
+    """Run the guide, then the model on the guide's latents, with ``num_samples`` joint draws; inside :func:`isolated`."""
+    args = arguments(x, y)
+    with pyro.plate(SAMPLE_PLATE, num_samples, dim=-2):
+        guide = poutine.trace(program.guide).get_trace(*args)
+        model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(*args)
+    return Traces(model, guide, program)
+
+
+def draw_terms(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Terms:
+    """Terms ``(num_samples, batch)`` of fresh draws from the guide."""
+    with isolated():
+        return trace(program, x, y, num_samples=num_samples).terms(num_samples, x.shape[0])
+
+
+def is_random(site: dict[str, Any]) -> bool:
+    """Whether a site of a trace is a sample statement of the user's (no plate, parameter or ``deterministic``)."""
+    return (
+        site["type"] == "sample"
+        and type(site["fn"]).__name__ != "_Subsample"
+        and not site["infer"].get("_deterministic", False)
+    )
+
+
+def latent_sites(traced: Traced) -> dict[str, dict[str, Any]]:
+    """The unobserved sample sites of a trace, by name, in the order of execution."""
+    return {n: s for n, s in traced.nodes.items() if is_random(s) and not s["is_observed"]}
+
+
+def factors(traced: Traced) -> list[str]:
+    """The names of the ``pyro.factor`` statements of a trace."""
+    return [n for n, s in traced.nodes.items() if is_random(s) and is_factor(s)]
+
+
+def is_factor(site: dict[str, Any]) -> bool:
+    """Whether a random site is a ``pyro.factor``: a log-density of nothing."""
+    return isinstance(innermost(site["fn"]), Unit)
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside of ``Independent``, masks and expansions."""
+    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
+        fn = fn.base_dist
+    return fn
+
+
+def site_log_prob(site: dict[str, Any], value: Tensor | None = None) -> Tensor:
+    """The log-density of a site at its value, or at another, unscaled, with its mask."""
+    value = site["value"] if value is None else value
+    log_prob: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
+    if site["mask"] is not None:
+        log_prob = log_prob.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob.new_zeros(()))
+    return log_prob
+
+
+def _sum(traced: Traced, num_samples: int, batch: int, chosen: Any) -> Tensor:
+    total: Tensor | float = 0.0
+    for site in traced.nodes.values():
+        if is_random(site) and chosen(site):
+            total = total + site_log_prob(site)
+    if not isinstance(total, Tensor):
+        total = torch.zeros(())
+    return total.expand(num_samples, batch)
+
+
+class AtValues(Messenger):
+    """Give latent sites a value: the one listed, or else what ``default`` makes of the site's distribution."""
+
+    def __init__(self, values: dict[str, Tensor], default: Any = None) -> None:
+        super().__init__()
+        self.values, self.default = values, default
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_random(msg) or msg["is_observed"]:
+            return
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+        elif self.default is not None:
+            msg["value"], msg["done"] = self.default(msg["fn"]), True
