@@ -18,7 +18,7 @@ from pyro_vae.analysis.drawing import finish, new_figure, plain
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.information import LatentInformation
 from pyro_vae.evaluation.means import by_site, flat, unit_names
-from pyro_vae.programs.contract import Program, device_of
+from pyro_vae.programs.contract import Program, device_of, require_rows
 from pyro_vae.programs.latents import encode, sample_latents
 
 NAMES = {"prior $p(z)$": "0.6", "aggregate posterior $q(z)$": "tab:blue"}
@@ -44,6 +44,7 @@ def aggregate_posterior(program: Program, x: Tensor, y: Tensor | None = None, *,
         >>> len(aggregate_posterior(vae, torch.randn(50, 3)).axes)
         2
     """
+    require_rows(x, program)
     if len(x) < 3:
         raise UserError(f"an aggregate posterior needs three data at least, got {len(x)}")
     y = None if y is None else y.to(device_of(program))

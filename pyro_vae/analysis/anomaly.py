@@ -28,7 +28,7 @@ from pyro_vae.analysis.drawing import image_grid
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.contract import Program
+from pyro_vae.programs.contract import Program, require_rows
 
 SCORES = ("nll", "negative_elbo", "reconstruction", "typicality")
 FAILS = 0.5  # an AUROC below by more than two standard errors ranks the anomalies the wrong way round
@@ -174,6 +174,7 @@ def detect(
         progress: called with the number of images after every block.
     """
     for name, x in (("reference", reference), ("normal", normal), ("other", other)):
+        require_rows(x, program)
         if len(x) < 2:
             raise UserError(f"expected at least two {name} images, got {len(x)}")
     options: dict[str, Any] = {"num_samples": num_samples, "progress": progress}

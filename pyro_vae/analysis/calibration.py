@@ -25,8 +25,9 @@ from torch import Tensor
 
 from pyro_vae.analysis.scoring import Arrays, draw_from_guide, score
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import Program, check, device_of, dtype_of
-from pyro_vae.programs.latents import decode, sample_latents, to_program
+from pyro_vae.programs.contract import check
+from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
+from pyro_vae.programs.trace import Program, device_of, dtype_of, to_program
 from pyro_vae.seeding import derive_seed
 
 SIMULATIONS = 10_000  # of uniform ranks, from which the test's p-values and the bands are taken
@@ -155,6 +156,10 @@ def sbc(
         The ranks, with tests of their uniformity. Power grows with ``num_simulations``; 500 find a scale that is
         wrong by a factor of 0.7 almost surely.
 
+    Raises:
+        UserError: too few simulations; a model with a ``pyro.factor``, whose draws of p(z) p(x | z) are none of the joint density:
+            an exact guide would be rejected.
+
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
@@ -163,6 +168,7 @@ def sbc(
     """
     if num_simulations < 10 or num_draws < 1:
         raise UserError(f"expected at least 10 simulations of at least 1 draw, got {num_simulations} of {num_draws}")
+    require_joint_draws(program, "simulation-based calibration", y, event_shape=event_shape)
     truth = sample_latents(
         program, num_simulations, y, event_shape=event_shape, seed=derive_seed("calibration: latents", seed)
     )

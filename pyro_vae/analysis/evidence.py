@@ -29,6 +29,8 @@ def weight_diagnostics(result: LogLikelihood) -> Figure:
     """
     khat = result.khat[~result.khat.isnan()].numpy()
     if not len(khat):
+        if result.num_samples >= 25:
+            raise UserError("Pareto k is not known: it cannot judge the weights of discrete latents")
         raise UserError(f"K = {result.num_samples} draws are too few for Pareto k: draw 25 at least")
     figure = new_figure((8.5, 3.4))
     left, right = figure.subplots(1, 2)

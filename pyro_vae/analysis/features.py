@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.means import guide_means
-from pyro_vae.programs.contract import Program
+from pyro_vae.programs.contract import Program, require_rows
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # the penalties C, of which the best on other training rows is taken
 HELD_OUT = 1000  # of those rows
@@ -65,6 +65,8 @@ def linear_probe(
         >>> linear_probe(vae, x, y, x[:100], y[:100], num_labels=(20,), num_seeds=1).dims
         ('representation', 'num_labels', 'seed')
     """
+    for data in (x, x_test):
+        require_rows(data, program)
     y, y_test = (np.asarray(t.cpu()) for t in (labels, labels_test))
     classes = np.unique(y)
     if len(classes) < 2 or len(y) != len(x) or len(y_test) != len(x_test):

@@ -12,6 +12,7 @@ Frellsen 2018, https://arxiv.org/abs/1802.04826.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +24,23 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import (
+from pyro_vae.evaluation.blind import blind_spots, require_weights
+from pyro_vae.evaluation.result import UnreliableEstimateWarning
+from pyro_vae.programs.contract import check, require_rows, require_y
+from pyro_vae.programs.latents import mean_of
+from pyro_vae.programs.trace import (
     OBSERVED,
     SAMPLE_PLATE,
+    AtValues,
     Program,
     Traces,
     arguments,
-    check,
     evaluating,
     isolated,
     latent_sites,
-    takes_y,
+    needs_y,
+    to_program,
 )
-from pyro_vae.programs.latents import AtValues, mean_of, to_program
 from pyro_vae.seeding import derive_seed, seeded
 
 
@@ -53,7 +58,7 @@ class WithMissing(nn.Module):
 
     def __init__(self, program: Program) -> None:
         super().__init__()
-        if takes_y(program):
+        if needs_y(program):
             raise UserError("a conditional program with missing pixels is not supported: its y is taken")
         self.program = program
         self.event_shape = getattr(program, "event_shape", None)
@@ -139,6 +144,10 @@ def impute(
     Raises:
         UserError: a likelihood whose elements are not independent given z, a guide that cannot score.
 
+    Warns:
+        UnreliableEstimateWarning: latents that the guide never proposes (beyond its support, discrete states): chains do not come
+            there.
+
     Example:
         >>> import torch, pyro_vae as pv
         >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
@@ -147,6 +156,11 @@ def impute(
     """
     if num_chains < 2 or num_rounds < 2:
         raise UserError(f"expected at least 2 chains and 2 rounds, got {num_chains} and {num_rounds}")
+    require_rows(x, program)
+    require_y(program, len(x), y)
+    if not isinstance(seen, Tensor) or seen.shape not in (x.shape, x.shape[1:]):
+        got = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+        raise UserError(f"expected seen as a bool tensor {tuple(x.shape)} or {tuple(x.shape[1:])}, got {got}")
     x = to_program(program, x)
     seen = seen.to(x.device, torch.bool).expand(x.shape)
     event = (num_chains, *x.shape)
@@ -156,6 +170,15 @@ def impute(
     filled = torch.where(mask, known, torch.zeros_like(known))
     traces = check(program, filled[:2], None if y is None else y[:2])
     _elements(traces.model.nodes[OBSERVED]["fn"])
+    require_weights(traces)
+    own = sorted(set(latent_sites(traces.guide)) - set(latent_sites(traces.model)))
+    if own:
+        raise UserError(
+            f"imputation needs a guide that can score latents that it did not draw, and its auxiliary site {own[0]!r} makes new ones "
+            "of the model's at every filling: draw the latents themselves"
+        )
+    for message in blind_spots(traces):
+        warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
     total, accepted = torch.zeros(event, dtype=torch.float64), torch.zeros(num_chains, len(x), dtype=torch.float64)
     with evaluating(program), isolated(), seeded(derive_seed("imputation", seed), x.device):
         filled = torch.where(mask, known, _prior_draw(program, filled, y))

@@ -22,8 +22,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.anneal import BLOCK_ELEMENTS
 from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import Program, check, check_observed, device_of, evaluating, latent_sites
-from pyro_vae.programs.latents import to_program
+from pyro_vae.programs.contract import admit, check
+from pyro_vae.programs.trace import Program, device_of, evaluating, latent_sites, to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
 
 GUIDE_DRAWS = 64  # from which the guide's mean and scale are taken
@@ -112,6 +112,7 @@ def sample_chains(
             raise UserError(f"expected {name} of at least {least}, got {value}")
     if not 0 < target_accept < 1:
         raise UserError(f"expected target_accept between 0 and 1, got {target_accept}")
+    admit(program, x, y)
     device = device_of(program)
     if chunk_size is None:
         elements = BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["other"])
@@ -149,7 +150,6 @@ _Block = tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]
 def require_continuous(program: Any, x: Tensor, y: Tensor | None) -> None:
     """:class:`UserError` for discrete latents, by name, and for data that the program does not take."""
     traces = check(program, x, y)
-    check_observed(traces, x)
     for name, site in latent_sites(traces.model).items():
         if site["fn"].support.is_discrete:
             raise UserError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.analysis.drawing import curves, image_grid, is_image, new_axes, new_figure, points, require_drawable
 from pyro_vae.errors import UserError
+from pyro_vae.programs.contract import require_rows
 
 COLUMNS = 10
 
@@ -29,6 +30,8 @@ def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
         >>> nearest_neighbours(torch.tensor([[0.0], [2.0]]), torch.tensor([[2.5], [0.5]]))[0].tolist()
         [1, 0]
     """
+    for data in (x, train):
+        require_rows(data)
     if x.shape[1:] != train.shape[1:] or len(x) < 1 or len(train) < 1:
         raise UserError(f"expected data of one shape, got {tuple(x.shape)} and training data {tuple(train.shape)}")
     search = NearestNeighbors(n_neighbors=1).fit(train.flatten(1).cpu().numpy())
@@ -50,6 +53,8 @@ def nearest_training(x: Tensor, train: Tensor) -> Figure:
         >>> len(nearest_training(torch.rand(4, 1, 5, 5), torch.rand(9, 1, 5, 5)).axes)
         1
     """
+    for data in (x, train):
+        require_rows(data)
     shape = tuple(x.shape[1:])
     require_drawable(shape)
     near = train[nearest_neighbours(x, train)[0]]

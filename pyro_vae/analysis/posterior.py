@@ -26,11 +26,12 @@ from pyro_vae.analysis.mcmc import sample_chains
 from pyro_vae.analysis.schema import Tree, event_dims
 from pyro_vae.analysis.scoring import Arrays, draw_from_guide, draw_from_prior, predict, score
 from pyro_vae.errors import UserError, nearest
+from pyro_vae.evaluation.blind import blind_spots, discrete_sites, narrow_sites, point_masses, require_weights
 from pyro_vae.evaluation.estimators import estimate, good_khat
 from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
-from pyro_vae.programs.contract import OBSERVED, Program, check, check_observed, device_of, require_rows
-from pyro_vae.programs.latents import to_program
+from pyro_vae.programs.contract import admit, require_rows
+from pyro_vae.programs.trace import OBSERVED, Program, Traces, device_of, to_program
 from pyro_vae.seeding import derive_seed
 
 SOURCES = ("guide", "psis", "nuts", "hmc", "prior")
@@ -90,14 +91,17 @@ def posterior(
         A tree with the groups posterior, posterior_predictive, log_likelihood (log p(x | z) per image), log_prior
         (per latent site), sample_stats, prior, prior_predictive, observed_data and constant_data. ``sample_stats``
         has ``lp`` = log p(x, z); for the guide and PSIS the ``log_weight`` of each draw, and per image ``khat``,
-        ``ess`` and ``log_evidence``; for Markov chains what :class:`pyro_vae.analysis.mcmc.Chains` has.
+        ``ess`` and ``log_evidence``; for Markov chains what :class:`pyro_vae.analysis.mcmc.Chains` has. ``khat`` is NaN where
+        latents are discrete, since it cannot see states that were not drawn; all that is made of weights is NaN where a guide's
+        site is a point estimate (a Delta), which has none. A ``pyro.factor`` of the model counts in log_likelihood.
 
     Raises:
         UserError: an unknown source, x outside the support, discrete latents with NUTS or HMC.
 
     Warns:
         UnreliableEstimateWarning: Markov chains that have not converged, or that diverge
-            (:class:`pyro_vae.analysis.convergence.Convergence`); weights for ``"psis"`` with a bad Pareto k.
+            (:class:`pyro_vae.analysis.convergence.Convergence`); weights for ``"psis"`` with a bad Pareto k; a guide whose support is
+            a part of the model's; discrete latents with ``"psis"``.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -110,7 +114,9 @@ def posterior(
     index = np.arange(len(x)) if image_index is None else _column("image_index", image_index, len(x))
     tree = Tree(index)
     shape = (num_chains, num_samples)
-    check_program(program, x, y)
+    traces = admit(program, x, y)
+    if source == "psis":
+        require_weights(traces)
     if source != "prior":
         blocks = []
         images = len(x) if source in ("nuts", "hmc") else max(1, BLOCK_ELEMENTS // (8 * math.prod(x.shape[1:])))
@@ -120,6 +126,7 @@ def posterior(
             found = _draws(
                 program, block, block_y, source, shape, derive_seed("posterior: block", seed, first), mcmc, progress
             )
+            _forget_weights(found, traces)
             blocks.append(found)
         _add_posterior(tree, blocks, shape)
     kept = _kept(num_samples, num_chains, math.prod(x.shape), num_predictive)
@@ -156,9 +163,26 @@ def posterior(
             **(attributes or {}),
         }
     )
-    for message in _doubts(built, source):
+    for message in [*_blind(traces, source), *_doubts(built, source)]:
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
     return built
+
+
+def _blind(traces: Traces, source: str) -> list[str]:
+    """What the weights of a source's draws cannot see; the guide's own draws are of the guide in any case."""
+    if source == "psis":
+        return blind_spots(traces)
+    return narrow_sites(traces) if source == "guide" else []
+
+
+def _forget_weights(block: _Block, traces: Traces) -> None:
+    """NaN for what weights cannot tell: all of it of a point estimate, Pareto k of discrete latents."""
+    lost = list(block.per_image) if point_masses(traces) else ["khat"] if discrete_sites(traces) else []
+    for name in lost:
+        if name in block.per_image:
+            block.per_image[name] = np.full_like(block.per_image[name], np.nan)
+    if point_masses(traces) and "log_weight" in block.statistics:
+        block.statistics["log_weight"] = np.full_like(block.statistics["log_weight"], np.nan)
 
 
 def _doubts(tree: xr.DataTree, source: str) -> list[str]:
@@ -181,14 +205,6 @@ def guide_name(program: Any) -> str:
     """What a program's guide is: the class of its posterior block, or the program's own class."""
     block = getattr(program, "posterior", None)
     return type(program if block is None else block).__name__
-
-
-def check_program(program: Any, x: Tensor, y: Tensor | None) -> None:
-    """Hold the program to its contract, and the data to its support."""
-    some = slice(0, 8)
-    block_y = None if y is None else y[some].to(device_of(program))
-    traces = check(program, to_program(program, x[some]), block_y)
-    check_observed(traces, to_program(program, x[some]))
 
 
 class _Block:

@@ -13,9 +13,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
-from pyro_vae.programs.contract import (
+from pyro_vae.programs.latents import mean_of
+from pyro_vae.programs.trace import (
     OBSERVED,
     SAMPLE_PLATE,
+    AtValues,
     Program,
     Traced,
     arguments,
@@ -23,8 +25,8 @@ from pyro_vae.programs.contract import (
     is_random,
     isolated,
     latent_sites,
+    site_log_prob,
 )
-from pyro_vae.programs.latents import AtValues, mean_of
 from pyro_vae.seeding import derive_seed, seeded
 
 Arrays = dict[str, np.ndarray]
@@ -48,7 +50,7 @@ def draw_from_guide(
                 pyro.plate(SAMPLE_PLATE, size, dim=-2),
             ):
                 traced: Traced = poutine.trace(program.guide).get_trace(*arguments(x, y))
-            total = sum(_site_log_prob(site) for site in traced.nodes.values() if is_random(site))
+            total = sum(site_log_prob(site) for site in traced.nodes.values() if is_random(site))
             log_guide.append(_host(torch.as_tensor(total).expand(size, len(x))))
             sites = latent_sites(traced)
             values.append(
@@ -79,14 +81,15 @@ def draw_from_prior(program: Program, x: Tensor, y: Tensor | None, num_samples: 
 def score(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> tuple[np.ndarray, Arrays]:
     """log p(x | z) ``(num_samples, batch)``, and the log-density of each latent site given those before it, by name.
 
-    Factors of the model count with the prior and have their own names.
+    Factors of the model count with the likelihood, as in :class:`pyro_vae.programs.trace.Terms`.
     """
     log_likelihood: list[np.ndarray] = []
     log_prior: list[Arrays] = []
     for traced, size in _traces(program, x, y, latents):
-        terms = {n: _host(_site_log_prob(s).expand(size, len(x))) for n, s in traced.nodes.items() if is_random(s)}
-        log_likelihood.append(terms.pop(OBSERVED))
-        log_prior.append(terms)
+        terms = {n: site_log_prob(s).expand(size, len(x)) for n, s in traced.nodes.items() if is_random(s)}
+        latents_of = latent_sites(traced)
+        log_likelihood.append(_host(sum((t for n, t in terms.items() if n not in latents_of), torch.zeros(size, len(x)).to(x))))
+        log_prior.append({n: _host(t) for n, t in terms.items() if n in latents_of})
     joined = {n: np.concatenate([t[n] for t in log_prior]) for n in log_prior[0]}
     return np.concatenate(log_likelihood), joined
 
@@ -98,7 +101,7 @@ def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, m
         fn = traced.nodes[OBSERVED]["fn"]
         with seeded(derive_seed("predictions", seed, index), x.device):
             value = mean_of(fn) if mean else fn.sample()
-        found.append(_host(value.expand(size, *x.shape)))
+        found.append(_host(value.reshape(*fn.batch_shape, *x.shape[1:]).expand(size, *x.shape)))
     return np.concatenate(found)
 
 
@@ -117,13 +120,6 @@ def _traces(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> I
             with pyro.plate(SAMPLE_PLATE, size, dim=-2), AtValues(values):
                 traced = poutine.trace(program.model).get_trace(*arguments(x, y))
             yield traced, size
-
-
-def _site_log_prob(site: dict[str, Any]) -> Tensor:
-    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    if site["mask"] is not None:
-        log_prob = log_prob.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob.new_zeros(()))
-    return log_prob
 
 
 def _host(tensor: Tensor) -> np.ndarray:

@@ -18,7 +18,7 @@ from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_besid
 from pyro_vae.analysis.manifold import prior_sites
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.means import by_site, flat, unit_names
-from pyro_vae.programs.contract import Program, device_of
+from pyro_vae.programs.contract import Program, device_of, require_rows
 from pyro_vae.programs.latents import decode, encode, sample_latents
 
 PRIOR_DRAWS = 1000  # from which a unit's range is taken
@@ -61,6 +61,7 @@ def traversals(
         >>> len(traversals(vae, torch.rand(20, 1, 8, 8).round()).axes)
         3
     """
+    require_rows(x, program)
     shape = tuple(x.shape[1:])
     require_drawable(shape)
     if len(x) < 2 or steps < 2 or num_units < 1:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_beside, new_figure, require_drawable
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import Program, device_of
+from pyro_vae.programs.contract import Program, device_of, require_rows
 from pyro_vae.programs.latents import reconstruct
 
 MAP = "magma"
@@ -47,6 +47,7 @@ def reconstruction_uncertainty(
         >>> len(reconstruction_uncertainty(vae, torch.randn(3, 5)).axes)
         3
     """
+    require_rows(x, program)
     shape = tuple(x.shape[1:])
     require_drawable(shape)
     if len(x) < 1 or num_samples < 2:

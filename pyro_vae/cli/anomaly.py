@@ -40,13 +40,13 @@ def anomaly(
     from pyro_vae.data import load_data
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.evaluate import chosen_rows
-    from pyro_vae.programs.contract import takes_y
+    from pyro_vae.programs.contract import needs_y
     from pyro_vae.training.files import checksum_of, write_text
     from pyro_vae.training.progress import Progress
     from pyro_vae.training.run import WEIGHTS
 
     loaded, weights = open_run(run, device, model), checksum_of(run / WEIGHTS)
-    if takes_y(loaded.program):
+    if needs_y(loaded.program):
         raise UserError(
             "anomaly scores of a conditional program need labels, which an anomaly has not: use an unconditional one"
         )

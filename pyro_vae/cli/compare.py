@@ -114,10 +114,10 @@ def _results(
 
     from pyro_vae.cli.runs import open_run
     from pyro_vae.errors import UserError
-    from pyro_vae.evaluation.evaluate import chosen_rows, labels_of
+    from pyro_vae.evaluation.evaluate import chosen_rows, y_of
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
-    from pyro_vae.programs.contract import OBSERVED, check, takes_y
+    from pyro_vae.programs.contract import OBSERVED, check
     from pyro_vae.programs.latents import to_program
     from pyro_vae.training.progress import Progress
     from pyro_vae.training.run import read_record
@@ -130,7 +130,7 @@ def _results(
         data = loaded.load_data(data_root)
         rows = chosen_rows(len(data.stored(split)), limit)
         x = data.observed(split, rows=rows)
-        y = labels_of(data, split, rows) if takes_y(loaded.program) else None
+        y = y_of(loaded.program, data, split, rows)
         what = f"{data.name} ({data.binarization} binarization, {data.dequantization} dequantization)"
         if opened and not (x.shape == opened[0][1].shape and torch.equal(x, opened[0][1])):
             raise UserError(

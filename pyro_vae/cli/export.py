@@ -29,13 +29,13 @@ def export(
     import torch
 
     from pyro_vae.cli.runs import open_run
-    from pyro_vae.programs.contract import takes_y
+    from pyro_vae.programs.contract import needs_y
     from pyro_vae.programs.export import PARTS, ROWS
     from pyro_vae.programs.export import export as export_program
 
     opened = open_run(run, device, model)
     y = None
-    if takes_y(opened.program):
+    if needs_y(opened.program):
         from pyro_vae.evaluation.evaluate import labels_of
 
         y = labels_of(opened.load_data(None), "train", torch.arange(ROWS))

@@ -84,13 +84,13 @@ def _print_contents(program: Any) -> None:
     """Sites and parameters as tables."""
     from pyro_vae.analysis import describe
     from pyro_vae.cli.tables import markdown
-    from pyro_vae.programs.contract import takes_y
+    from pyro_vae.programs.contract import needs_y
 
-    if takes_y(program):
+    if needs_y(program):
         print("\nThe program is conditional, model(x, y): its sites depend on what y is.")
     rows = [
         (s.part, s.name, s.distribution, _axes(s.batch_shape), _axes(s.event_shape), s.role)
-        for s in ([] if takes_y(program) else describe.sites(program))
+        for s in ([] if needs_y(program) else describe.sites(program))
     ]
     if rows:
         print("\n## Sites\n")

@@ -9,9 +9,9 @@ from pyro_vae.data import Data
 from pyro_vae.evaluation.ais import AnnealedLogLikelihood, annealed_log_likelihood
 from pyro_vae.evaluation.anneal import Checkpoint, Progress
 from pyro_vae.evaluation.bdmc import bidirectional
-from pyro_vae.evaluation.evaluate import ACTIVE_IMAGES, active_units, bits_per_dim, chosen_rows, labels_of
+from pyro_vae.evaluation.evaluate import ACTIVE_IMAGES, active_units, bits_per_dim, chosen_rows, y_of
 from pyro_vae.evaluation.path import Start
-from pyro_vae.programs.contract import Program, takes_y
+from pyro_vae.programs.contract import Program
 
 
 def evaluate_annealed(
@@ -49,9 +49,9 @@ def evaluate_annealed(
     begin = time.perf_counter()
     rows = chosen_rows(len(data.stored(split)), limit)
     x = data.observed(split, rows=rows)
-    y = labels_of(data, split, rows) if takes_y(program) else None
+    y = y_of(program, data, split, rows)
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
-    train_y = labels_of(data, "train", train_rows) if y is not None else None
+    train_y = y_of(program, data, "train", train_rows)
     how: dict[str, Any] = {
         "num_chains": num_chains,
         "num_distributions": num_distributions,

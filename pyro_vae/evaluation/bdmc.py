@@ -23,8 +23,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.anneal import Checkpoint, Progress, Settings, run
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.path import Start
-from pyro_vae.programs.contract import Program
-from pyro_vae.programs.latents import decode, sample_latents
+from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
+from pyro_vae.programs.trace import Program
 from pyro_vae.seeding import derive_seed
 
 
@@ -62,7 +62,8 @@ def bidirectional(
         Lower and upper bounds per image.
 
     Raises:
-        UserError: discrete latents, by name; ``start="guide"`` with a guide that cannot score other latents than its own.
+        UserError: discrete latents, by name; ``start="guide"`` with a guide that cannot score other latents than its own; a
+            model with a ``pyro.factor``, whose draws of p(z) p(x | z) are no exact draws from the posterior.
 
     Example:
         >>> import pyro_vae as pv
@@ -74,6 +75,7 @@ def bidirectional(
     """
     if num_images < 1:
         raise UserError(f"expected num_images of at least 1, got {num_images}")
+    require_joint_draws(program, "bidirectional Monte Carlo", y, event_shape=event_shape)
     # chains of their own: annealing of real images with this seed draws other numbers
     chains = derive_seed("bidirectional: chains", seed)
     settings = Settings(num_chains, num_distributions, num_leapfrog, start, schedule, target_accept, chains, chunk_size)

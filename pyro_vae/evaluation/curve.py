@@ -9,6 +9,7 @@ with K at the end is not log p(x). Burda, Grosse & Salakhutdinov 2016, https://a
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.blind import blind_spots, require_weights
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import block_shape
-from pyro_vae.programs.contract import Program, check, check_observed, device_of, draw_terms, evaluating
-from pyro_vae.programs.latents import to_program
+from pyro_vae.evaluation.result import UnreliableEstimateWarning
+from pyro_vae.programs.contract import admit
+from pyro_vae.programs.trace import Program, device_of, draw_terms, evaluating, to_program
 from pyro_vae.seeding import derive_seed, seeded
 
 
@@ -109,16 +112,23 @@ def bound_curve(
 
     Returns:
         The curve per image, and its mean.
+
+    Warns:
+        UnreliableEstimateWarning: the program has latents that the guide's draws tell nothing of (discrete ones, or beyond the
+            guide's support): the curve levels off below log p(x).
     """
     if num_samples < 2:
         raise UserError(f"expected num_samples of at least 2 for a curve, got {num_samples}")
+    traces = admit(program, x, y)
+    require_weights(traces)
+    for message in blind_spots(traces):
+        warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
     images, samples = block_shape(x, num_samples, chunk_size)
     parts = []
     for first in range(0, len(x), images):
         rows = slice(first, first + images)
         block = to_program(program, x[rows])
         block_y = None if y is None else y[rows].to(device_of(program))
-        check_observed(check(program, block, block_y), block)
         log_weight = []
         for first_sample in range(0, num_samples, samples):
             drawn = min(samples, num_samples - first_sample)

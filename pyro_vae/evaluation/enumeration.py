@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.evaluation.estimators import Estimate
+from pyro_vae.evaluation.weights import Reduced
 from pyro_vae.precision import casts
 from pyro_vae.programs.trace import SAMPLE_PLATE, AtValues, Program, Terms, Traces, arguments, isolated
 
@@ -29,8 +30,8 @@ def summed(
     at_once: int,
     num_samples: int,
     precision: str = "full",
-) -> tuple[Estimate, Tensor, Tensor]:
-    """The exact estimate of each row of x, and its exact E_q log p(x | z) and KL(q || p), each ``(batch,)``, on the CPU.
+) -> Reduced:
+    """What is reported of each row of x: log p(x) without error, and E_q log p(x | z) and KL(q || p) without noise.
 
     Args:
         program: the Program.
@@ -54,9 +55,18 @@ def summed(
     q = log_guide.exp()
     mean = lambda t: torch.where(q > 0, q * t, torch.zeros_like(q)).sum(0)  # noqa: E731
     kl = torch.where(q.sum(0) < 1 - LOST, torch.full_like(evidence, math.inf), mean(log_guide - log_prior))
-    zero, ones = torch.zeros_like(evidence), torch.ones_like(evidence)
-    found = Estimate(*(t.double().cpu() for t in (evidence, zero, zero, num_samples * ones, -math.inf * ones)))
-    return found, mean(log_likelihood).double().cpu(), kl.double().cpu()
+    same = lambda value: torch.full_like(evidence, value).double().cpu()  # noqa: E731
+    exact = evidence.double().cpu()
+    found = Estimate(
+        log_likelihood=exact,
+        bias=same(0.0),
+        mc_se=same(0.0),
+        ess=same(num_samples),
+        khat=same(-math.inf),
+        interval=torch.stack([exact, exact], -1),
+    )
+    draws = torch.full((len(x),), num_samples, dtype=torch.int64)
+    return Reduced(found, mean(log_likelihood).double().cpu(), kl.double().cpu(), draws)
 
 
 def _terms(program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tensor], precision: str) -> Terms:

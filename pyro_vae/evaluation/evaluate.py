@@ -15,8 +15,9 @@ from pyro_vae.data.preparation import published_generator
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import LogLikelihood
-from pyro_vae.programs.contract import OBSERVED, Program, check, takes_y
-from pyro_vae.programs.latents import encode, to_program
+from pyro_vae.programs.contract import check
+from pyro_vae.programs.latents import encode
+from pyro_vae.programs.trace import OBSERVED, Program, needs_y, takes_y, to_program
 
 ACTIVE_VARIANCE = 0.01
 ACTIVE_IMAGES = 500
@@ -53,15 +54,19 @@ def evaluate(
         The figures of ``evaluate --json``, and the per-image result they were made of.
     """
     start = time.perf_counter()
+    if not isinstance(data, Data):
+        raise UserError(
+            f"expected a data set of load_data, got {type(data).__name__}; for a tensor use pv.log_likelihood(program, x)"
+        )
     rows = chosen_rows(len(data.stored(split)), limit)
     x = data.observed(split, rows=rows)
-    y = labels_of(data, split, rows) if takes_y(program) else None
+    y = y_of(program, data, split, rows)
     result = log_likelihood(
         program, x, y, num_samples=num_samples, target_se=target_se, seed=seed, chunk_size=chunk_size, precision=precision,
         noise=noise, progress=progress,
     )  # fmt: skip
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
-    train_y = labels_of(data, "train", train_rows) if y is not None else None
+    train_y = y_of(program, data, "train", train_rows)
     figures = result.summary()
     figures |= {
         "bits_per_dim": bits_per_dim(program, data, result.nll, x[:2], None if y is None else y[:2]),
@@ -114,6 +119,17 @@ def active_units(program: Program, x: Tensor, y: Tensor | None = None) -> list[i
     if len(x) < 2:
         return [0 for _ in sites]
     return [int((site.double().var(0) > ACTIVE_VARIANCE).sum()) for site in sites]
+
+
+def y_of(program: Program, data: Data, split: str, rows: Tensor) -> Tensor | None:
+    """What a program is given beside these rows: their labels, if it takes y and there are any; None for others.
+
+    Raises:
+        UserError: a program that cannot go without y, and data without labels.
+    """
+    if needs_y(program) or (takes_y(program) and data.labels.get(split) is not None):
+        return labels_of(data, split, rows)
+    return None
 
 
 def labels_of(data: Data, split: str, rows: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.importance import log_likelihood as importance_weighted
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import SAMPLE_PLATE, Program, device_of, evaluating, isolated
+from pyro_vae.programs.contract import SAMPLE_PLATE, Program, admit, device_of, evaluating, isolated
 from pyro_vae.programs.latents import AtValues, to_program
 from pyro_vae.programs.vae import VAE
 from pyro_vae.seeding import derive_seed, seeded
@@ -136,6 +136,7 @@ def inference_gaps(
     """
     if min(num_steps, num_draws) < 1 or num_final_draws < 2:
         raise UserError("expected num_steps and num_draws of at least 1, and num_final_draws of at least 2")
+    admit(program, x, y)
     own = log_likelihood or importance_weighted(program, x, y, num_samples=5000, seed=seed)
     if len(own) != len(x):
         raise UserError(f"expected the log-likelihood of the same {len(x)} images, got {len(own)}")

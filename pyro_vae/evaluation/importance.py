@@ -19,16 +19,19 @@ from torch import Tensor
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.adaptive import PILOT, adaptive
+from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weights
 from pyro_vae.evaluation.chunks import Chunks
+from pyro_vae.evaluation.enumeration import summed
 from pyro_vae.evaluation.quasi import NOISES, SobolNoise, length_of
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import IMAGES, rounding_error
 from pyro_vae.evaluation.shares import everyones, own_share
 from pyro_vae.evaluation.weights import Reduced, Weighed, reduced, weigh
 from pyro_vae.precision import products, require_precision
-from pyro_vae.programs.contract import Program, check, check_observed, device_of, dtype_of, evaluating, require_rows
+from pyro_vae.programs.contract import admit
 from pyro_vae.programs.functional import OfProgram
-from pyro_vae.programs.latents import to_program
+from pyro_vae.programs.states import joint_states
+from pyro_vae.programs.trace import Program, device_of, dtype_of, evaluating, latent_sites, to_program
 from pyro_vae.seeding import derive_seed, seeded
 
 # Decoder outputs held at once, in elements: 4 MB in float32, so that a block of activations stays near the cache.
@@ -57,6 +60,10 @@ def log_likelihood(
     joined (``torchrun``), every process calls this alike, computes its share of the blocks and gets the whole result. A block
     that finds no memory is drawn anew with half as many samples, or images, at once.
 
+    Where all latents are discrete and have at most 1,024 joint values, log p(x) is summed over these instead of drawn: it is exact
+    (``states`` in the result), its error 0, and Pareto k -inf. Other discrete latents, and a guide whose support is a part of the
+    model's, have states that no draw tells of: the result warns of them, with what to do.
+
     Args:
         program: any Program, on its device.
         x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is).
@@ -82,8 +89,8 @@ def log_likelihood(
         The per-image estimates and their diagnostics.
 
     Raises:
-        UserError: x outside the likelihood's support (grey values under a Bernoulli), NaN, no rows; a program that
-            breaks the contract.
+        UserError: x outside the likelihood's support (grey values under a Bernoulli), NaN that the program has no density for, no
+            rows; a program that breaks the contract; a guide with a site of no density (a Delta, a point estimate).
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -94,9 +101,11 @@ def log_likelihood(
     """
     if num_samples < 1:
         raise UserError(f"expected num_samples of at least 1, got {num_samples}")
-    require_rows(x)
     if target_se is not None and not target_se > 0:
         raise UserError(f"expected a target error (target_se, --target-error) above 0, got {target_se}")
+    traces = admit(program, x, y)
+    require_weights(traces)
+    states = joint_states(latent_sites(traces.model))
     images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size)
     if noise not in NOISES:
         raise UserError(f"unknown noise {noise!r}: {nearest(noise, NOISES)}")
@@ -116,16 +125,14 @@ def log_likelihood(
     draw = _Passes(program, samples, precision, compiled=compiled)
     fitting = Chunks(images, samples)
     blocks: dict[int, list[Reduced]] = {}
-    traces = None
     for first in own_share(range(0, len(x), images)):
         rows = slice(first, first + images)
         block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device)
-        if traces is None:
-            traces = check(program, block[: fitting.images], None if block_y is None else block_y[: fitting.images])
-        check_observed(traces, block)
         with evaluating(program), products(precision):
 
             def reduce(x: Tensor, y: Tensor | None, at: int, samples: int, first: int = first) -> Reduced:
+                if states is not None:
+                    return summed(program, x, y, states, samples, num_samples, precision)
                 return _block(draw, x, y, num_samples, samples, seed, first + at, target_se, length)
 
             blocks[first] = fitting.over(reduce, block, block_y)
@@ -139,11 +146,14 @@ def log_likelihood(
         few = None if y is None else y[:IMAGES].to(device)
         error = rounding_error(program, to_program(program, x[:IMAGES]), few, precision, seed)
     names = ("log_likelihood", "bias", "mc_se", "ess", "khat", "interval")
+    columns = {name: torch.cat([getattr(part.estimate, name) for part in parts]) for name in names}
+    if states is None and discrete_sites(traces):
+        columns["khat"] = torch.full_like(columns["khat"], math.nan)  # it would see the states alone that were drawn
     result = LogLikelihood(
-        **{name: torch.cat([getattr(part.estimate, name) for part in parts]) for name in names},
+        **columns,
         reconstruction=torch.cat([part.reconstruction for part in parts]),
         kl=torch.cat([part.kl for part in parts]),
-        draws=None if one_shape else torch.cat([part.draws for part in parts]),
+        draws=None if one_shape or states is not None else torch.cat([part.draws for part in parts]),
         target_se=target_se,
         num_samples=num_samples,
         seed=seed,
@@ -151,6 +161,8 @@ def log_likelihood(
         precision=precision,
         rounding_error=error,
         noise=noise,
+        states=None if states is None else len(next(iter(states.values()))),
+        blind_spots=[] if states is not None else blind_spots(traces),
     )
     for message in result.warnings:
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)

@@ -37,6 +37,7 @@ from pyro_vae.programs.contract import (
     is_random,
     isolated,
     latent_sites,
+    require_rows,
     trace,
 )
 from pyro_vae.programs.latents import AtValues, to_program
@@ -175,7 +176,8 @@ def latent_information(
         >>> found.names, found.kl.shape
         (('z[0]', 'z[1]'), torch.Size([2]))
     """
-    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) < 2:
+    require_rows(x, program)
+    if len(x) < 2:
         raise UserError(f"expected data (N, *event) with at least two rows, got {tuple(getattr(x, 'shape', ()))}")
     if num_samples < 1:
         raise UserError(f"expected num_samples of at least 1, got {num_samples}")

@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.programs.contract import Program, arguments, device_of, evaluating, isolated, latent_sites
+from pyro_vae.programs.contract import Program, arguments, device_of, evaluating, isolated, latent_sites, require_rows
 from pyro_vae.programs.latents import Latents, encode, to_program
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -31,6 +31,7 @@ def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[t
         >>> names, means.shape
         (('z[0]', 'z[1]'), torch.Size([5, 2]))
     """
+    require_rows(x, program)
     parts: list[Tensor] = []
     names: tuple[str, ...] = ()
     for first in range(0, len(x), BLOCK):

@@ -45,6 +45,8 @@ class LogLikelihood:
         noise: ``random``, or ``sobol`` for randomised quasi-Monte Carlo.
         target_se: the standard error that was aimed at, in nats; None where all images got ``num_samples`` draws.
         draws: how many each image got, where an error was aimed at; None where all got ``num_samples``.
+        states: joint values of discrete latents that log p(x) is the exact sum over; None where it was estimated from draws.
+        blind_spots: what of the program's latents no draw tells of; the first of the warnings.
     """
 
     log_likelihood: Tensor
@@ -62,6 +64,8 @@ class LogLikelihood:
     noise: str = field(default="random", kw_only=True)
     draws: Tensor | None = field(default=None, kw_only=True)
     target_se: float | None = field(default=None, kw_only=True)
+    states: int | None = field(default=None, kw_only=True)
+    blind_spots: list[str] = field(default_factory=list, kw_only=True)
     interval: Tensor = field(kw_only=True)
 
     def __len__(self) -> int:
@@ -150,7 +154,7 @@ class LogLikelihood:
     @cached_property
     def warnings(self) -> list[str]:
         """What stands against the number: each a line with the figure, the cause and the remedy."""
-        found = []
+        found = list(self.blind_spots)
         lost = int((~torch.isfinite(self.log_likelihood)).sum())
         if lost:
             found.append(
@@ -160,11 +164,11 @@ class LogLikelihood:
         if self.khat_bad_fraction > BAD_FRACTION:
             found.append(
                 f"Pareto k is above {self._threshold()} for {self.khat_bad_fraction:.1%} of {len(self)} images "
-                f"(worst {float(self.khat.nan_to_num(-math.inf).max()):.2f}): the guide is too narrow for their posteriors, "
+                f"(worst {_in_words(float(self.khat[~self.khat.isnan()].max()))}): the guide is too narrow for their posteriors, "
                 "and log p(x) is likely underestimated; use a more expressive guide or annealed importance sampling, more "
                 "samples alone help little"
             )
-        if self.num_samples < FEWEST:
+        if self.num_samples < FEWEST and self.states is None:
             found.append(
                 f"K = {self.num_samples} draws are too few for Pareto k, and their standard error is too small (+- 1.96 errors "
                 "hold log p(x) in 67 % of cases at K = 2, 87 % at 10): no interval is stated; use at least 1000"
@@ -208,6 +212,8 @@ class LogLikelihood:
                 "target_se": self.target_se,
                 "target_met": self.target_met,
             }
+        if self.states is not None:
+            plain["states"] = self.states
         if self.noise != "random":
             plain["noise"] = self.noise
         if self.precision != "full":
@@ -241,6 +247,8 @@ class LogLikelihood:
         return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 
     def _drawn(self) -> str:
+        if self.states is not None:
+            return f"exact, summed over {self.states:,} states of the latents"
         if self.draws is None:
             return f"K = {self.num_samples}{'' if self.noise == 'random' else f' ({self.noise} noise)'}"
         mean, least, most = (float(n) for n in (self.draws.double().mean(), self.draws.min(), self.draws.max()))
@@ -257,6 +265,10 @@ class LogLikelihood:
 
     def __repr__(self) -> str:
         return f"<LogLikelihood: {self}>"
+
+
+def _in_words(khat: float) -> str:
+    return f"{khat:.2f}" if math.isfinite(khat) else "infinite"
 
 
 def digits(value: float, error: float) -> str:

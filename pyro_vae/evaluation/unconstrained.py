@@ -23,18 +23,19 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import (
+from pyro_vae.evaluation.blind import narrow_sites
+from pyro_vae.programs.contract import check
+from pyro_vae.programs.trace import (
     SAMPLE_PLATE,
+    AtValues,
     Program,
     Traced,
     arguments,
-    check,
     evaluating,
     is_random,
     isolated,
     latent_sites,
 )
-from pyro_vae.programs.latents import AtValues
 from pyro_vae.seeding import derive_seed, seeded
 
 
@@ -58,6 +59,7 @@ class Unconstrained:
         self.program, self.x, self.y = program, x, y
         self._args = arguments(x, y)
         traces = check(program, x, y)
+        self._narrow = narrow_sites(traces)
         self._shapes: dict[str, torch.Size] = {}
         for name, site in latent_sites(traces.model).items():
             # asked of the whole shape: a support may itself have values per chain and image
@@ -119,6 +121,8 @@ class Unconstrained:
                 f"the guide's auxiliary site {self._auxiliary[0]!r} has no density that could be summed out: anneal from the "
                 "prior (start='prior')"
             )
+        if self._narrow:
+            raise UserError(f"{self._narrow[0]}, or anneal from the prior (start='prior')")
         try:
             with torch.no_grad(), seeded(derive_seed("guide density"), self.x.device):
                 self.densities(self.draw(1), guide=True)

@@ -32,7 +32,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.memory import keep_freed
-from pyro_vae.precision import no_denormals
+from pyro_vae.precision import no_denormals, products
 from pyro_vae.seeding import ONE_THREAD
 
 Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
@@ -89,14 +89,14 @@ def _local_state_for_all_modules() -> Iterator[None]:
 
 @contextmanager
 def evaluating(program: Any) -> Iterator[None]:
-    """Evaluation mode (dropout off), no gradients and no denormal numbers, put back on leaving; other threads wait."""
+    """Evaluation mode (dropout off), no gradients, full products and no denormal numbers, put back on leaving; threads wait."""
     keep_freed()
     with ONE_THREAD:
         modes = {module: module.training for module in program.modules()} if isinstance(program, nn.Module) else {}
         for module in modes:
             module.training = False
         try:
-            with torch.no_grad(), no_denormals():
+            with torch.no_grad(), products("full"), no_denormals():
                 yield
         finally:
             for module, mode in modes.items():
@@ -109,7 +109,7 @@ def arguments(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def takes_y(program: Any) -> bool:
-    """Whether a program may be given y: its model and guide have a second positional argument without a default, or None by default."""
+    """Whether a program may be given y: its model and guide have a second positional argument, without a default or None."""
     defaults = [_second(function) for function in (program.model, program.guide)]
     return all(default is inspect.Parameter.empty or default is None for default in defaults)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from pyro_vae.analysis.pictures import sample_count
 from pyro_vae.data import Data
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.evaluate import chosen_rows, labels_of
-from pyro_vae.programs.contract import device_of, takes_y
+from pyro_vae.evaluation.evaluate import chosen_rows, y_of
+from pyro_vae.programs.contract import device_of, needs_y, takes_y
 from pyro_vae.training.run import Run
 
 
@@ -77,8 +77,8 @@ class Subject:
 
     @cached_property
     def conditional(self) -> bool:
-        """Whether the program is conditional, model(x, y)."""
-        return takes_y(self.program)
+        """Whether the program is given labels, model(x, y): where it needs them, or takes them and there are any."""
+        return needs_y(self.program) or (takes_y(self.program) and self.data is not None and any(t is not None for t in self.data.labels.values()))
 
     def rows(self, split: str, num: int) -> Rows:
         """A random subset of a split by a fixed seed, in the order of the file.
@@ -93,7 +93,8 @@ class Subject:
             raise UserError(f"{self.data.name} has no {split} split")
         index = chosen_rows(len(stored), num)
         labels = self.data.labels.get(split)
-        y = labels_of(self.data, split, index).to(device_of(self.program)) if self.conditional else None
+        y = y_of(self.program, self.data, split, index)
+        y = None if y is None else y.to(device_of(self.program))
         return Rows(self.data.observed(split, rows=index), y, None if labels is None else labels[index], index)
 
     @cached_property
