@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyro
@@ -88,7 +87,9 @@ def score(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> tup
     for traced, size in _traces(program, x, y, latents):
         terms = {n: site_log_prob(s).expand(size, len(x)) for n, s in traced.nodes.items() if is_random(s)}
         latents_of = latent_sites(traced)
-        log_likelihood.append(_host(sum((t for n, t in terms.items() if n not in latents_of), torch.zeros(size, len(x)).to(x))))
+        log_likelihood.append(
+            _host(sum((t for n, t in terms.items() if n not in latents_of), torch.zeros(size, len(x)).to(x)))
+        )
         log_prior.append({n: _host(t) for n, t in terms.items() if n in latents_of})
     joined = {n: np.concatenate([t[n] for t in log_prior]) for n in log_prior[0]}
     return np.concatenate(log_likelihood), joined

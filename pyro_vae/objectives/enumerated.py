@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
-import torch
 from pyro import poutine
 from torch import Tensor
 

@@ -87,7 +87,9 @@ def _freedom(fn: Any) -> int:
     return shape.numel()
 
 
-def _check_jacobian(program: Any, traces: Traces, x: Tensor, y: Tensor | None, own: list[str], deltas: list[str]) -> None:
+def _check_jacobian(
+    program: Any, traces: Traces, x: Tensor, y: Tensor | None, own: list[str], deltas: list[str]
+) -> None:
     """Hold the Deltas' log-densities to -log |det dz/da|, at one draw of one row; to vary with the draws, where that cannot be."""
     drawn = latent_sites(traces.guide)
     if not all(bool((drawn[n]["value"][0] != drawn[n]["value"][-1]).any()) for n in deltas):

@@ -69,12 +69,18 @@ def require_rows(x: Any, program: Any = None) -> None:
         raise UserError(f"expected data as a torch tensor (N, *event), got {type(x).__name__}")
     if x.layout != torch.strided or x.is_complex():
         kind = "complex" if x.is_complex() else str(x.layout).removeprefix("torch.")
-        raise UserError(f"expected data as a dense tensor of real numbers, got a {kind} one; convert it, e.g. x.to_dense()")
+        raise UserError(
+            f"expected data as a dense tensor of real numbers, got a {kind} one; convert it, e.g. x.to_dense()"
+        )
     shape, expected = tuple(x.shape), getattr(program, "event_shape", None)
     if expected is not None and shape == tuple(expected):
-        raise UserError(f"expected data {('N', *expected)}, got a lone datum of shape {shape}: give it a batch axis, x[None]")
+        raise UserError(
+            f"expected data {('N', *expected)}, got a lone datum of shape {shape}: give it a batch axis, x[None]"
+        )
     if x.dim() < 2 or len(x) == 0:
-        lone = "; a lone datum needs a batch axis, x[None], and N numbers an event axis, x[:, None]" if x.dim() < 2 else ""
+        lone = (
+            "; a lone datum needs a batch axis, x[None], and N numbers an event axis, x[:, None]" if x.dim() < 2 else ""
+        )
         raise UserError(f"expected data (N, *event) with at least one row, got {shape}{lone}")
     if expected is not None and shape[1:] != tuple(expected):
         raise UserError(f"expected data {('N', *expected)}, as {type(program).__name__}.event_shape says, got {shape}")
@@ -152,7 +158,9 @@ def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = T
         _check_sites(program, traces, x.shape[0])
         _check_latents(traces)
         _check_shapes(traces, x)
-        check_observed(traces, x, y, support=support)  # before any log-density is asked for a value that it need not have
+        check_observed(
+            traces, x, y, support=support
+        )  # before any log-density is asked for a value that it need not have
         for part, traced in (("model", traces.model), ("guide", traces.guide)):
             for name, site in traced.nodes.items():
                 if is_random(site):
@@ -201,7 +209,9 @@ def _check_sites(program: Any, traces: Traces, batch: int) -> None:
             if not is_random(site) or not site["is_observed"] or is_factor(site):
                 continue
             if part == "guide":
-                raise ProgramError(f"guide: the site {name!r} is observed, and q(z | x) has none; leave obs out, or the site")
+                raise ProgramError(
+                    f"guide: the site {name!r} is observed, and q(z | x) has none; leave obs out, or the site"
+                )
             if name != OBSERVED:
                 raise ProgramError(
                     f"model: a second observed site {name!r} beside {OBSERVED!r}: what would be reported is the density of both; "
@@ -287,7 +297,7 @@ def _check_log_prob(part: str, name: str, site: dict[str, Any], batch: int) -> N
 
 
 def check_observed(
-    traces: Traces, x: Tensor, y: Tensor | None = None, *, first: int = 0, support: bool = True
+    traces: Traces, x: Tensor, y: Tensor | None = None, *, first: int | Tensor = 0, support: bool = True
 ) -> None:
     """Hold rows of data to the likelihood.
 
@@ -295,7 +305,7 @@ def check_observed(
         traces: what :func:`check` returned for the program.
         x: rows of data ``(batch, *event)``, as the program sees them.
         y: of these rows, for a conditional program: asked for where entries are missing.
-        first: the number of the first row, for the message.
+        first: the number of the first row, for the message, or the numbers of all rows.
         support: whether the values are looked at beyond that they are there.
 
     Raises:
@@ -304,9 +314,13 @@ def check_observed(
     """
     bad = ~torch.isfinite(x).flatten(1).all(1)
     if bool(bad.any()) and not _knows_missing(traces, x[bad], None if y is None else y[bad]):
-        raise DataError(MISSING.format(first + _first_bad(x)))
+        raise DataError(MISSING.format(_number(first, _first_bad(x))))
     if support:
         _check_support(traces.model.nodes[OBSERVED]["fn"], x, first)
+
+
+def _number(first: int | Tensor, row: int) -> int:
+    return int(first[row]) if isinstance(first, Tensor) else first + row
 
 
 def _first_bad(x: Tensor) -> int:
@@ -326,7 +340,7 @@ def _knows_missing(traces: Traces, x: Tensor, y: Tensor | None) -> bool:
     return bool(torch.isfinite(terms.log_weight).all()) and bool(torch.isfinite(terms.log_guide).all())
 
 
-def _check_support(fn: Any, x: Tensor, first: int) -> None:
+def _check_support(fn: Any, x: Tensor, first: int | Tensor) -> None:
     value = x.reshape(len(x), *fn.event_shape) if fn.event_shape.numel() == x[0].numel() else x
     try:
         inside = fn.support.check(value)
@@ -351,5 +365,5 @@ def _check_support(fn: Any, x: Tensor, first: int) -> None:
         advice = f"keep counts in a file of float32, since whole numbers are read as grey levels, or {advice}"
     raise DataError(
         f"the data hold {value_there}, outside the support of the {name} likelihood at the site {OBSERVED!r} (first in row "
-        f"{first + row}); {advice}"
+        f"{_number(first, row)}); {advice}"
     )

@@ -28,8 +28,8 @@ from pyro_vae.programs.trace import (
     device_of,
     dtype_of,
     evaluating,
-    isolated,
     innermost,
+    isolated,
     latent_sites,
     needs_y,
 )

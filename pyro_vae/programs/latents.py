@@ -248,7 +248,9 @@ def _observation(traced: Traced, mean: bool, leading: tuple[int, ...], event_sha
     """Data of the site x ``(*leading, *event_shape)``; the site may see a datum flattened."""
     fn = traced.nodes[OBSERVED]["fn"]
     if fn.event_shape.numel() != math.prod(event_shape):
-        raise UserError(f"the model makes data of shape {tuple(fn.event_shape)}, and event_shape is {tuple(event_shape)}")
+        raise UserError(
+            f"the model makes data of shape {tuple(fn.event_shape)}, and event_shape is {tuple(event_shape)}"
+        )
     found: Tensor = mean_of(fn) if mean else fn.sample()
     return found.reshape(*fn.batch_shape, *event_shape).expand(*leading, *event_shape)
 

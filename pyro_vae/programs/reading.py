@@ -24,7 +24,6 @@ from pyro_vae.programs.trace import (
     arguments,
     is_factor,
     is_random,
-    latent_sites,
     site_log_prob,
 )
 from pyro_vae.seeding import derive_seed, seeded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -43,6 +43,9 @@ class Source(ABC):
     """
 
     fresh = True
+    examine: Callable[[Tensor, Tensor | None, Tensor], None] | None = (
+        None  # what to do with rows that are read first, if anything
+    )
 
     def __init__(self, num_rows: int, conditional: bool) -> None:
         if num_rows < 1:
@@ -141,15 +144,21 @@ class TensorSource(_Rows):
 
 
 class DatasetSource(Source):
-    """Any map-style Dataset whose items are x, or start with x (and y)."""
+    """Any map-style Dataset whose items are x, or start with x (and y).
+
+    Its items are made when they are asked for, and maybe slowly: each is examined when it is first read.
+    """
 
     fresh = False
 
-    def __init__(self, dataset: Dataset[Any], conditional: bool, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], conditional: bool, device: torch.device, dtype: torch.dtype, required: bool = True
+    ) -> None:
         if not hasattr(dataset, "__len__"):
             raise UserError(f"{type(dataset).__name__} has no length: expected a map-style Dataset")
         super().__init__(len(dataset), conditional)
-        self.dataset, self.device, self.dtype = dataset, device, dtype
+        self.dataset, self.device, self.dtype, self.required = dataset, device, dtype, required
+        self.examined = torch.zeros(self.num_rows, dtype=torch.bool)
 
     def prepare(self, stored: Tensor) -> Tensor:
         """The items in the program's dtype."""
@@ -161,21 +170,28 @@ class DatasetSource(Source):
         x, y = (items[0], items[1] if len(items) > 1 else None) if isinstance(items, (tuple, list)) else (items, None)
         if not isinstance(x, Tensor):
             raise UserError(f"the items of {type(self.dataset).__name__} must be tensors, or start with one")
-        if self.conditional and y is None:
+        if self.conditional and self.required and y is None:
             raise UserError(f"the program is conditional, model(x, y), and {type(self.dataset).__name__} gives no y")
-        return x.to(self.device), y.to(self.device) if self.conditional and y is not None else None
+        found = x.to(self.device), y.to(self.device) if self.conditional and y is not None else None
+        if self.examine is not None and not bool(self.examined[rows].all()):
+            self.examine(self.prepare(found[0]), found[1], rows)
+            self.examined[rows] = True
+        return found
 
 
-def make_source(data: Any, conditional: bool, device: torch.device, dtype: torch.dtype) -> Source:
-    """The source that fits what the user gave."""
+def make_source(
+    data: Any, conditional: bool, device: torch.device, dtype: torch.dtype, required: bool = True
+) -> Source:
+    """The source that fits what the user gave; of a conditional program, y may be ``required``, or handed over if it is there."""
     if isinstance(data, Data):
+        conditional = conditional and (required or data.labels.get("train") is not None)
         return DataSource(data, conditional, device, dtype)
     if isinstance(data, Tensor):
         if data.dim() < 2:
             raise UserError(f"expected data (N, *event), got a tensor of shape {tuple(data.shape)}")
-        return TensorSource(data, None, conditional, device, dtype)
+        return TensorSource(data, None, conditional and required, device, dtype)
     if isinstance(data, Dataset):
-        return DatasetSource(data, conditional, device, dtype)
+        return DatasetSource(data, conditional, device, dtype, required)
     raise UserError(
         f"expected a data set of load_data, a tensor (N, *event) or a torch Dataset, got {type(data).__name__}"
     )

@@ -78,7 +78,9 @@ class Subject:
     @cached_property
     def conditional(self) -> bool:
         """Whether the program is given labels, model(x, y): where it needs them, or takes them and there are any."""
-        return needs_y(self.program) or (takes_y(self.program) and self.data is not None and any(t is not None for t in self.data.labels.values()))
+        return needs_y(self.program) or (
+            takes_y(self.program) and self.data is not None and any(t is not None for t in self.data.labels.values())
+        )
 
     def rows(self, split: str, num: int) -> Rows:
         """A random subset of a split by a fixed seed, in the order of the file.
