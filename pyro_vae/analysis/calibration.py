@@ -157,8 +157,8 @@ def sbc(
         wrong by a factor of 0.7 almost surely.
 
     Raises:
-        UserError: too few simulations; a model with a ``pyro.factor``, whose draws of p(z) p(x | z) are none of the joint density:
-            an exact guide would be rejected.
+        UserError: too few simulations; a model with a ``pyro.factor``, whose draws of p(z) p(x | z) are none of the joint
+            density: an exact guide would be rejected.
 
     Example:
         >>> import pyro_vae as pv

@@ -174,8 +174,8 @@ def impute(
     own = sorted(set(latent_sites(traces.guide)) - set(latent_sites(traces.model)))
     if own:
         raise UserError(
-            f"imputation needs a guide that can score latents that it did not draw, and its auxiliary site {own[0]!r} makes new ones "
-            "of the model's at every filling: draw the latents themselves"
+            f"imputation needs a guide that can score latents that it did not draw, and its auxiliary site {own[0]!r} makes new "
+            "ones at every filling: draw the latents themselves"
         )
     for message in blind_spots(traces):
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)

@@ -100,8 +100,8 @@ def posterior(
 
     Warns:
         UnreliableEstimateWarning: Markov chains that have not converged, or that diverge
-            (:class:`pyro_vae.analysis.convergence.Convergence`); weights for ``"psis"`` with a bad Pareto k; a guide whose support is
-            a part of the model's; discrete latents with ``"psis"``.
+            (:class:`pyro_vae.analysis.convergence.Convergence`); weights for ``"psis"`` with a bad Pareto k; a guide whose
+            support is a part of the model's; discrete latents with ``"psis"``.
 
     Example:
         >>> import torch, pyro_vae as pv

@@ -25,7 +25,7 @@ def require_weights(traces: Traces) -> None:
     points = point_masses(traces)
     if points:
         raise ProgramError(
-            f"guide: the site {points[0]!r} is a Delta, a point estimate without a density, and its draws have no importance weights: "
+            f"guide: the site {points[0]!r} is a Delta, a point estimate without a density, whose draws have no weights: "
             "give it a distribution (a normal around the point), or make it of an auxiliary site with its Jacobian as log_density"
         )
     guide = latent_sites(traces.guide)
@@ -34,13 +34,13 @@ def require_weights(traces: Traces) -> None:
         if ours.support.is_discrete != theirs.support.is_discrete:
             kinds = ["discrete" if fn.support.is_discrete else "continuous" for fn in (ours, theirs)]
             raise ProgramError(
-                f"guide: the site {name!r} is {kinds[0]} ({type(innermost(ours)).__name__}), and the model's {kinds[1]}: the ratio of "
-                "their densities is no weight; draw it as the model does, and relax it in training mode alone"
+                f"guide: the site {name!r} is {kinds[0]} ({type(innermost(ours)).__name__}), and the model's {kinds[1]}: their "
+                "ratio is no weight; draw it as the model does, and relax it in training mode alone"
             )
         if _scores_outside(traces, ours, theirs, guide[name]["value"]):
             raise ProgramError(
-                f"guide: the site {name!r} draws outside of the model's {describe(theirs)}, where the model's log_prob is not -inf "
-                f"({type(innermost(theirs)).__name__} does not look): give the guide the model's support"
+                f"guide: the site {name!r} draws outside of the model's {describe(theirs)}, where the model's log_prob is not "
+                f"-inf ({type(innermost(theirs)).__name__} does not look): give the guide the model's support"
             )
 
 
@@ -62,9 +62,9 @@ def narrow_sites(traces: Traces) -> list[str]:
             if not narrower(guide[name]["fn"], site["fn"]):
                 continue
         found.append(
-            f"the guide's site {name!r} lives on {describe(guide[name]['fn'])}, and the model's on {describe(site['fn'])}: log p(x) "
-            "leaves out what lies beyond, however many draws there are, and neither Pareto k nor the standard error tells; give "
-            "the guide the model's support"
+            f"the guide's site {name!r} lives on {describe(guide[name]['fn'])}, and the model's on {describe(site['fn'])}: log "
+            "p(x) leaves out what lies beyond, however many draws there are, and neither Pareto k nor the standard error tells; "
+            "give the guide the model's support"
         )
     return found
 
@@ -80,9 +80,10 @@ def blind_spots(traces: Traces) -> list[str]:
     if discrete:
         sites = ", ".join(map(repr, discrete))
         found.append(
-            f"{len(discrete)} of {len(latent_sites(traces.model))} latent sites ({sites}) are discrete: states that the guide never "
-            "draws are missing from log p(x), and neither Pareto k (not given) nor ESS nor the standard error tells of them; use few "
-            "states of discrete latents alone, 1,024 or fewer, which log_likelihood sums over exactly, or a guide that draws them all"
+            f"{len(discrete)} of {len(latent_sites(traces.model))} latent sites ({sites}) are discrete: states that the guide "
+            "never draws are missing from log p(x), and neither Pareto k (not given) nor ESS nor the standard error tells; "
+            "use discrete latents alone, of 1,024 states or fewer, which log_likelihood sums over exactly, or a guide that draws "
+            "them all"
         )
     return found
 

@@ -60,9 +60,9 @@ def log_likelihood(
     joined (``torchrun``), every process calls this alike, computes its share of the blocks and gets the whole result. A block
     that finds no memory is drawn anew with half as many samples, or images, at once.
 
-    Where all latents are discrete and have at most 1,024 joint values, log p(x) is summed over these instead of drawn: it is exact
-    (``states`` in the result), its error 0, and Pareto k -inf. Other discrete latents, and a guide whose support is a part of the
-    model's, have states that no draw tells of: the result warns of them, with what to do.
+    Where all latents are discrete and have at most 1,024 joint values, log p(x) is summed over these instead of drawn: it is
+    exact (``states`` in the result), its error 0, and Pareto k -inf. Other discrete latents, and a guide of a support within
+    the model's, have states that no draw tells of: the result warns of them, with what to do.
 
     Args:
         program: any Program, on its device.

@@ -25,7 +25,9 @@ def weigh(program: Program, x: Tensor, y: Tensor | None, num_samples: int, preci
         terms = draw_terms(program, x, y, num_samples=num_samples)
     total = torch.float64 if x.device.type != "mps" else torch.float32
     kl = (terms.log_guide - terms.log_prior).sum(0, dtype=total)
-    size = (terms.log_likelihood.abs() + terms.log_prior.abs() + terms.log_guide.abs()).amax(0)
+    size = terms.log_likelihood.abs() + terms.log_prior.abs() + terms.log_guide.abs()
+    # a draw where the model cannot be has a weight of 0, and no rounding
+    size = torch.where(torch.isfinite(size), size, torch.zeros_like(size)).amax(0)
     return terms.log_weight, terms.log_likelihood.sum(0, dtype=total), kl, size
 
 

@@ -65,8 +65,8 @@ def check_auxiliary(program: Any, traces: Traces, x: Tensor, y: Tensor | None) -
     if discrete or not deltas:
         name = (discrete or [name])[0]
         raise ProgramError(
-            f"guide: the auxiliary site {name!r} is random, and the model has no site for it: what would be reported is no bound of "
-            f"log p(x); {REMEDY.format(name)}"
+            f"guide: the auxiliary site {name!r} is random, and the model has no site for it: what would be reported is no bound "
+            f"of log p(x); {REMEDY.format(name)}"
         )
     elements = sum(s["fn"].event_shape.numel() for s in own.values())
     targets = {n: _freedom(model[n]["fn"]) for n in deltas}
@@ -90,7 +90,7 @@ def _freedom(fn: Any) -> int:
 def _check_jacobian(
     program: Any, traces: Traces, x: Tensor, y: Tensor | None, own: list[str], deltas: list[str]
 ) -> None:
-    """Hold the Deltas' log-densities to -log |det dz/da|, at one draw of one row; to vary with the draws, where that cannot be."""
+    """Hold the Deltas' log-densities to -log |det dz/da|, at one draw of one row; where that cannot be, to vary."""
     drawn = latent_sites(traces.guide)
     if not all(bool((drawn[n]["value"][0] != drawn[n]["value"][-1]).any()) for n in deltas):
         raise ProgramError(
@@ -124,6 +124,6 @@ def _check_jacobian(
     found = float(torch.as_tensor(given).sum())
     if not abs(found - expected) <= TOLERANCE * (1 + abs(expected)):
         raise ProgramError(
-            f"guide: the Delta {deltas[0]!r} is made of the auxiliary site {own[0]!r} with log_density {found:.4g}, where minus the "
-            f"log-determinant of its derivative, {expected:.4g}, was expected: pass that as log_density"
+            f"guide: the Delta {deltas[0]!r} is made of the auxiliary site {own[0]!r} with log_density {found:.4g}, where minus "
+            f"the log-determinant of its derivative, {expected:.4g}, was expected: pass that as log_density"
         )

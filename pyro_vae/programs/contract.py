@@ -48,8 +48,8 @@ __all__ = [
 ROWS = 8  # of data that a program is run on to be checked
 SCANNED_ROWS = 10_000  # of data whose values are looked at at once
 MISSING = (
-    "the data have NaN or infinite values (first in row {0}); remove or impute them, or give the program a likelihood that leaves "
-    "missing entries out (dist.NanMaskedNormal, .mask) and a guide that reads around them"
+    "the data have NaN or infinite values (first in row {0}); remove or impute them, or give the program a likelihood that "
+    "leaves missing entries out (dist.NanMaskedNormal, .mask) and a guide that reads around them"
 )
 
 
@@ -64,7 +64,7 @@ def require_program(program: Any) -> None:
 
 
 def require_rows(x: Any, program: Any = None) -> None:
-    """:class:`UserError` unless ``x`` is a dense tensor ``(N, *event)`` of at least one row, of the program's event shape if known."""
+    """:class:`UserError` unless ``x`` is a dense tensor ``(N, *event)`` of one row at least, of the event shape if known."""
     if not isinstance(x, Tensor):
         raise UserError(f"expected data as a torch tensor (N, *event), got {type(x).__name__}")
     if x.layout != torch.strided or x.is_complex():
@@ -73,9 +73,10 @@ def require_rows(x: Any, program: Any = None) -> None:
             f"expected data as a dense tensor of real numbers, got a {kind} one; convert it, e.g. x.to_dense()"
         )
     shape, expected = tuple(x.shape), getattr(program, "event_shape", None)
+    whole = f"(N, {', '.join(map(str, expected or ()))})"
     if expected is not None and shape == tuple(expected):
         raise UserError(
-            f"expected data {('N', *expected)}, got a lone datum of shape {shape}: give it a batch axis, x[None]"
+            f"expected data {whole}, got a lone datum of shape {shape}: give it a batch axis, x[None]"
         )
     if x.dim() < 2 or len(x) == 0:
         lone = (
@@ -83,7 +84,7 @@ def require_rows(x: Any, program: Any = None) -> None:
         )
         raise UserError(f"expected data (N, *event) with at least one row, got {shape}{lone}")
     if expected is not None and shape[1:] != tuple(expected):
-        raise UserError(f"expected data {('N', *expected)}, as {type(program).__name__}.event_shape says, got {shape}")
+        raise UserError(f"expected data {whole}, as {type(program).__name__}.event_shape says, got {shape}")
 
 
 def require_y(program: Any, num_rows: int, y: Any) -> None:
@@ -148,9 +149,10 @@ def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = T
     require_program(program)
     require_rows(x, program)
     require_y(program, len(x), y)
-    with seeded(derive_seed("contract"), x.device), evaluating(program), isolated(validate=is_validation_enabled()):
+    with seeded(derive_seed("contract"), x.device), evaluating(program):
         try:
-            traces = trace(program, x, y, num_samples=2)
+            with isolated(validate=is_validation_enabled()):
+                traces = trace(program, x, y, num_samples=2)
         except UserError:
             raise
         except Exception as error:
@@ -158,9 +160,10 @@ def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = T
         _check_sites(program, traces, x.shape[0])
         _check_latents(traces)
         _check_shapes(traces, x)
-        check_observed(
-            traces, x, y, support=support
-        )  # before any log-density is asked for a value that it need not have
+    # again, for what distributions say of values that are legal and not theirs: a guide may draw where the model cannot be
+    with seeded(derive_seed("contract: densities"), x.device), evaluating(program), isolated():
+        traces = trace(program, x, y, num_samples=2)
+        check_observed(traces, x, y, support=support)  # before a log-density is asked for values that it need not have
         for part, traced in (("model", traces.model), ("guide", traces.guide)):
             for name, site in traced.nodes.items():
                 if is_random(site):
@@ -232,8 +235,8 @@ def _check_latents(traces: Traces) -> None:
         ours, theirs = tuple(guide[name]["fn"].event_shape), tuple(site["fn"].event_shape)
         if ours != theirs:
             raise ProgramError(
-                f"guide: the site {name!r} has event shape {ours}, and the model's {theirs}; they would fit by broadcasting alone: "
-                "give both one shape, with .expand and .to_event(n)"
+                f"guide: the site {name!r} has event shape {ours}, and the model's {theirs}; they would fit by broadcasting "
+                "alone: give both one shape, with .expand and .to_event(n)"
             )
 
 

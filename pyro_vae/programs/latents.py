@@ -187,7 +187,7 @@ def sample_latents(
 ) -> dict[str, Tensor]:
     """Draws of every latent site from the prior, ``(num_samples, *latent)`` each, by name.
 
-    The prior is the law of the latent sites alone: a ``pyro.factor`` of the model counts with the likelihood, and has no part in it.
+    The prior is the law of the latent sites alone: a ``pyro.factor`` counts with the likelihood, and has no part in it.
     """
     require_program(program)
     _require_count("sample_latents", num_samples)
@@ -214,7 +214,7 @@ def reconstruct(
 
 
 def require_joint_draws(program: Program, what: str, y: Tensor | None = None, *, event_shape: Any = None) -> None:
-    """:class:`UserError` where z ~ p(z), x ~ p(x | z) are no draws of the program's joint density: where it has a ``pyro.factor``.
+    """:class:`UserError` where z ~ p(z), x ~ p(x | z) are no draws of the joint density: where there is a ``pyro.factor``.
 
     ``what`` needs such draws, and is named in the message. A second observed site is refused everywhere.
     """
@@ -224,8 +224,8 @@ def require_joint_draws(program: Program, what: str, y: Tensor | None = None, *,
         traced = _prior_trace(program, 1, None if y is None else y[:1], event_shape)
     if found := factors(traced):
         raise UserError(
-            f"{what} needs draws of the joint p(x, z), and the model's pyro.factor {found[0]!r} weighs the draws of p(z) p(x | z): "
-            "they are none; write what it says as a distribution of a site, or use importance weighting and annealing alone"
+            f"{what} needs draws of the joint p(x, z), and the model's pyro.factor {found[0]!r} weighs the draws of p(z) "
+            "p(x | z): they are none; write what it says as a distribution of a site, or use importance weighting or annealing"
         )
 
 

@@ -144,10 +144,14 @@ def _slack(bound: Tensor) -> Tensor:
 def _misses(fn: Any, other: Any) -> bool:
     """Whether draws of ``other`` are found where ``fn`` has no density; False where it cannot be asked."""
     rows = max(1, other.batch_shape.numel())
+    inside = torch.ones(())
     try:
         drawn = other.sample(torch.Size((max(1, DRAWS // rows),)))
-        log_prob, inside = fn.log_prob(drawn), fn.support.check(drawn)
-    except (NotImplementedError, RuntimeError, ValueError, KeyError):  # a flow that scores its own draws alone
+        inside = fn.support.check(drawn)
+        log_prob = fn.log_prob(drawn)
+    except ValueError:  # a distribution that was made to refuse what is outside
+        return not bool(inside.all())
+    except (NotImplementedError, RuntimeError, KeyError):  # a flow that scores its own draws alone
         return False
     lost = torch.isneginf(log_prob) | torch.isnan(log_prob)
     if inside.shape == lost.shape:

@@ -44,7 +44,7 @@ class Source(ABC):
 
     fresh = True
     examine: Callable[[Tensor, Tensor | None, Tensor], None] | None = (
-        None  # what to do with rows that are read first, if anything
+        None  # rows when they are first read
     )
 
     def __init__(self, num_rows: int, conditional: bool) -> None:
