@@ -294,14 +294,17 @@ def test_the_smallest_program_is_taken() -> None:
     check(Simple(), torch.zeros(1, 2))
 
 
-def test_an_auxiliary_site_of_the_guide_is_taken() -> None:
+def test_an_auxiliary_site_that_only_adds_noise_is_refused() -> None:
+    """log p(x) would be too high by the entropy of u, 2.8 nats here."""
+
     class Auxiliary(Simple):
         def guide(self, x: Tensor) -> None:
             with pyro.plate("data", x.shape[0], dim=-1):
                 pyro.sample("u", normal(), infer={"is_auxiliary": True})
                 pyro.sample("z", dist.Normal(self.bias.expand(x.shape), 1.0).to_event(1))
 
-    check(Auxiliary(), torch.zeros(6, 2))
+    with pytest.raises(ProgramError, match="auxiliary site 'u' is random"):
+        check(Auxiliary(), torch.zeros(6, 2))
 
 
 def test_what_is_no_program_is_refused() -> None:

@@ -75,9 +75,7 @@ def require_rows(x: Any, program: Any = None) -> None:
     shape, expected = tuple(x.shape), getattr(program, "event_shape", None)
     whole = f"(N, {', '.join(map(str, expected or ()))})"
     if expected is not None and shape == tuple(expected):
-        raise UserError(
-            f"expected data {whole}, got a lone datum of shape {shape}: give it a batch axis, x[None]"
-        )
+        raise UserError(f"expected data {whole}, got a lone datum of shape {shape}: give it a batch axis, x[None]")
     if x.dim() < 2 or len(x) == 0:
         lone = (
             "; a lone datum needs a batch axis, x[None], and N numbers an event axis, x[:, None]" if x.dim() < 2 else ""

@@ -43,9 +43,7 @@ class Source(ABC):
     """
 
     fresh = True
-    examine: Callable[[Tensor, Tensor | None, Tensor], None] | None = (
-        None  # rows when they are first read
-    )
+    examine: Callable[[Tensor, Tensor | None, Tensor], None] | None = None  # rows when they are first read
 
     def __init__(self, num_rows: int, conditional: bool) -> None:
         if num_rows < 1:
