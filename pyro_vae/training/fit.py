@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -172,6 +173,12 @@ def _examine(traces: Traces, source: Source, elements: int) -> None:
     if not source.fresh:
         source.examine = examine
         return
+    levels = source.levels()
+    if levels is not None:
+        with contextlib.suppress(DataError):  # not every level that there could be is legal: rows are looked at
+            for some in levels.split(size):
+                check_observed(traces, source.prepare(some))
+            return
     for first in range(0, source.num_rows, size):
         rows = torch.arange(first, min(first + size, source.num_rows))
         examine(*source.batch(rows), rows)

@@ -72,6 +72,10 @@ class Source(ABC):
         """All stored rows, and their labels, where they are on the device; None where they are elsewhere."""
         return None
 
+    def levels(self) -> Tensor | None:
+        """Stored rows ``(levels, *event)`` of one level each, of all that there can be; None where data are not of few levels."""
+        return None
+
     def validation(self) -> tuple[Tensor | Observed, Tensor | None] | None:
         """The whole validation split on the CPU, to be read in slices, drawn with a fixed seed; None where there is none."""
         return None
@@ -122,6 +126,14 @@ class DataSource(_Rows):
     def prepare(self, stored: Tensor) -> Tensor:
         """Fresh data of stored rows."""
         return self.data.prepare(stored).to(self.dtype)
+
+    def levels(self) -> Tensor | None:
+        """Of data kept as bytes, their levels."""
+        if self.rows.dtype != torch.uint8 or not self.data.levels:
+            return None
+        each = torch.arange(self.data.levels, dtype=torch.uint8, device=self.device)
+        event = self.data.event_shape
+        return each.reshape(-1, *(1 for _ in event)).expand(-1, *event)
 
     def validation(self) -> tuple[Tensor | Observed, Tensor | None] | None:
         """The validation split as evaluation sees it."""
