@@ -143,7 +143,7 @@ def _slack(bound: Tensor) -> Tensor:
 @torch.no_grad()
 def _misses(fn: Any, other: Any) -> bool:
     """Whether draws of ``other`` are found where ``fn`` has no density; False where it cannot be asked."""
-    rows = max(1, other.batch_shape.numel())
+    rows = max(1, math.prod(other.batch_shape))
     inside = torch.ones(())
     try:
         drawn = other.sample(torch.Size((max(1, DRAWS // rows),)))

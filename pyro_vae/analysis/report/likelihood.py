@@ -12,7 +12,7 @@ from pyro_vae.analysis.evidence import weight_diagnostics
 from pyro_vae.analysis.report.page import Section
 from pyro_vae.analysis.report.subject import Subject
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.curve import bound_curve
+from pyro_vae.evaluation.curve import BoundCurve, bound_curve
 from pyro_vae.evaluation.evaluate import evaluate
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits, drawn_range, total_error
 from pyro_vae.training.files import checksum_of, damaged, parse_json, read_text
@@ -117,25 +117,31 @@ def likelihood(
             section.warning(f"{source}: {text}")
     if result is None:
         return section
+    if result.states is not None:
+        section.note(
+            f"log p(x) is exact, a sum over {result.states:,} states of the latents: there are no weights to be judged."
+        )
+        return section
     section.figure(
         "Pareto k and effective sample size",
         lambda: weight_diagnostics(result),
         f"Of {len(result)} images, K = {_draws(result.summary())}. Right of the broken line the weights of an image "
         "likely have no variance: its estimate is too low by an unknown amount.",
     )
-    rows_of = subject.test
     section.figure(
         "The bound against K",
-        lambda: bound_against_samples(
-            bound_curve(
-                subject.program, rows_of.x, rows_of.y, num_samples=max(2, subject.num_samples), seed=subject.seed
-            ),
-            new_axes(INCHES),
-        ),
+        lambda: bound_against_samples(_curve(subject), new_axes(INCHES)),
         "The importance-weighted bound by the number of samples, with a 95 % band over redrawn samples. It begins "
         "at the ELBO; where it still rises at the right end, it is not log p(x).",
     )
     return section
+
+
+def _curve(subject: Subject) -> BoundCurve:
+    rows, num_samples = subject.test, max(2, subject.num_samples)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
+        return bound_curve(subject.program, rows.x, rows.y, num_samples=num_samples, seed=subject.seed)
 
 
 def headline(figures: dict[str, Any]) -> tuple[str, str]:
