@@ -18,8 +18,8 @@ import pytest
 import torch
 from one_latent import OneLatent, X, exact, truth
 from pyro.distributions import constraints
-from torch import Tensor
-from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform
+from torch import Tensor, nn
+from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform, StickBreakingTransform
 
 import pyro_vae as pv
 from pyro_vae.analysis.imputation import impute
@@ -211,6 +211,44 @@ def test_a_change_of_variables_with_another_jacobian_is_refused(program: Any, wo
     for call in (lambda: check(program, X), lambda: pv.fit(program, X, steps=1)):
         with pytest.raises(ProgramError, match=words):
             call()
+
+
+class OnSimplex(nn.Module):
+    """z on the simplex of three elements, drawn as the image of two auxiliary ones; or from a Dirichlet, for comparison."""
+
+    event_shape = (2,)
+
+    def __init__(self, share: float | None) -> None:
+        super().__init__()
+        self.share = share  # of the log-determinant that is handed over; None for the Dirichlet
+        self.weight = nn.Parameter(torch.tensor([[0.5, -0.5], [0.0, 1.0], [-1.0, 0.2]], dtype=torch.float64))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Dirichlet(x.new_full((3,), 2.0)))
+            pyro.sample("x", dist.Normal(z @ self.weight, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            if self.share is None:
+                pyro.sample("z", dist.Dirichlet(x.new_full((len(x), 3), 2.0)))
+                return
+            a = pyro.sample("a", dist.Normal(x.new_zeros(2), 1.0).to_event(1), infer={"is_auxiliary": True})
+            transform = StickBreakingTransform()
+            z = transform(a)
+            pyro.sample("z", dist.Delta(z, -self.share * transform.log_abs_det_jacobian(a, z), event_dim=1))
+
+
+def test_a_change_of_variables_may_go_to_a_simplex() -> None:
+    """Two guides, one p(x): +- 4 errors, 0.05 nats; without the Jacobian it is 3 nats off, and refused."""
+    x = torch.tensor([[0.0, 0.0], [0.5, -0.5], [-1.0, 1.0]], dtype=torch.float64)
+    ours, theirs = (pv.log_likelihood(OnSimplex(share), x, num_samples=10_000) for share in (1.0, None))
+    error = (ours.mc_se.square() + theirs.mc_se.square()).sqrt()
+    assert float(error.max()) < 0.0125
+    assert ((ours.log_likelihood - theirs.log_likelihood).abs() < 4 * error).all()
+    for share in (0.0, 0.5):
+        with pytest.raises(ProgramError, match="minus the log-determinant"):
+            check(OnSimplex(share), x)
 
 
 class Auxiliary(OneLatent):

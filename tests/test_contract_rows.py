@@ -24,7 +24,6 @@ from pyro_vae.programs.contract import check
 from pyro_vae.programs.trace import dtype_of, needs_y, takes_y
 from pyro_vae.seeding import seeded
 
-
 # Labels
 
 
