@@ -145,7 +145,6 @@ def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = T
         UserError: the program cannot take a tensor of this shape, or values like these.
     """
     require_program(program)
-    require_rows(x, program)
     require_y(program, len(x), y)
     with seeded(derive_seed("contract"), x.device), evaluating(program):
         try:
@@ -313,7 +312,7 @@ def check_observed(
         DataError: values outside the support of the site ``x``; missing or infinite ones (NaN), unless the program gives rows
             with such a finite density: it knows what to do with them.
     """
-    bad = ~torch.isfinite(x).flatten(1).all(1)
+    bad = ~torch.isfinite(x).reshape(len(x), -1).all(1)
     if bool(bad.any()) and not _knows_missing(traces, x[bad], None if y is None else y[bad]):
         raise DataError(MISSING.format(_number(first, _first_bad(x))))
     if support:
@@ -325,7 +324,7 @@ def _number(first: int | Tensor, row: int) -> int:
 
 
 def _first_bad(x: Tensor) -> int:
-    return int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+    return int((~torch.isfinite(x)).reshape(len(x), -1).any(1).nonzero()[0])
 
 
 def _knows_missing(traces: Traces, x: Tensor, y: Tensor | None) -> bool:
@@ -350,7 +349,7 @@ def _check_support(fn: Any, x: Tensor, first: int | Tensor) -> None:
     if tuple(inside.shape) != (len(x),) or bool(inside.all()):  # other shapes: bounds that differ by draw
         return
     base = innermost(fn)
-    outside = ~inside & torch.isfinite(value).flatten(1).all(1)
+    outside = ~inside & torch.isfinite(value).reshape(len(x), -1).all(1)
     by_element = base.support.check(value) | value.isnan() if base.support.event_dim == 0 else inside
     if by_element.shape == value.shape and not bool(by_element.all()):
         outside = ~by_element

@@ -117,17 +117,19 @@ def likelihood(
             section.warning(f"{source}: {text}")
     if result is None:
         return section
+    weights = "Pareto k and effective sample size"
     if result.states is not None:
         section.note(
-            f"log p(x) is exact, a sum over {result.states:,} states of the latents: there are no weights to be judged."
+            f"{weights}: left out; log p(x) is exact, a sum over {result.states:,} states of the latents. The bound by draws of the "
+            "guide, below, may stay under it."
         )
-        return section
-    section.figure(
-        "Pareto k and effective sample size",
-        lambda: weight_diagnostics(result),
-        f"Of {len(result)} images, K = {_draws(result.summary())}. Right of the broken line the weights of an image "
-        "likely have no variance: its estimate is too low by an unknown amount.",
-    )
+    else:
+        section.figure(
+            weights,
+            lambda: weight_diagnostics(result),
+            f"Of {len(result)} images, K = {_draws(result.summary())}. Right of the broken line the weights of an image "
+            "likely have no variance: its estimate is too low by an unknown amount.",
+        )
     section.figure(
         "The bound against K",
         lambda: bound_against_samples(_curve(subject), new_axes(INCHES)),
