@@ -120,8 +120,8 @@ def likelihood(
     weights = "Pareto k and effective sample size"
     if result.states is not None:
         section.note(
-            f"{weights}: left out; log p(x) is exact, a sum over {result.states:,} states of the latents. The bound by draws of the "
-            "guide, below, may stay under it."
+            f"{weights}: left out; log p(x) is exact, a sum over {result.states:,} states of the latents. The bound by draws, "
+            "below, may stay under it."
         )
     else:
         section.figure(
