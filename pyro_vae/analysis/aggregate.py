@@ -79,8 +79,14 @@ def unit_rates(information: LatentInformation) -> Figure:
     order = values.argsort(descending=True).tolist()
     figure = new_figure((6.2, 3.6))
     ax = figure.add_subplot()
-    for label, colour, chosen in (("active", "tab:blue", True), ("collapsed", "0.7", False)):
-        rows = [i for i, unit in enumerate(order) if bool(information.active[unit]) is chosen]
+    active, collapsed = information.active.tolist(), set(information.collapsed)
+    groups = (
+        ("active", "tab:blue", lambda unit: active[unit]),
+        ("collapsed", "0.7", lambda unit: information.names[unit] in collapsed),
+        ("without a mean", "tab:green", lambda unit: bool(information.mean_variance[unit].isnan())),
+    )
+    for label, colour, chosen in groups:
+        rows = [i for i, unit in enumerate(order) if chosen(unit)]
         if rows:
             ax.bar(rows, [float(values[order[i]]) for i in rows], color=colour, label=f"{label}: {len(rows)}")
     _name_ticks(ax, [information.names[unit] for unit in order])

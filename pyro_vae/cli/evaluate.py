@@ -186,7 +186,7 @@ def _table(figures: dict[str, Any]) -> str:
         ("  data error", f"{number('nll_data_se')} (N = {f['num_data']}, {f['split']}; Monte Carlo included)"),
         ("ELBO", f"{supported('elbo')} = reconstruction {supported('reconstruction')} - KL {supported('kl')}"),
         ("bits per dimension", number("bits_per_dim", 4)),
-        ("active units", " + ".join(str(n) for n in f["active_units"])),
+        ("active units", " + ".join("not defined" if n is None else str(n) for n in f["active_units"])),
         ("ESS, median", _effective(f, 1 if annealed else 0)),
     ]
     if "target_met" in f:

@@ -13,6 +13,7 @@ Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,67 +24,99 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.activity import ACTIVE_VARIANCE, Activity, unit_activity
 from pyro_vae.evaluation.coordinates import coordinate_log_prob
-from pyro_vae.evaluation.evaluate import ACTIVE_VARIANCE
-from pyro_vae.evaluation.means import guide_means
 from pyro_vae.programs.contract import (
     SAMPLE_PLATE,
     Program,
+    Traced,
     Traces,
     check,
     check_observed,
     device_of,
     evaluating,
-    is_random,
     isolated,
     latent_sites,
     require_rows,
     trace,
 )
 from pyro_vae.programs.latents import AtValues, to_program
+from pyro_vae.programs.scoring import scores_any
 from pyro_vae.seeding import derive_seed, seeded
 
 BLOCK_IMAGES = 250
 PAIR_ELEMENTS = 2**22  # numbers in the latents of one block of pairs (draw, image)
+CROSSED = 4.0  # standard errors: a false alarm in 30,000 pairs of bounds
+ROUNDING = 1e-5  # of the rate, in float32
 CEILING = 0.1  # nats below log N from which on the lower bound says no more than that it is at its largest
+
+
+class CrossedBoundsWarning(UserWarning):
+    """A lower bound of the mutual information lies above an upper one by more than their error."""
 
 
 @dataclass(frozen=True, eq=False)
 class LatentInformation:
     """Rate, distortion and mutual information in nats per datum, and the units of the latents; tensors are float64, on the CPU.
 
+    Every standard error is over data drawn anew, and draws. There are two upper bounds of I_q(x; z), the rate and the
+    leave-one-out bound; both are reported, since the smaller of two estimates lies below the smaller of what they estimate.
+
     Attributes:
-        names: of the D units, all sites side by side: ``z[0]``, ``z[1]``, ...
-        mean_variance: variance of the guide's mean over the data, ``(D,)``.
+        activity: the variance over the data of the guide's mean of each of the D units, with its error.
         kl: E_x KL(q(z_d | x) || p(z_d)) of each unit's own marginals ``(D,)``; None where either has no closed form (flows).
             They add up to the rate where guide and prior are both products over units.
-        rate, rate_se: E KL(q(z | x) || p(z)), and its standard error over data and draws.
+        rate, rate_se: E KL(q(z | x) || p(z)), an upper bound of I_q(x; z), and its standard error.
         distortion, distortion_se: -E_q log p(x | z), likewise.
-        information_lower: lower bound of I_q(x; z), at most log N; None where the guide cannot score a z that it did not draw,
-            has auxiliary sites, or is conditional on labels.
-        information_upper: upper bound of it, the smaller of the leave-one-out bound and the rate.
-        information_se: standard error of either over data and draws (one per datum: of few data the two may change places).
+        information_lower, information_lower_se: lower bound of I_q(x; z), at most log N; None where the guide cannot score a z
+            that it did not draw, has auxiliary sites, is conditional on labels, or masks latents in some rows and not in others.
+        information_upper, information_upper_se: the leave-one-out upper bound of it, None likewise. It is loose, and its error
+            large, where the data are told apart well: the rate is the better one then.
+        marginal_kl_se: standard errors of the two bounds of ``marginal_kl``.
+        excess, excess_se: the lower bound minus each upper one (leave-one-out, rate), never positive but by chance.
         num_data: N.
         num_samples: draws per datum.
+        notes: what could not be found, and why.
     """
 
-    names: tuple[str, ...]
-    mean_variance: Tensor
+    activity: Activity
     kl: Tensor | None
     rate: float
     rate_se: float
     distortion: float
     distortion_se: float
     information_lower: float | None
+    information_lower_se: float | None
     information_upper: float | None
-    information_se: float | None
+    information_upper_se: float | None
+    marginal_kl_se: tuple[float, float] | None
+    excess: tuple[float, float] | None
+    excess_se: tuple[float, float] | None
     num_data: int
     num_samples: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the D units, all sites side by side: ``z[0]``, ``z[1]``, ..."""
+        return self.activity.names
+
+    @property
+    def mean_variance(self) -> Tensor:
+        """Variance of the guide's mean over the data, ``(D,)``, unbiased (slightly negative by chance); NaN without a mean."""
+        return self.activity.variance
+
+    @property
+    def information_se(self) -> float | None:
+        """The larger of the errors of ``information_lower`` and ``information_upper``."""
+        if self.information_lower_se is None or self.information_upper_se is None:
+            return None
+        return max(self.information_lower_se, self.information_upper_se)
 
     @property
     def active(self) -> Tensor:
         """Which units are active, ``(D,)``: the variance of the guide's mean over the data is above 0.01."""
-        return self.mean_variance > ACTIVE_VARIANCE
+        return self.activity.active
 
     @property
     def num_active(self) -> int:
@@ -93,23 +126,29 @@ class LatentInformation:
     @property
     def collapsed(self) -> tuple[str, ...]:
         """The names of the units that are not active: the guide leaves them at the prior, whatever x is."""
-        return tuple(name for name, active in zip(self.names, self.active.tolist(), strict=True) if not active)
+        still = (self.mean_variance <= ACTIVE_VARIANCE).tolist()  # false of a unit without a mean, which is neither
+        return tuple(name for name, collapsed in zip(self.names, still, strict=True) if collapsed)
 
     @property
     def marginal_kl(self) -> tuple[float, float] | None:
-        """Bounds of KL(q(z) || p(z)), the rate's other part: what a prior that fits the aggregate posterior would save."""
+        """Bounds of KL(q(z) || p(z)), the rate's other part: what a prior that fits the aggregate posterior would save.
+
+        The rate minus each bound of I(x; z), with the errors ``marginal_kl_se``. No KL is negative: a lower bound below 0 says
+        nothing, an upper one below 0 by more than its error that an instrument is wrong.
+        """
         if self.information_lower is None or self.information_upper is None:
             return None
-        return (max(0.0, self.rate - self.information_upper), max(0.0, self.rate - self.information_lower))
+        return (self.rate - self.information_upper, self.rate - self.information_lower)
 
     @cached_property
     def warnings(self) -> list[str]:
         """What stands against the figures, each a line with the figure, the cause and the remedy."""
-        found = []
-        if self.num_active == 0:
-            found.append(
+        found = [*self.notes, *self.activity.warnings]
+        if len(self.collapsed) == len(self.names):
+            found.insert(
+                0,
                 f"none of {len(self.names)} units is active: the posterior has collapsed to the prior, and x does not depend on "
-                "z; use KL warm-up or free bits, or a weaker decoder"
+                "z; use KL warm-up or free bits, or a weaker decoder",
             )
         ceiling = math.log(self.num_data)
         if self.information_lower is not None and self.information_lower > ceiling - CEILING:
@@ -117,19 +156,26 @@ class LatentInformation:
                 f"the lower bound of I(x; z), {self.information_lower:.2f} nats, is at its ceiling log N = {ceiling:.2f}: all "
                 "that is known is that the data are told apart; use more data"
             )
-        return found
+        return found + self.crossed
+
+    @property
+    def crossed(self) -> list[str]:
+        """The upper bounds that lie below the lower one by more than four standard errors of the difference, a line each."""
+        if self.excess is None or self.excess_se is None:
+            return []
+        uppers = zip(("leave-one-out bound", "rate"), self.excess, self.excess_se, strict=True)
+        return [
+            f"the lower bound of I(x; z) lies {excess:.2g} +- {se:.1g} nats above the {name}, which theory forbids: a density of "
+            "the guide or of the prior is not what it says; check what is masked or scored there, and report it if nothing is"
+            for name, excess, se in uppers
+            if excess > CROSSED * se + ROUNDING * max(1.0, abs(self.rate))
+        ]
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for a table or JSON, in nats per datum; what is undefined is None."""
-        numbers = {
-            "rate": self.rate,
-            "rate_se": self.rate_se,
-            "distortion": self.distortion,
-            "distortion_se": self.distortion_se,
-            "information_lower": self.information_lower,
-            "information_upper": self.information_upper,
-            "information_se": self.information_se,
-        }
+        names = ["rate", "rate_se", "distortion", "distortion_se", "information_lower", "information_lower_se"]
+        names += ["information_upper", "information_upper_se", "information_se"]
+        numbers = {name: getattr(self, name) for name in names}
         plain: dict[str, Any] = {k: v if v is not None and math.isfinite(v) else None for k, v in numbers.items()}
         return {
             **plain,
@@ -147,8 +193,9 @@ class LatentInformation:
             f"{self.num_active} of {len(self.names)} units active"
         )
         if self.information_lower is not None and self.information_upper is not None:
-            bounds = f"{self.information_lower:.2f} and {self.information_upper:.2f}"
-            line += f"; I(x; z) between {bounds} +- {self.information_se:.2g} nats"
+            lower = f"{self.information_lower:.2f} +- {self.information_lower_se:.2g}"
+            upper = f"{self.information_upper:.2f} +- {self.information_upper_se:.2g}"
+            line += f"; I(x; z) at least {lower}, at most {upper} (leave-one-out) and the rate"
         return "\n".join([f"{line} (N = {self.num_data})", *(f"warning: {w}" for w in self.warnings)])
 
 
@@ -184,23 +231,31 @@ def latent_information(
     parts = [_block(program, x, y, first, num_samples, seed) for first in range(0, len(x), BLOCK_IMAGES)]
     rate, distortion = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     units = [part[2] for part in parts if part[2] is not None]
-    names, means = guide_means(program, x, y)
-    lower, upper, error = _information(program, x, seed) if y is None and _scores_any(program) else (None, None, None)
-    return LatentInformation(
-        names=names,
-        mean_variance=means.var(0),
+    activity = unit_activity(program, x, y, seed=seed)
+    bounds, notes = _information(program, x, y, seed)
+    gaps = None if bounds is None else [bounds[0] - bounds[1], bounds[0] - rate]
+    found = LatentInformation(
+        activity=activity,
         # one-hot sites have one KL for all classes of a unit
-        kl=torch.cat(units).mean(0) if units and units[0].shape[1] == len(names) else None,
+        kl=torch.cat(units).mean(0) if units and units[0].shape[1] == len(activity.names) else None,
         rate=float(rate.mean()),
         rate_se=_se(rate),
         distortion=float(distortion.mean()),
         distortion_se=_se(distortion),
-        information_lower=lower,
-        information_upper=None if upper is None else min(upper, float(rate.mean())),
-        information_se=error,
+        information_lower=None if bounds is None else float(bounds[0].mean()),
+        information_lower_se=None if bounds is None else _se(bounds[0]),
+        information_upper=None if bounds is None else float(bounds[1].mean()),
+        information_upper_se=None if bounds is None else _se(bounds[1]),
+        marginal_kl_se=None if bounds is None else (_se(rate - bounds[1]), _se(rate - bounds[0])),
+        excess=None if gaps is None else (float(gaps[0].mean()), float(gaps[1].mean())),
+        excess_se=None if gaps is None else (_se(gaps[0]), _se(gaps[1])),
         num_data=len(x),
         num_samples=num_samples,
+        notes=notes,
     )
+    for message in found.crossed:
+        warnings.warn(message, CrossedBoundsWarning, stacklevel=2)
+    return found
 
 
 def _block(
@@ -223,38 +278,60 @@ def _units(traces: Traces, num_samples: int, batch: int) -> Tensor | None:
     found = []
     for name, site in latent_sites(traces.model).items():
         value = traces.guide.nodes[name]["value"]
-        terms = [coordinate_log_prob(fn, value) for fn in (traces.guide.nodes[name]["fn"], site["fn"])]
+        terms = [_by_coordinate(part, value) for part in (traces.guide.nodes[name], site)]
         if terms[0] is None or terms[1] is None:
             return None
-        ratio = (terms[0].double() - terms[1].double()).mean(0)
+        ratio = (terms[0] - terms[1]).mean(0)
         found.append(ratio.expand(batch, *ratio.shape[1:]).reshape(batch, -1).cpu())
     return torch.cat(found, 1)
 
 
-def _scores_any(program: Any) -> bool:
-    """Whether the guide's density at a z that it did not draw is at hand, and cheap."""
-    return getattr(getattr(program, "posterior", None), "scoring", "cheap") == "cheap"
+def _by_coordinate(site: dict[str, Any], value: Tensor) -> Tensor | None:
+    """Log-densities of a site's coordinates, ``(num_samples, batch, *event)``, zero where it is masked."""
+    log_prob = coordinate_log_prob(site["fn"], value)
+    if log_prob is None or site["mask"] is None:
+        return None if log_prob is None else log_prob.double()
+    mask = torch.as_tensor(site["mask"], device=log_prob.device)
+    return log_prob.double().where(mask.reshape(*mask.shape, *[1] * len(site["fn"].event_shape)), 0.0)
 
 
-def _information(program: Program, x: Tensor, seed: int) -> tuple[float | None, float | None, float | None]:
-    """The lower and the leave-one-out bound of I_q(x; z), and their standard error."""
+def _information(
+    program: Program, x: Tensor, y: Tensor | None, seed: int
+) -> tuple[tuple[Tensor, Tensor] | None, tuple[str, ...]]:
+    """Terms ``(N,)`` whose means are the lower and the leave-one-out bound of I_q(x; z); None, and why, where there are none.
+
+    The terms are those of the estimate to first order in each datum (its influence): they spread as what stands behind the
+    estimate does, where a datum counts with its own draw, and as one of the densities that every other draw is held against.
+    """
+    if y is not None or not scores_any(program):
+        return None, ()
     x = to_program(program, x)
     with evaluating(program), isolated():
         with seeded(derive_seed("information", seed, len(x)), x.device), pyro.plate(SAMPLE_PLATE, 1, dim=-2):
             drawn = latent_sites(poutine.trace(program.guide).get_trace(x))
         if any(site["infer"].get("is_auxiliary") for site in drawn.values()):
-            return None, None, None
+            return None, ()
+        for name, site in drawn.items():
+            mask = torch.as_tensor(True if site["mask"] is None else site["mask"])
+            if not bool((mask == mask.reshape(-1)[0]).all()):
+                return None, (
+                    f"the guide masks {name!r} in some rows and not in others: no two of them have densities of the same "
+                    "latents, and I(x; z) has no bounds; give rows of one kind",
+                )
         values = {n: s["value"].expand(1, len(x), *s["fn"].event_shape)[0] for n, s in drawn.items()}
         size = max(1, PAIR_ELEMENTS // (len(x) * max(1, sum(v[0].numel() for v in values.values()))))
         try:
             rows = [_pairs(program, x, values, first, size) for first in range(0, len(x), size)]
         except NotImplementedError:  # a guide of the user's that has no inverse
-            return None, None, None
+            return None, ()
     log_q = torch.cat(rows)
     own, count = log_q.diagonal(), len(x)
-    lower = own - (log_q.logsumexp(1) - math.log(count))
-    others = log_q.masked_fill(torch.eye(count, dtype=torch.bool), -math.inf).logsumexp(1) - math.log(count - 1)
-    return float(lower.mean()), float((own - others).mean()), max(_se(lower), _se(own - others))
+    all_of_them = log_q.logsumexp(1, keepdim=True) - math.log(count)
+    rest = log_q.masked_fill(torch.eye(count, dtype=torch.bool), -math.inf)
+    others = rest.logsumexp(1, keepdim=True) - math.log(count - 1)
+    lower = own - all_of_them[:, 0] + 1 - (log_q - all_of_them).exp().mean(0)
+    upper = own - others[:, 0] + 1 - (rest - others).exp().sum(0) / (count - 1)
+    return (lower, upper), ()
 
 
 def _pairs(program: Program, x: Tensor, values: dict[str, Tensor], first: int, size: int) -> Tensor:
@@ -262,9 +339,8 @@ def _pairs(program: Program, x: Tensor, values: dict[str, Tensor], first: int, s
     chosen = {n: v[first : first + size].unsqueeze(1).expand(-1, len(x), *v.shape[1:]) for n, v in values.items()}
     num = len(next(iter(chosen.values())))
     with seeded(derive_seed("information: scores"), x.device), pyro.plate(SAMPLE_PLATE, num, dim=-2), AtValues(chosen):
-        traced: Any = poutine.trace(program.guide).get_trace(x)
-    total = sum(s["fn"].log_prob(s["value"]) for s in traced.nodes.values() if is_random(s))
-    return torch.as_tensor(total).expand(num, len(x)).double().cpu()
+        traced: Traced = poutine.trace(program.guide).get_trace(x)
+    return Traces(poutine.Trace(), traced).terms(num, len(x)).log_guide.double().cpu()
 
 
 def _se(values: Tensor) -> float:

@@ -46,8 +46,8 @@ def _figures(section: Section, found: LatentInformation) -> None:
     rows = [
         ("rate, KL(q(z | x) || p(z))", f"{found.rate:.2f} ± {found.rate_se:.2g}"),
         ("distortion, -E log p(x | z)", f"{found.distortion:.2f} ± {found.distortion_se:.2g}"),
-        ("mutual information I(x; z)", _range(found, found.information_lower, found.information_upper)),
-        ("KL of the aggregate posterior to the prior", _range(found, *(found.marginal_kl or (None, None)))),
+        ("mutual information I(x; z)", _bounds(_information(found))),
+        ("KL of the aggregate posterior to the prior", _bounds(_marginal(found))),
         ("active units", f"{found.num_active} of {len(found.names)}"),
         ("collapsed units", ", ".join(found.collapsed) or "none"),
     ]
@@ -122,7 +122,21 @@ def _manifold(section: Section, subject: Subject) -> None:
     )
 
 
-def _range(found: LatentInformation, low: float | None, high: float | None) -> str:
-    if low is None or high is None or found.information_se is None:
+def _information(found: LatentInformation) -> list[tuple[float, float]]:
+    ends = [
+        (found.information_lower, found.information_lower_se),
+        (found.information_upper, found.information_upper_se),
+    ]
+    return [(bound, se) for bound, se in ends if bound is not None and se is not None]
+
+
+def _marginal(found: LatentInformation) -> list[tuple[float, float]]:
+    if found.marginal_kl is None or found.marginal_kl_se is None:
+        return []
+    return list(zip(found.marginal_kl, found.marginal_kl_se, strict=True))
+
+
+def _bounds(ends: list[tuple[float, float]]) -> str:
+    if not ends:
         return "not known: the guide cannot score a z it did not draw, or is conditional"
-    return f"{low:.2f} to {high:.2f}, ± {found.information_se:.2g}"
+    return " to ".join(f"{bound:.2f} ± {se:.2g}" for bound, se in ends)

@@ -116,7 +116,9 @@ def _summary(subject: Subject, evaluations: dict[str, dict[str, Any]]) -> Sectio
             facts.append(("bad Pareto k", f"{bad:.0%}", "of the images"))
         units = figures.get("active_units")
         if isinstance(units, list):
-            facts.append(("active units", " + ".join(str(n) for n in units), "per latent site"))
+            facts.append(
+                ("active units", " + ".join("not defined" if n is None else str(n) for n in units), "per latent site")
+            )
     trained_numbers = describe.total(describe.parameters(subject.program))
     facts.append(("parameters", f"{trained_numbers:,}", "trained"))
     metrics = subject.run.metrics

@@ -1,0 +1,21 @@
+"""What a program's guide can score, by what the posteriors in it declare."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pyro_vae.posteriors.base import Posterior
+from pyro_vae.programs.contract import Program
+
+
+def scores_any(program: Program) -> bool:
+    """Whether no posterior in the program says that a z which it did not draw is dear to score, or cannot be.
+
+    Of a guide that uses none of the library's posteriors nothing is known before it is tried: True.
+
+    >>> import pyro_vae as pv
+    >>> [scores_any(pv.build("ppca", guide, (3,), latent_dim=2)) for guide in ("linear", "planar")]
+    [True, False]
+    """
+    modules = program.modules() if isinstance(program, nn.Module) else ()
+    return all(module.scoring == "cheap" for module in modules if isinstance(module, Posterior))
