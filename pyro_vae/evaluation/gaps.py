@@ -10,30 +10,38 @@ Cremer, Li & Duvenaud 2018, Inference suboptimality in variational autoencoders,
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.free_normals import DIAGONAL_NORMAL, FreeNormals
 from pyro_vae.evaluation.importance import log_likelihood as importance_weighted
 from pyro_vae.evaluation.result import LogLikelihood
-from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import SAMPLE_PLATE, Program, admit, device_of, evaluating, isolated
-from pyro_vae.programs.latents import AtValues, to_program
-from pyro_vae.programs.vae import VAE
+from pyro_vae.programs.ascent import ascend
+from pyro_vae.programs.contract import admit
+from pyro_vae.programs.freed import SAME_FAMILY as SAME_FAMILY
+from pyro_vae.programs.freed import FreedGuide, free_guide
+from pyro_vae.programs.trace import Program, device_of, draw_terms, evaluating, to_program
 from pyro_vae.seeding import derive_seed, seeded
 
 BLOCK_IMAGES = 100
-SAME_FAMILY = "the guide's own family, its features free per image"
-DIAGONAL_NORMAL = "diagonal normals on the unconstrained latents"
+FAST = 0.05  # the least rate of the faster ascent that tries to go on: raw parameters differ by about 1
+LEAST_PROBE = 50  # steps
+LEFT = 0.02  # nats per image that an ascent may leave without a warning
+TOLD = 4.0  # standard errors from which on a difference is told: a false alarm in 30,000
 
 # ELBO terms (num_draws, batch) in nats of so many reparameterized draws
 Draws = Callable[[int], Tensor]
+
+
+class NotConvergedWarning(UserWarning):
+    """An ascent ended away from the best member of its family, so that a gap is not what it says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,8 @@ class InferenceGaps:
         elbo_optimal: the ELBO of the best member of ``family`` per image, and its standard error ``elbo_optimal_se``.
         elbo: the guide's ELBO, and its standard error ``elbo_se``.
         family: over what the guide was optimised.
+        rise, rise_se: by how much the mean of ``elbo_optimal`` rose where the ascent was continued to see whether it had arrived
+            (half as many steps more, and not reported), and the standard error of that; at most about 0 where it had.
     """
 
     log_likelihood: Tensor
@@ -54,6 +64,8 @@ class InferenceGaps:
     elbo: Tensor
     elbo_se: Tensor
     family: str
+    rise: float = 0.0
+    rise_se: float = 0.0
 
     @property
     def approximation(self) -> Tensor:
@@ -62,7 +74,11 @@ class InferenceGaps:
 
     @property
     def amortization(self) -> Tensor:
-        """ELBO(q*) - ELBO(q), ``(N,)``: what the encoder misses; negative where the guide's family is the richer one."""
+        """ELBO(q*) - ELBO(q), ``(N,)``: what the encoder misses.
+
+        Negative by more than its error where the ascent has not converged, or where ``family`` is not the guide's own and the
+        guide's is the richer one; a warning says so.
+        """
         return self.elbo_optimal - self.elbo
 
     @property
@@ -75,6 +91,38 @@ class InferenceGaps:
         """Monte Carlo error of the mean amortization gap."""
         return _mean_se(self.elbo_optimal_se, self.elbo_se)
 
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What stands against the gaps, each a line with the figure, the cause and the remedy."""
+        found = []
+        lost = int((~torch.isfinite(self.elbo_optimal)).sum())
+        if lost:
+            found.append(
+                f"{lost} of {len(self.elbo)} images have no finite ELBO after the ascent: it went astray; lower lr"
+            )
+        if self.rise > max(LEFT, TOLD * self.rise_se):
+            found.append(
+                f"the ascent has not converged: continued, the ELBO rose by {self.rise:.2g} +- {self.rise_se:.1g} nats per "
+                "image, so that the approximation gap is too large, and the amortization gap too small, by at least that; raise "
+                "num_steps, or lr"
+            )
+        worse = int((self.amortization < -(TOLD + 1) * torch.hypot(self.elbo_optimal_se, self.elbo_se)).sum())
+        mean, se = float(self.amortization.mean()), self.amortization_se
+        if worse or mean < -TOLD * se:
+            other = f", or the guide is richer than {self.family}" if self.family == DIAGONAL_NORMAL else ""
+            found.append(
+                f"the ascent has not converged{other}: its ELBO is below the guide's own for {worse} of {len(self.elbo)} images, "
+                f"and by {-mean:.2g} +- {se:.1g} nats on average, which is no amortization gap; raise num_steps, or change lr"
+                + (", or read the sum of both gaps alone" if other else "")
+            )
+        above, error = float(self.approximation.mean()), self.approximation_se
+        if above < -TOLD * error:
+            found.append(
+                f"the ELBO of the best member is {-above:.2g} +- {error:.1g} nats above log p(x), which theory forbids: log p(x) "
+                "is underestimated, or a density is not what it says; estimate log p(x) with more samples or by annealing"
+            )
+        return found
+
     def summary(self) -> dict[str, Any]:
         """Plain numbers for a table or JSON, in nats per image; what is undefined is None."""
         numbers = {
@@ -85,16 +133,19 @@ class InferenceGaps:
             "log_likelihood": float(self.log_likelihood.mean()),
             "elbo_optimal": float(self.elbo_optimal.mean()),
             "elbo": float(self.elbo.mean()),
+            "rise": self.rise,
+            "rise_se": self.rise_se,
         }
         plain: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        return {**plain, "family": self.family, "num_data": len(self.elbo)}
+        return {**plain, "family": self.family, "num_data": len(self.elbo), "warnings": list(self.warnings)}
 
     def __str__(self) -> str:
-        return (
+        line = (
             f"inference gap {float((self.log_likelihood - self.elbo).mean()):.2f} nats = approximation "
             f"{float(self.approximation.mean()):.2f} +- {self.approximation_se:.1g} + amortization "
             f"{float(self.amortization.mean()):.2f} +- {self.amortization_se:.1g} (over {self.family})"
         )
+        return "\n".join([line, *(f"warning: {w}" for w in self.warnings)])
 
 
 def inference_gaps(
@@ -112,12 +163,17 @@ def inference_gaps(
 ) -> InferenceGaps:
     """Split log p(x) - ELBO into approximation and amortization gaps.
 
-    For a :class:`~pyro_vae.programs.vae.VAE` the features that the encoder hands to the posterior are freed, per image,
-    and start where the encoder puts them. For any other Program a diagonal normal on the unconstrained latents starts at the
-    guide's moments. Both climb the ELBO by Adam, the rate falling to zero along a cosine. Weights are not touched.
+    Where the guide draws its latents from posteriors of this library, made of x alone, their parameters are freed, per image, and
+    start where the encoder puts them: every member of the family is in reach, also of those that the encoder cannot make of
+    any x. For any other Program a diagonal normal on the unconstrained latents starts at the guide's moments: ``family`` says
+    which. Both climb the ELBO by Adam, the rate falling to zero along a line. Weights are not touched. Log-densities are those of
+    the importance weights: unscaled, masks applied.
+
+    Whether the ascent has arrived is tried by going on from its end, twice by a quarter of the steps, at its first rate and at
+    ten times that (0.05 at least): a rise is told in ``warnings``. An optimum that is local cannot be told from the best.
 
     Args:
-        program: any Program; for one that is no VAE, with continuous latents.
+        program: any Program with continuous latents that its guide reparameterizes.
         x: data ``(N, *event)`` as the program sees it.
         y: what a conditional program is conditioned on, ``(N, ...)``.
         log_likelihood: of the same x, by importance weighting or annealing; by default importance weighting with K = 5000.
@@ -132,7 +188,7 @@ def inference_gaps(
         The gaps per image, with errors.
 
     Raises:
-        UserError: a posterior that is not reparameterized; discrete latents, by name.
+        UserError: a posterior that is not reparameterized; discrete latents, by name; no rows.
     """
     if min(num_steps, num_draws) < 1 or num_final_draws < 2:
         raise UserError("expected num_steps and num_draws of at least 1, and num_final_draws of at least 2")
@@ -141,94 +197,70 @@ def inference_gaps(
     if len(own) != len(x):
         raise UserError(f"expected the log-likelihood of the same {len(x)} images, got {len(own)}")
     rows: list[tuple[Tensor, ...]] = []
-    family = ""
     for first in range(0, len(x), BLOCK_IMAGES):
         part = slice(first, first + BLOCK_IMAGES)
         block = to_program(program, x[part])
         block_y = None if y is None else y[part].to(device_of(program))
         with evaluating(program), seeded(derive_seed("inference gaps", seed, first), block.device):
-            amortized, free, parameters, family = _family(program, block, block_y)
-            before = _final(amortized, num_final_draws, num_draws)
-            _climb(free, parameters, num_steps, num_draws, lr)
-            rows.append((*_final(free, num_final_draws, num_draws), *before))
+            free: FreedGuide | FreeNormals = free_guide(program, block, block_y) or FreeNormals(program, block, block_y)
+            before = _final(lambda count: _guide(program, block, block_y, count), num_final_draws, num_draws)  # noqa: B023
+            rows.append((*_optimum(free, num_steps, num_draws, num_final_draws, lr), *before))
         if progress is not None:
             progress(len(block))
-    optimal, optimal_se, elbo, elbo_se = (torch.cat(column) for column in zip(*rows, strict=True))
-    return InferenceGaps(own.log_likelihood, own.mc_se, optimal, optimal_se, elbo, elbo_se, family)
+    optimal, optimal_se, rises, rise_ses, elbo, elbo_se = (torch.cat(column) for column in zip(*rows, strict=True))
+    probe = int(rises.mean(0).argmax())
+    gaps = InferenceGaps(
+        own.log_likelihood, own.mc_se, optimal, optimal_se, elbo, elbo_se, free.family,
+        float(rises.mean(0)[probe]), _mean_se(rise_ses[:, probe]),
+    )  # fmt: skip
+    for message in gaps.warnings:
+        warnings.warn(message, NotConvergedWarning, stacklevel=2)
+    return gaps
 
 
-def _family(program: Any, x: Tensor, y: Tensor | None) -> tuple[Draws, Draws, list[Tensor], str]:
-    """ELBO terms of the guide, those of a free member of the family, its parameters, and the family's name."""
-    if isinstance(program, VAE):
-        features = program.encoder(x)
-        free = features.detach().clone().requires_grad_(True)
-        if not program.posterior(features).has_rsample:
-            raise UserError("the posterior is not reparameterized: its features cannot be optimised by gradient ascent")
-        return _vae_draws(program, x, features), _vae_draws(program, x, free), [free], SAME_FAMILY
-    density = Unconstrained(program, x, y)
-    u = density.draw(256, guide=True)
-    loc = u.mean(0).clone().requires_grad_(True)
-    log_scale = u.std(0).clamp(min=1e-4).log().clone().requires_grad_(True)
-    return _guide_draws(density), _normal_draws(density, loc, log_scale), [loc, log_scale], DIAGONAL_NORMAL
+def _guide(program: Program, x: Tensor, y: Tensor | None, count: int) -> Tensor:
+    return draw_terms(program, x, y, num_samples=count).log_weight
 
 
-def _vae_draws(program: VAE, x: Tensor, features: Tensor) -> Draws:
-    def draw(count: int) -> Tensor:
-        q = program.posterior(features)
-        z = q.rsample(torch.Size((count,)))
-        return _log_joint(program, x, z) - q.log_prob(z)
+def _optimum(
+    free: FreedGuide | FreeNormals, num_steps: int, num_draws: int, num_final_draws: int, lr: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The ELBO at the end of an ascent and its error ``(batch,)``; the rises of further ones and theirs ``(batch, probes)``."""
 
-    return draw
+    def elbo() -> Tensor:
+        return free.log_weights(num_draws).mean(0).sum()
 
+    def values() -> Tensor:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the same noise at every place
+            return _terms(free.log_weights, num_final_draws, num_draws)
 
-def _log_joint(program: VAE, x: Tensor, z: Tensor) -> Tensor:
-    with isolated(), pyro.plate(SAMPLE_PLATE, len(z), dim=-2), AtValues({"z": z}):
-        model = poutine.trace(program.model).get_trace(x)
-    total = torch.zeros(len(z), len(x), dtype=z.dtype, device=z.device)
-    for name in ("z", "x"):
-        site: Any = model.nodes[name]
-        total = total + site["fn"].log_prob(site["value"])
-    return total
-
-
-def _guide_draws(density: Unconstrained) -> Draws:
-    def draw(count: int) -> Tensor:
-        at = density.densities(density.draw(count, guide=True), guide=True)
-        if at.log_guide is None:
-            raise UserError("the guide has no density")
-        return at.log_prior + at.log_likelihood - at.log_guide
-
-    return draw
-
-
-def _normal_draws(density: Unconstrained, loc: Tensor, log_scale: Tensor) -> Draws:
-    def draw(count: int) -> Tensor:
-        noise = torch.randn(count, *loc.shape, dtype=loc.dtype, device=loc.device)
-        log_q = (-0.5 * noise.square() - log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
-        return density.densities(loc + log_scale.exp() * noise).log_joint - log_q
-
-    return draw
-
-
-def _climb(free: Draws, parameters: list[Tensor], num_steps: int, num_draws: int, lr: float) -> None:
-    """Adam on the summed ELBO of all images; each image's parameters see only their own."""
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    for _ in range(num_steps):
-        with torch.enable_grad():
-            loss = -free(num_draws).mean(0).sum()
-            grads = torch.autograd.grad(loss, parameters)
-        for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = torch.nan_to_num(grad)
-        optimizer.step()
-        schedule.step()
+    device = free.parameters[0].device
+    ascend(elbo, free.parameters, num_steps, lr)
+    found = values()
+    end = [p.detach().clone() for p in free.parameters]
+    rises = []
+    for rate in (lr, max(10 * lr, FAST)):
+        ascend(elbo, free.parameters, max(LEAST_PROBE, num_steps // 4), rate)
+        rises.append(values())
+        with torch.no_grad():
+            for parameter, value in zip(free.parameters, end, strict=True):
+                parameter.copy_(value)
+    rise, rise_se = (torch.stack(t, -1) for t in zip(*(_mean_and_se(r - found) for r in rises), strict=True))
+    return *_mean_and_se(found), rise, rise_se
 
 
 def _final(draws: Draws, count: int, chunk: int) -> tuple[Tensor, Tensor]:
     """Mean ELBO and its standard error over ``count`` draws, each ``(batch,)``, float64, on the CPU."""
+    return _mean_and_se(_terms(draws, count, chunk))
+
+
+def _terms(draws: Draws, count: int, chunk: int) -> Tensor:
     with torch.no_grad():
-        terms = torch.cat([draws(size).double().cpu() for size in _sizes(count, max(chunk, 64))])
-    return terms.mean(0), terms.std(0) / math.sqrt(count)
+        return torch.cat([draws(size).double().cpu() for size in _sizes(count, max(chunk, 64))])
+
+
+def _mean_and_se(terms: Tensor) -> tuple[Tensor, Tensor]:
+    return terms.mean(0), terms.std(0) / math.sqrt(len(terms))
 
 
 def _sizes(total: int, chunk: int) -> Iterator[int]:

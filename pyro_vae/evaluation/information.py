@@ -41,6 +41,7 @@ from pyro_vae.programs.contract import (
     trace,
 )
 from pyro_vae.programs.latents import AtValues, to_program
+from pyro_vae.programs.masks import counted
 from pyro_vae.programs.scoring import scores_any
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -289,10 +290,10 @@ def _units(traces: Traces, num_samples: int, batch: int) -> Tensor | None:
 def _by_coordinate(site: dict[str, Any], value: Tensor) -> Tensor | None:
     """Log-densities of a site's coordinates, ``(num_samples, batch, *event)``, zero where it is masked."""
     log_prob = coordinate_log_prob(site["fn"], value)
-    if log_prob is None or site["mask"] is None:
+    mask = counted(site)
+    if log_prob is None or mask is None:
         return None if log_prob is None else log_prob.double()
-    mask = torch.as_tensor(site["mask"], device=log_prob.device)
-    return log_prob.double().where(mask.reshape(*mask.shape, *[1] * len(site["fn"].event_shape)), 0.0)
+    return log_prob.double().where(mask.to(log_prob.device), 0.0)
 
 
 def _information(
@@ -312,8 +313,8 @@ def _information(
         if any(site["infer"].get("is_auxiliary") for site in drawn.values()):
             return None, ()
         for name, site in drawn.items():
-            mask = torch.as_tensor(True if site["mask"] is None else site["mask"])
-            if not bool((mask == mask.reshape(-1)[0]).all()):
+            mask = counted(site)
+            if mask is not None and not _same_rows(mask, len(site["fn"].event_shape)):
                 return None, (
                     f"the guide masks {name!r} in some rows and not in others: no two of them have densities of the same "
                     "latents, and I(x; z) has no bounds; give rows of one kind",
@@ -332,6 +333,12 @@ def _information(
     lower = own - all_of_them[:, 0] + 1 - (log_q - all_of_them).exp().mean(0)
     upper = own - others[:, 0] + 1 - (rest - others).exp().sum(0) / (count - 1)
     return (lower, upper), ()
+
+
+def _same_rows(mask: Tensor, events: int) -> bool:
+    """Whether a mask over ``(*batch, *event)`` is one for all rows."""
+    by_row = mask.reshape(-1, *mask.shape[mask.dim() - events :])
+    return bool((by_row == by_row[0]).all())
 
 
 def _pairs(program: Program, x: Tensor, values: dict[str, Tensor], first: int, size: int) -> Tensor:

@@ -72,6 +72,11 @@ class Unconstrained:
         self.dim = sum(math.prod(shape) for shape in self._shapes.values())
 
     @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each site's part of u, for one image, in the order of u."""
+        return dict(self._shapes)
+
+    @property
     def batch(self) -> int:
         """The number of images."""
         return self.x.shape[0]

@@ -9,6 +9,9 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor, nn
 
+from pyro_vae.networks.heads import Head
+from pyro_vae.networks.masked import MaskedNet
+
 Shape = tuple[int, ...]
 
 
@@ -32,6 +35,15 @@ class Posterior(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: Tensor) -> Distribution:
         """q(z | x) with batch shape ``(*leading,)`` for ``features`` ``(*leading, *feature_shape)``."""
+
+    def seams(self) -> list[nn.Module]:
+        """The linear maps that features enter, whose outputs ``(*leading, ...)`` are what the density of one datum is made of.
+
+        The heads, and what a flow's conditioners take of their context. Where these outputs are free, so is the density, to be
+        any member of its family. A posterior that lets features in by maps of its own names them here.
+        """
+        contexts = [m.context for m in self.modules() if isinstance(m, MaskedNet) and m.context is not None]
+        return [*(m for m in self.modules() if isinstance(m, Head)), *contexts]
 
     def extra_repr(self) -> str:
         """Formula and shape, for ``repr``."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
+from pyro_vae.programs.ascent import ascend
 from pyro_vae.programs.vae import VAE
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -77,24 +78,21 @@ class Refined(nn.Module):
 
     def _climb(self, x: Tensor) -> Tensor:
         vae = self.program
-        h = vae.encoder(x).detach().requires_grad_(True)
+        h = vae.encoder(x).detach().clone().requires_grad_(True)  # features may be x itself
         if not vae.posterior(h).has_rsample:
             raise UserError("the posterior is not reparameterized: its features cannot be refined by gradient steps")
         prior = vae.prior(x, vae.q)
-        first, second = torch.zeros_like(h), torch.zeros_like(h)
-        for t in range(1, self.steps + 1):
+
+        def elbo() -> Tensor:
             q = vae.posterior(h)
             z = q.rsample(torch.Size((self.num_draws,)))
             # without the score of q, where q can be scored at z anew: no noise is left where q is exact (Roeder et al. 2017)
             scored = vae.posterior(h.detach()) if vae.posterior.scoring == "cheap" else q
-            elbo = vae.likelihood(vae.decoder(z)).log_prob(x) + prior.log_prob(z) - scored.log_prob(z)
-            (grad,) = torch.autograd.grad(elbo.mean(0).sum(), h)
-            with torch.no_grad():  # Adam (Kingma & Ba 2015), uphill
-                grad = torch.nan_to_num(grad, 0.0, 0.0, 0.0)
-                first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad.square()
-                rate = self.lr * (1 - (t - 1) / self.steps)
-                ascent = (first / (1 - 0.9**t)) / ((second / (1 - 0.999**t)).sqrt() + 1e-8)
-                h = (h + rate * ascent).requires_grad_(True)
+            log_weight = vae.likelihood(vae.decoder(z)).log_prob(x) + prior.log_prob(z) - scored.log_prob(z)
+            total: Tensor = log_weight.mean(0).sum()
+            return total
+
+        ascend(elbo, [h], self.steps, self.lr)
         return h.detach()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""Which elements of a site's value count in its log-density."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def counted(site: dict[str, Any]) -> Tensor | None:
+    """A mask that broadcasts to ``(*batch, *event)`` of a site of a trace; None where every element counts.
+
+    It joins what ``poutine.mask`` says of the site, by row, and what ``fn.mask(...)`` says in its distribution, by element where
+    it stands under ``to_event``.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> fn = dist.Normal(torch.zeros(3), 1.0).mask(torch.tensor([True, False, True])).to_event(1)
+        >>> counted({"fn": fn, "mask": torch.tensor([True, True])}).tolist()
+        [[True, False, True], [True, False, True]]
+    """
+    masks = [] if site["mask"] is None else [(site["mask"], len(site["fn"].event_shape))]
+    fn = site["fn"]
+    while fn is not None:
+        if type(fn).__name__ == "MaskedDistribution":
+            masks.append((fn._mask, len(fn.event_shape)))
+        fn = getattr(fn, "base_dist", None)
+    found: Tensor | None = None
+    for mask, events in masks:
+        mask = torch.as_tensor(mask, dtype=torch.bool)
+        mask = mask.reshape(*mask.shape, *[1] * events)
+        found = mask if found is None else found & mask
+    return found
