@@ -14,6 +14,7 @@ from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.particles import draw
 from pyro_vae.programs.contract import Program, isolated, latent_sites
 from pyro_vae.programs.latents import sample_latents_like
+from pyro_vae.programs.masks import counted
 from pyro_vae.registry import register
 
 
@@ -41,18 +42,25 @@ class FreeBits(Objective):
         particles = draw(program, x, y, 1, reparameterized="free-bits")
         with isolated():
             traces = particles.traces()
-            terms = traces.terms(1, len(x))
-            floored = torch.zeros((), dtype=x.dtype, device=x.device)
+            loss = -(particles.scaled(traces.model) - particles.scaled(traces.guide)).mean()
+            # with what is observed: x, and factors of either
+            rest = particles.scaled(traces.model, _observed) - particles.scaled(traces.guide, _observed)
+            surrogate = -rest.mean()
             for name, site in latent_sites(traces.guide).items():
-                q, p, z = site["fn"], traces.model.nodes[name]["fn"], site["value"]
-                if factorised(q) is not None and factorised(p) is not None:
-                    kl = factorised(q).log_prob(z) - factorised(p).log_prob(z)
-                    groups = kl.expand(1, len(x), *z.shape[2:]).flatten(2).mean((0, 1))
-                else:
-                    groups = (q.log_prob(z) - p.log_prob(z)).expand(1, len(x)).mean().reshape(1)
-                floored = floored + groups.clamp(min=self.free).sum()
-        loss = -terms.log_weight.mean()
-        return loss.detach(), floored - terms.log_likelihood.mean()
+                surrogate = surrogate + self._floored(site, traces.model.nodes.get(name), len(x))
+        return loss.detach(), surrogate
+
+    def _floored(self, site: Any, prior: Any, batch: int) -> Tensor:
+        """The KL of a site's groups, masked and scaled, each on average over the minibatch and floored, added up."""
+        sites = [site] if prior is None else [site, prior]  # an auxiliary site of the guide has no prior
+        by_coordinate = [_by_coordinate(s, site["value"]) for s in sites]
+        terms = [term for term in by_coordinate if term is not None]
+        if len(terms) < len(sites):
+            terms = [s["log_prob"].reshape(1, -1) for s in sites]
+        kl = terms[0] if prior is None else terms[0] - terms[1]
+        groups = kl.expand(1, batch, *kl.shape[2:]).reshape(batch, -1).mean(0)
+        # no KL is below 0, and a floor of 0 is none: an estimate below it is chance
+        return (groups.clamp(min=self.free) if self.free > 0 else groups).sum()
 
 
 @register("objectives", "tc")
@@ -90,15 +98,15 @@ class TotalCorrelation(Objective):
                 f"the objective 'tc' needs one latent site whose guide factorises over its coordinates, not {list(sites)} with "
                 f"{type(site['fn']).__name__}; use the posterior diagonal-normal"
             )
+        _require_unmasked("tc", sites)
         with isolated():
-            terms = particles.traces().terms(1, len(x))
+            loss = -particles.log_weight().mean()
             # log q(z_i | x_j) for every pair, by coordinate: (batch i, batch j, D)
             pairs = base.expand((1, len(x), site["value"].shape[-1])).log_prob(site["value"].squeeze(0).unsqueeze(1))
         weight = math.log(len(x) * self.num_data)
         joint = pairs.sum(-1).logsumexp(1) - weight
         marginals = (pairs.logsumexp(1) - weight).sum(-1)
-        loss = -terms.log_weight.mean()
-        return loss.detach(), loss + (self.beta - 1) * (joint - marginals).mean()
+        return loss.detach(), loss + (self.beta - 1) * (site["scale"] * (joint - marginals)).mean()
 
 
 @register("objectives", "mmd")
@@ -127,14 +135,46 @@ class MaximumMeanDiscrepancy(Objective):
         """Minus the ELBO, and the loss with the discrepancy."""
         particles = draw(program, x, y, 1, reparameterized="mmd")
         with isolated():
-            terms = particles.traces().terms(1, len(x))
+            traces = particles.traces()
+            log_weight = particles.scaled(traces.model) - particles.scaled(traces.guide)
+            observed = particles.scaled(traces.model, _observed) - particles.scaled(traces.guide, _observed)
         prior = sample_latents_like(program, x, y)
         discrepancy = torch.zeros((), dtype=x.dtype, device=x.device)
-        for name, site in latent_sites(particles.drawn).items():
-            discrepancy = discrepancy + mmd(site["value"].squeeze(0).flatten(1), prior[name].flatten(1))
-        kl = (terms.log_guide - terms.log_prior).mean()
-        surrogate = -terms.log_likelihood.mean() + (1 - self.alpha) * kl
-        return -terms.log_weight.mean().detach(), surrogate + (self.alpha + self.weight - 1) * discrepancy
+        sites = {name: site for name, site in latent_sites(particles.drawn).items() if name in prior}
+        _require_unmasked("mmd", sites)
+        for name, site in sites.items():
+            both = (z.reshape(len(x), -1).to(x.dtype) for z in (site["value"], prior[name]))
+            discrepancy = discrepancy + torch.as_tensor(site["scale"]).mean() * mmd(*both)
+        kl = (observed - log_weight).mean()
+        surrogate = -observed.mean() + (1 - self.alpha) * kl
+        return -log_weight.mean().detach(), surrogate + (self.alpha + self.weight - 1) * discrepancy
+
+
+def _observed(site: Any) -> bool:
+    return bool(site["is_observed"])
+
+
+def _require_unmasked(objective: str, sites: dict[str, Any]) -> None:
+    """:class:`UserError` where a latent is masked in some rows: the draws of a batch are no sample of one law then."""
+    for name, site in sites.items():
+        mask = counted(site)
+        if mask is not None and not bool(mask.all()):
+            raise UserError(
+                f"the objective {objective!r} compares the draws of a batch with each other, and the latent {name!r} is masked "
+                "in some rows or elements; use elbo or free-bits"
+            )
+
+
+def _by_coordinate(site: Any, value: Tensor) -> Tensor | None:
+    """A site's log-density by coordinate, ``(1, batch, *event)``, masked and scaled; None where it does not factorise."""
+    base, events = factorised(site["fn"]), len(site["fn"].event_shape)
+    if base is None:
+        return None
+    log_prob: Tensor = base.log_prob(value)
+    mask, scale = counted(site), torch.as_tensor(site["scale"], dtype=log_prob.dtype, device=log_prob.device)
+    if mask is not None:
+        log_prob = log_prob.where(mask.to(log_prob.device), 0.0)
+    return log_prob * scale.reshape((*scale.shape, *[1] * events))
 
 
 def factorised(fn: Any) -> Any:

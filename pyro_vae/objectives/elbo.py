@@ -59,7 +59,8 @@ class MeanFieldELBO(TensorTraceELBO):
     """The same with log q - log p of a latent site replaced by KL(q || p) wherever torch has it in closed form.
 
     Kingma & Welling 2014, https://arxiv.org/abs/1312.6114, equation 10 and appendix B: less variance, same mean. Every
-    latent needs a reparameterized guide, and the guide must draw the latents in the order of the model.
+    latent needs a reparameterized guide, and the guide must draw the latents in the order of the model. Where guide and model
+    mask or scale a latent differently, its terms are estimated.
     """
 
     def _differentiable_loss_particle(self, model_trace: Traced, guide_trace: Traced) -> tuple[Any, Any]:
@@ -87,11 +88,32 @@ class MeanFieldELBO(TensorTraceELBO):
                 elbo = elbo + site["log_prob_sum"] - guide_site["log_prob_sum"]
                 continue
             kl = kl.expand(torch.broadcast_shapes(kl.shape, guide_site["fn"].batch_shape))
-            elbo = elbo - scale_and_mask(kl, site["scale"], site["mask"]).sum()
+            kl = scale_and_mask(kl, site["scale"], site["mask"])
+            same = _same_weights(site, guide_site)
+            if same is not None:
+                kl = torch.where(same, kl, guide_site["log_prob"] - site["log_prob"])
+            elbo = elbo - kl.sum()
         for site in guide_trace.nodes.values():
             if is_random(site) and site["is_observed"]:
                 elbo = elbo - site["log_prob_sum"]
         return -elbo.detach(), -elbo
+
+
+def _same_weights(a: Any, b: Any) -> Tensor | None:
+    """Where scale and mask of two sites are the same, so that the KL between them can stand in; None where nothing weighs them.
+
+    They are compared on the device, for no step may wait for the host.
+    """
+    if (
+        a["mask"] is b["mask"] is None
+        and not any(isinstance(s["scale"], Tensor) for s in (a, b))
+        and a["scale"] == b["scale"]
+    ):
+        return None
+    device = b["value"].device
+    scales = [torch.as_tensor(s["scale"], device=device) for s in (a, b)]
+    masks = [torch.as_tensor(True if s["mask"] is None else s["mask"], device=device) for s in (a, b)]
+    return (scales[0] == scales[1]) & (masks[0] == masks[1])
 
 
 class _ScaleLatents(Messenger):

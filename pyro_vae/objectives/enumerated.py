@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.particles import Particles
+from pyro_vae.programs.masks import unmasked
 from pyro_vae.programs.states import MOST_STATES, is_enumerable, number_of_states, states
 from pyro_vae.programs.trace import SAMPLE_PLATE, Program, arguments, innermost, isolated, latent_sites
 from pyro_vae.registry import register
@@ -39,8 +40,9 @@ class EnumeratedELBO(Objective):
         values = states(site["fn"])
         drawn.nodes[name] = {**site, "value": values[:, None].expand(len(values), len(x), *values.shape[1:])}
         particles = Particles(program, x, y, len(values), drawn)
-        log_guide = particles.log_guide()
-        loss = -(log_guide.exp() * (particles.log_joint() - log_guide)).sum(0).mean()
+        # the chance of a state, whether or not the guide's density is masked or scaled where it is scored
+        log_chance = unmasked(site["fn"]).log_prob(drawn.nodes[name]["value"]).expand(len(values), len(x))
+        loss = -(log_chance.exp() * particles.log_weight()).sum(0).mean()
         return loss.detach(), loss
 
 

@@ -16,10 +16,13 @@ from pyro_vae.registry import register
 Particles = Annotated[int, Field(ge=1, le=100_000)]
 
 
-def bound(log_weight: Tensor, alpha: float = 0.0) -> Tensor:
-    """1/(1 - alpha) log (1/K) sum_k w_k^(1 - alpha), averaged over images; ``log_weight`` is ``(K, batch)``."""
+def bound(log_weight: Tensor, alpha: float = 0.0, scale: Tensor | float = 1.0) -> Tensor:
+    """1/(1 - alpha) log (1/K) sum_k w_k^(1 - alpha), times the scale of the row, averaged over images.
+
+    ``log_weight`` is ``(K, batch)``, without scales; ``scale`` a number or ``(batch,)``.
+    """
     power = 1.0 - alpha
-    return ((power * log_weight).logsumexp(0) - math.log(len(log_weight))).mean() / power
+    return (scale * ((power * log_weight).logsumexp(0) - math.log(len(log_weight)))).mean() / power
 
 
 @register("objectives", "iwae")
@@ -44,7 +47,8 @@ class IWAE(Objective):
     ) -> tuple[Tensor, Tensor]:
         """Minus the bound; the loss is its own surrogate."""
         particles = draw(program, x, y, self.num_particles, reparameterized="iwae")
-        loss = -bound(particles.log_joint() - particles.log_guide())
+        log_weight = particles.log_joint() - particles.log_guide()
+        loss = -bound(log_weight, scale=particles.row_scale("iwae"))
         return loss.detach(), loss
 
 
@@ -70,5 +74,6 @@ class Renyi(Objective):
     ) -> tuple[Tensor, Tensor]:
         """Minus the bound; the loss is its own surrogate."""
         particles = draw(program, x, y, self.num_particles, reparameterized="renyi")
-        loss = -bound(particles.log_joint() - particles.log_guide(), self.alpha)
+        log_weight = particles.log_joint() - particles.log_guide()
+        loss = -bound(log_weight, self.alpha, particles.row_scale("renyi"))
         return loss.detach(), loss

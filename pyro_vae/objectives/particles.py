@@ -1,16 +1,33 @@
-"""Several joint draws of all latents per image, and their log-weights with chosen gradients."""
+"""Several joint draws of all latents per image, and their log-weights with chosen gradients.
+
+**Scales.** What ``poutine.scale`` says of a site multiplies its log-density in the loss, in every objective alike: so it is in
+Pyro's own ELBO. An objective that weighs draws by p(x, z) / q(z | x) has weights without scales, and takes one scale that is
+the same for all sites of model and guide, as a weight of the row; others it refuses. (Importance weights of an evaluation are
+never scaled.)
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import SAMPLE_PLATE, Program, Traced, Traces, arguments, isolated, latent_sites
+from pyro_vae.programs.contract import (
+    SAMPLE_PLATE,
+    Program,
+    Traced,
+    Traces,
+    arguments,
+    is_random,
+    isolated,
+    latent_sites,
+)
 from pyro_vae.programs.functional import OfProgram
 
 
@@ -27,6 +44,7 @@ class Particles:
     y: Tensor | None
     num: int
     drawn: Traced
+    models: list[Traced] = field(default_factory=list)  # the model on these draws, as often as it was run
 
     def log_joint(self, *, latents: bool = True, parameters: bool = True) -> Tensor:
         """log p(x, z), with gradients to z or not, and to the model's parameters or not."""
@@ -39,9 +57,39 @@ class Particles:
         traced = self.drawn if latents and parameters else self._run("guide", latents, parameters)
         return Traces(poutine.Trace(), traced).terms(self.num, len(self.x)).log_guide
 
+    def row_scale(self, objective: str) -> Tensor | float:
+        """The one scale of all sites of the guide and of the model, which was run: a number, or ``(batch,)``.
+
+        Raises:
+            UserError: sites are scaled differently; ``objective`` is the name of the one that cannot take it.
+        """
+        traces = (self.models[-1], self.drawn)
+        scales = [(name, site["scale"]) for traced in traces for name, site in traced.nodes.items() if is_random(site)]
+        (first_name, first), *others = scales
+        for name, scale in others:
+            if not _same(first, scale, self.x):
+                raise UserError(
+                    f"the objective {objective!r} weighs draws by p(x, z) / q(z | x), and the sites {first_name!r} and {name!r} "
+                    "have different scales (poutine.scale): give all sites of model and guide one scale, or use elbo"
+                )
+        if not isinstance(first, Tensor):
+            return float(first)
+        return first.to(self.x.device, self.x.dtype).expand(1, len(self.x))[0]
+
     def traces(self) -> Traces:
         """The guide's draws, and the model on them, with all gradients."""
         return Traces(self._run("model", True, True), self.drawn)
+
+    def log_weight(self, *, guide_parameters: bool = True) -> Tensor:
+        """log p(x, z) - log q(z | x), each site by its scale, with gradients to the parameters of q or not."""
+        guide = self.drawn if guide_parameters else self._run("guide", True, False)
+        return self.scaled(self._run("model", True, True)) - self.scaled(guide)
+
+    def scaled(self, traced: Traced, chosen: Callable[[Any], bool] = lambda site: True) -> Tensor:
+        """The log-densities of the chosen sites of a trace, masked and scaled, added up."""
+        traced.compute_log_prob()
+        parts = [site["log_prob"] for site in traced.nodes.values() if is_random(site) and chosen(site)]
+        return sum(parts, self.x.new_zeros(())).expand(self.num, len(self.x))
 
     def _run(self, part: str, latents: bool, parameters: bool) -> Traced:
         drawn = self.drawn if latents else _detached(self.drawn)
@@ -52,7 +100,10 @@ class Particles:
                 return poutine.trace(replayed).get_trace(*arguments(self.x, self.y))
 
         with isolated():
-            return run(self.program) if parameters else OfProgram(self.program, run).stopped()
+            traced = run(self.program) if parameters else OfProgram(self.program, run).stopped()
+        if part == "model":
+            self.models.append(traced)
+        return traced
 
 
 def draw(program: Program, x: Tensor, y: Tensor | None, num: int, *, reparameterized: str | None = None) -> Particles:
@@ -67,6 +118,13 @@ def draw(program: Program, x: Tensor, y: Tensor | None, num: int, *, reparameter
                     "reparameterized; use elbo or wake-sleep"
                 )
     return Particles(program, x, y, num, drawn)
+
+
+def _same(a: Any, b: Any, x: Tensor) -> bool:
+    """Whether two scales are the same for every row of x."""
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return float(a) == float(b)
+    return torch.equal(*(torch.as_tensor(s, device=x.device, dtype=x.dtype).expand(1, len(x)) for s in (a, b)))
 
 
 def _detached(traced: Traced) -> Traced:

@@ -39,7 +39,7 @@ class StickingTheLanding(Objective):
     ) -> tuple[Tensor, Tensor]:
         """Minus the ELBO, and its surrogate of the same value."""
         particles = draw(program, x, y, self.num_particles, reparameterized="stl")
-        loss = -(particles.log_joint() - particles.log_guide(parameters=False)).mean()
+        loss = -particles.log_weight(guide_parameters=False).mean()
         return loss.detach(), loss
 
 
@@ -67,5 +67,6 @@ class DoublyReparameterized(Objective):
         path = particles.log_joint(parameters=False) - particles.log_guide(parameters=False)
         weight = path.detach().softmax(0)
         model = particles.log_joint(latents=False)
-        surrogate = -(weight * model + weight.square() * path).sum(0).mean()
-        return -bound(path.detach()), surrogate
+        scale = particles.row_scale("dreg")
+        surrogate = -(scale * (weight * model + weight.square() * path).sum(0)).mean()
+        return -bound(path.detach(), scale=scale), surrogate

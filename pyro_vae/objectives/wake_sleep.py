@@ -35,5 +35,6 @@ class ReweightedWakeSleep(Objective):
         particles = draw(program, x, y, self.num_particles)
         log_joint, log_guide = particles.log_joint(latents=False), particles.log_guide(latents=False)
         log_weight = (log_joint - log_guide).detach()
-        surrogate = -(log_weight.softmax(0) * (log_joint + log_guide)).sum(0).mean()
-        return -bound(log_weight), surrogate
+        scale = particles.row_scale("wake-sleep")
+        surrogate = -(scale * (log_weight.softmax(0) * (log_joint + log_guide)).sum(0)).mean()
+        return -bound(log_weight, scale=scale), surrogate

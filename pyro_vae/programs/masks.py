@@ -29,6 +29,15 @@ def counted(site: dict[str, Any]) -> Tensor | None:
     found: Tensor | None = None
     for mask, events in masks:
         mask = torch.as_tensor(mask, dtype=torch.bool)
-        mask = mask.reshape(*mask.shape, *[1] * events)
+        mask = mask.reshape((*mask.shape, *[1] * events))
         found = mask if found is None else found & mask
     return found
+
+
+def unmasked(fn: Any) -> Any:
+    """The distribution that was masked by ``fn.mask(...)``, also under ``to_event``; any other as it is."""
+    if type(fn).__name__ == "MaskedDistribution":
+        return unmasked(fn.base_dist.expand(fn.batch_shape))
+    if type(fn).__name__ == "Independent":
+        return unmasked(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    return fn
