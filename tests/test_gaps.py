@@ -61,7 +61,7 @@ def test_a_vae_is_optimised_in_its_own_family() -> None:
     before = {name: t.clone() for name, t in vae.state_dict().items()}
     with pytest.warns(UnreliableEstimateWarning, match="Pareto k"):  # the untrained guide is a poor one
         result = pv.log_likelihood(vae, x, num_samples=20_000)
-    gaps = inference_gaps(vae, x, log_likelihood=result, num_steps=1500, lr=0.05, seed=2)
+    gaps = inference_gaps(vae, x, log_likelihood=result, num_steps=600, lr=0.05, seed=2)
     assert gaps.family == SAME_FAMILY
     precision = torch.eye(2, dtype=torch.float64) + weight.T @ weight / 0.25
     exact = torch.distributions.MultivariateNormal(

@@ -11,6 +11,9 @@ from torch import Tensor
 def ascend(elbo: Callable[[], Tensor], parameters: Sequence[Tensor], steps: int, lr: float) -> None:
     """Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) uphill, the rate falling to zero along a line.
 
+    The memory of squared gradients is 100 steps, not 1,000: an ascent that starts far away starts with gradients a thousand
+    times those near its end, and would creep for as long as it remembers them.
+
     Args:
         elbo: the sum over data of what is to grow, drawn anew at each call; each datum's parameters see only its own.
         parameters: leaf tensors ``(batch, ...)`` that require gradients; changed in place.
@@ -26,5 +29,5 @@ def ascend(elbo: Callable[[], Tensor], parameters: Sequence[Tensor], steps: int,
             for parameter, grad, m, v in zip(parameters, grads, first, second, strict=True):
                 grad = torch.nan_to_num(grad, 0.0, 0.0, 0.0)
                 m.mul_(0.9).add_(0.1 * grad)
-                v.mul_(0.999).add_(0.001 * grad.square())
-                parameter.add_(rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
+                v.mul_(0.99).add_(0.01 * grad.square())
+                parameter.add_(rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.99**t)).sqrt() + 1e-8))
