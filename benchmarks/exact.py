@@ -282,7 +282,10 @@ class Hierarchy(Exact):
         return {"u": u.float(), "z": z.float()}, x.float()
 
     def posterior_draw(self, x: Tensor, seed: int = 0) -> Latents:
-        above, below = _randn("posterior of u", seed, len(x), len(self.cov_u)), _randn("of z", seed, len(x), len(self.cov_z))
+        above, below = (
+            _randn("posterior of u", seed, len(x), len(self.cov_u)),
+            _randn("of z", seed, len(x), len(self.cov_z)),
+        )
         z = x.double() @ self.gain_z.T + below @ torch.linalg.cholesky(self.cov_z).T
         u = z @ self.gain_u.T + above @ torch.linalg.cholesky(self.cov_u).T
         return {"u": u.float(), "z": z.float()}
@@ -294,7 +297,9 @@ class Hierarchy(Exact):
         return torch.cat([of_u, of_z], -1)
 
 
-def declared(weight: Tensor, noise: float, guide: str = "linear-full-rank", width: float = 1.0) -> tuple[Any, LinearGaussian]:
+def declared(
+    weight: Tensor, noise: float, guide: str = "linear-full-rank", width: float = 1.0
+) -> tuple[Any, LinearGaussian]:
     """The library's own ``ppca`` with these weights, its guide set to what :class:`LinearGaussian` has: (program, truth).
 
     Args:

@@ -127,7 +127,9 @@ def cells() -> list[Cell]:
                 name = f"{model}; from the {start}; {length:,} distributions"
                 found.append(Cell("annealing", name, partial(annealed, model, length, start), short))
     for length in (100, 1000):
-        found.append(Cell("annealing, informative data", f"PPCA, 10 latents; {length:,} distributions", partial(wide, length)))
+        found.append(
+            Cell("annealing, informative data", f"PPCA, 10 latents; {length:,} distributions", partial(wide, length))
+        )
     for model in REVERSE:
         for start in ("prior", "guide") if model in REVERSE[:2] else ("prior",):
             for length in LENGTHS:

@@ -117,7 +117,9 @@ def unbiased(log_ratio: Tensor, what: str = "w / p(x)") -> list[Check]:
     checks = [Check(f"mean of {what}", "z", total / error, -Z_LIMIT, Z_LIMIT, Z_LIMIT * error, "of p(x)")]
     if replicates < 2:
         return checks
-    own = (off.sum(0).square() - off.square().sum(0)) / (replicates * (replicates - 1))  # unbiased for the squared deviation
+    own = (off.sum(0).square() - off.square().sum(0)) / (
+        replicates * (replicates - 1)
+    )  # unbiased for the squared deviation
     scale, freedom = variance / replicates, float(variance.sum() ** 2 / variance.square().sum())
     unit = float(scale.square().sum() / scale.sum())
     p = scipy.stats.chi2.sf((float(own.sum()) + float(scale.sum())) / unit, freedom)

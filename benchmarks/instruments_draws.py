@@ -87,7 +87,8 @@ def level(model: str, size: float) -> list[Check]:
     truth = Mixture(temper=1.0) if model == "mixture" else MODELS[model]()
     repetitions = max(60, round(1000 * size))
     found = [
-        sbc(truth, 200, RANKED, event_shape=truth.event_shape, seed=seed_of("sbc", model, i)) for i in range(repetitions)
+        sbc(truth, 200, RANKED, event_shape=truth.event_shape, seed=seed_of("sbc", model, i))
+        for i in range(repetitions)
     ]
     ecdf = np.array([f.p_value.values[0] for f in found])
     family = np.array([f.family_p_value for f in found])
@@ -128,7 +129,9 @@ def imputed(model: str, size: float) -> list[Check]:
     per_row = torch.where(hidden, off, torch.zeros_like(off)).flatten(1).sum(1)
     checks = [
         z_check("mean - exact", per_row, "of x, summed over a row"),
-        z_check("stated errors: |t| - its mean", (2 * np.abs(p - 0.5) - 0.5).reshape(-1), "of the distribution function"),
+        z_check(
+            "stated errors: |t| - its mean", (2 * np.abs(p - 0.5) - 0.5).reshape(-1), "of the distribution function"
+        ),
         within("95 % intervals that hold the exact mean", float((abs(p - 0.5) < 0.475).mean()), 0.92, 0.98),
     ]
     if cdf is not None:

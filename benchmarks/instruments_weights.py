@@ -174,7 +174,14 @@ def cells() -> list[Cell]:
     )
     for model in ("PPCA, rotated, full guide", "hierarchy", "gamma-Poisson"):
         found.append(Cell("mean over images", f"{model}; K = 250", partial(dataset_error, model, 250)))
-    adaptive = ["PPCA, rotated, full guide", "PPCA, narrow guide", "PPCA, narrower guide", "factor analysis", "hierarchy", "gamma-Poisson"]
+    adaptive = [
+        "PPCA, rotated, full guide",
+        "PPCA, narrow guide",
+        "PPCA, narrower guide",
+        "factor analysis",
+        "hierarchy",
+        "gamma-Poisson",
+    ]
     for model in [*adaptive, "beta-binomial", "masked elements"]:
         for target in (0.05, 0.02):
             run = partial(importance, model, 5000, replicates=50, target_se=target)
