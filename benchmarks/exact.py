@@ -1,7 +1,7 @@
 """Models whose log p(x) and posterior are known, as Programs: what the library's instruments are held against.
 
-Each is an ordinary Pyro program in float32, as users run them. The exact answers are computed in float64, of the very numbers that
-the float32 parameters hold. Linear and Gaussian ones stand here, the others in exact_others.py.
+Each is an ordinary Pyro program in float32, as users run them. The exact answers are computed in float64, of the very numbers
+that the float32 parameters hold. Linear and Gaussian ones stand here, the others in exact_others.py.
 """
 
 from __future__ import annotations

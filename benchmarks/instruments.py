@@ -2,10 +2,11 @@
 
     python benchmarks/instruments.py [--jobs 2] [--only PATTERN] [--short] [--again] [--out DIR]
 
-Every cell holds one instrument, at the library's default settings, against one model of exact.py or exact_others.py, with a fixed
-seed of its own. Where an estimator is unbiased (w; 1 / w of chains back) the mean is tested there, by its z, and datum by datum by
-a chi-square; on the log scale what is tested is the bias that is left after correction, as a share of the reported error, and
-how often the stated 95 % interval holds the truth. Every cell says its power: the fault that would have been four errors large.
+Every cell holds one instrument, at the library's default settings, against one model of exact.py or exact_others.py, with a
+fixed seed of its own. Where an estimator is unbiased (w; 1 / w of chains back) the mean is tested there, by its z, and datum by
+datum by a chi-square; on the log scale what is tested is the bias that is left after correction, as a share of the reported
+error, and how often the stated 95 % interval holds the truth. Every cell says its power: the fault that would have been four
+errors large.
 
 Cells are independent, run in processes of one thread each, and finished ones are not run again unless asked for. All of them
 take about an hour of two cores. Writes benchmarks/results/instruments.json and instruments.md, and the short table into
@@ -179,8 +180,8 @@ def long_table(cells: dict[str, Any]) -> str:
     lines = [
         headline(cells),
         "",
-        "z: of the means that have to be exact, the largest of a cell (one-sided where theory has a bound). p: the smallest of its "
-        "tests. Bias: left after correction, as a share of the reported error. Coverage: of the stated 95 % interval where k is "
+        "z: of the means that have to be exact, the largest of a cell (one-sided where theory has a bound). p: the smallest "
+        "of its tests. Bias: left after correction, as a share of the reported error. Coverage: of the stated 95 % interval where k is "
         "good; in brackets where it is not judged (few draws). Power: the fault that four standard errors would have shown.",
     ]
     for group in GROUPS:
@@ -203,7 +204,7 @@ def short_table(cells: dict[str, Any]) -> str:
     lines = [
         headline(cells),
         "",
-        "| instrument | cells that hold | largest \\|z\\| | smallest p | bias / error | coverage of 95 % intervals | median power |",
+        "| instrument | cells that hold | largest \\|z\\| | smallest p | bias / error | coverage of 95 % | median power |",
         "|---|---|---|---|---|---|---|",
     ]
     for group in GROUPS:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from exact import Exact, Hierarchy, LinearGaussian, MissingElements, declared, rotated
 from exact_others import BetaBinomial, GammaPoisson, HeavyTails
-from instruments_checks import Cell, Check, Z_LIMIT, estimates, shown, unbiased, within, z_check
+from instruments_checks import Cell, Check, estimates, shown, unbiased, within, z_check
 from instruments_weights import both, noises, repeated, seed_of
 
 from pyro_vae.evaluation.ais import annealed_log_likelihood

@@ -50,16 +50,17 @@ class Check:
     @property
     def judged(self) -> bool:
         """Whether the figure can fail."""
-        return math.isfinite(self.low) or math.isfinite(self.high)
+        return bool(math.isfinite(self.low) or math.isfinite(self.high))
 
     @property
     def passes(self) -> bool:
         """Whether it lies within its limits; NaN does not."""
-        return not self.judged or self.low <= self.value <= self.high
+        return not self.judged or bool(self.low <= self.value <= self.high)
 
     def plain(self) -> dict[str, Any]:
         """For JSON: what is not finite is None."""
-        figures = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(self).items()}
+        figures = {k: v if v is None or isinstance(v, str) else float(v) for k, v in asdict(self).items()}
+        figures = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
         return figures | {"passes": self.passes, "judged": self.judged}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from exact import Hierarchy, LinearGaussian, MissingElements, declared, orthogonal, rotated
+from exact import Hierarchy, LinearGaussian, MissingElements, declared, rotated
 from exact_others import GammaPoisson
 from instruments_checks import Z_LIMIT, Cell, Check, shown, uniform, within, z_check
 from instruments_weights import seed_of
@@ -31,11 +31,10 @@ class MaskedRows(VAE):
     """A declared program of which every second row's x is masked: there log p(x) = 0, and the best guide is the prior."""
 
     def model(self, x: Tensor) -> None:
-        with pyro.poutine.mask(mask=self.seen(x)):
-            with pyro.plate("data", x.shape[0], dim=-1):
-                with pyro.poutine.mask(mask=torch.ones(len(x), dtype=torch.bool)):
-                    z = pyro.sample("z", self.prior(x, self.q))
-                pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+        with pyro.poutine.mask(mask=self.seen(x)), pyro.plate("data", x.shape[0], dim=-1):
+            with pyro.poutine.mask(mask=torch.ones(len(x), dtype=torch.bool)):
+                z = pyro.sample("z", self.prior(x, self.q))
+            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
     @staticmethod
     def seen(x: Tensor) -> Tensor:

@@ -105,8 +105,8 @@ def bfloat16(model: str, size: float) -> list[Check]:
 def tail_index(k: float, num_samples: int, size: float) -> list[Check]:
     """Pareto k of weights whose tail is a generalised Pareto distribution of a known k, beyond a bulk of none.
 
-    The fit pulls k towards 1/2 as if ten of M tail weights had it (Vehtari et al. 2024, appendix G): that is what the mean is held
-    against, to within 0.03; the estimator's own bias at 100 to 200 tail weights is of that order.
+    The fit pulls k towards 1/2 as if ten of M tail weights had it (Vehtari et al. 2024, appendix G): that is what the mean
+    is held against, to within 0.03; the estimator's own bias at 100 to 200 tail weights is of that order.
     """
     random = np.random.default_rng(derive_seed("instruments: tails", round(100 * k), num_samples))
     count = max(50, round(400 * size))
