@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -201,8 +201,11 @@ def active(kind: str, size: float) -> list[Check]:
 
 def _rows(result: LogLikelihood, first: int, count: int) -> LogLikelihood:
     """Some rows of a result."""
-    names = ("log_likelihood", "bias", "mc_se", "ess", "khat", "reconstruction", "kl")
-    part = {n: getattr(result, n)[first : first + count] for n in names}
+    part: dict[str, Any] = {}
+    for f in fields(result):
+        value = getattr(result, f.name)
+        if isinstance(value, Tensor) and len(value) == len(result):
+            part[f.name] = value[first : first + count]
     return replace(result, **part)
 
 
