@@ -182,7 +182,8 @@ def long_table(cells: dict[str, Any]) -> str:
         "",
         "z: of the means that have to be exact, the largest of a cell (one-sided where theory has a bound). p: the smallest "
         "of its tests. Bias: left after correction, as a share of the reported error. Coverage: of the stated 95 % interval "
-        "where k is good; in brackets where it is not judged (few draws). Power: the fault that four standard errors would have shown.",
+        "where k is good; in brackets where it is not judged (few draws). Power: the fault that four standard errors would have "
+        "shown.",
     ]
     for group in GROUPS:
         rows = [c for c in cells.values() if c["group"] == group]
