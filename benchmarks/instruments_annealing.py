@@ -19,7 +19,7 @@ from pyro_vae.evaluation.bdmc import bidirectional
 DATA = 200
 SPREAD = 1.0  # of log w: above it, few weights carry the mean, and a cell says so
 LENGTHS = (5, 20, 100, 1000)  # distributions; the last is the library's default
-REPLICATES = {5: 100, 20: 100, 100: 50, 1000: 15}  # of every datum, 16 chains each
+REPLICATES = {5: 100, 20: 80, 100: 30, 1000: 8}  # of every datum, 16 chains each
 
 # Data say little enough here that log w varies by less than 1 from the prior at 5 distributions.
 MODELS: dict[str, Callable[[], tuple[Any, Exact]]] = {
@@ -60,7 +60,7 @@ def backward(model: str, distributions: int, start: str, size: float) -> list[Ch
     Chains of one replicate share that draw: their mean counts once.
     """
     program, truth = MODELS[model]()
-    count = max(8, round({5: 400, 20: 200, 100: 50, 1000: 15}[distributions] * size))
+    count = max(8, round({5: 400, 20: 150, 100: 40, 1000: 10}[distributions] * size))
     seed = seed_of("reverse", model, distributions, start)
     x, _, exact = repeated(truth, DATA, count, seed)
     drawn = truth.posterior_draw(x, seed)
