@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -34,19 +34,38 @@ def require_precision(precision: str, device: torch.device, dtype: torch.dtype) 
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """While entered, float32 products round as ``tf32`` does, if that is the precision; around what runs, graphs too."""
-    if precision != "tf32":
-        yield
-        return
-    flags: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    before = [f.allow_tf32 for f in flags]
-    for f in flags:
-        f.allow_tf32 = True
+    """While entered, float32 products round as ``precision`` says, whatever torch was told before; around what runs, graphs too.
+
+    With ``tf32`` those of CUDA devices round their factors; with any other precision no float32 product does. Left to itself,
+    torch rounds those of convolutions on CUDA devices, and others after ``torch.set_float32_matmul_precision``.
+    """
+    before = [(backend, backend.fp32_precision) for backend in _BACKENDS]
+    old = _told(torch.get_float32_matmul_precision), _told(lambda: torch.backends.cudnn.allow_tf32)
     try:
+        # first the flags of old, each of which sets several of the new ones as well
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        for backend, _ in before:
+            on_cuda = backend not in _ON_CPU
+            backend.fp32_precision = "tf32" if precision == "tf32" and on_cuda else "ieee"
         yield
     finally:
-        for f, value in zip(flags, before, strict=True):
-            f.allow_tf32 = value
+        torch.set_float32_matmul_precision(old[0] or "highest")
+        torch.backends.cudnn.allow_tf32 = old[1] is not False
+        for backend, value in before:
+            backend.fp32_precision = value
+
+
+_CUDNN, _MKLDNN = cast("Any", torch.backends.cudnn), cast("Any", torch.backends.mkldnn)
+_ON_CPU = [_MKLDNN.matmul, _MKLDNN.conv, _MKLDNN.rnn]
+_BACKENDS = [torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn, *_ON_CPU]
+
+
+def _told(ask: Callable[[], Any]) -> Any:
+    """What a flag of old says; None where it has no word for what the new ones say, and then it was left at its default."""
+    try:
+        return ask()
+    except RuntimeError:
+        return None
 
 
 @contextmanager

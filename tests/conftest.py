@@ -40,6 +40,7 @@ def global_state() -> dict[str, Any]:
         "whether gradients are on": torch.is_grad_enabled(),
         "anomaly detection": torch.is_anomaly_enabled(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "the precision of products": (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32),
     }
 
 

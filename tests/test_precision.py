@@ -8,13 +8,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import conjugate
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from small import digits, small_vae
+from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.analysis.mcmc import sample_chains
+from pyro_vae.evaluation import importance
+from pyro_vae.evaluation.ais import annealed_log_likelihood
 from pyro_vae.evaluation.rounding import rounding_error
-from pyro_vae.precision import no_denormals
+from pyro_vae.precision import no_denormals, products
 from pyro_vae.seeding import seeded
 
 
@@ -86,9 +93,6 @@ def test_a_float64_program_has_its_own(trained: Any) -> None:
 
 
 def test_a_program_with_constants_of_its_own_cannot_be_measured() -> None:
-    import pyro
-    import pyro.distributions as dist
-
     class Own(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -107,6 +111,100 @@ def test_a_program_with_constants_of_its_own_cannot_be_measured() -> None:
     result = log_likelihood(Own(), torch.zeros(4, 3), num_samples=50, precision="bf16")
     assert result.rounding_error is None
     assert "an unknown error" in str(result)
+
+
+class Rounded(conjugate.LinearGaussian):
+    """Whose weights keep two bits of their fraction while float32 products may round, as factors in tf32 keep ten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[torch.dtype, str, bool, bool]] = []
+
+    def model(self, x: Tensor) -> None:
+        rounds = torch.backends.cuda.matmul.allow_tf32
+        self.seen.append((x.dtype, torch.get_float32_matmul_precision(), rounds, torch.backends.cudnn.allow_tf32))
+        weight = self.weight.data
+        if rounds and x.dtype == torch.float32:
+            self.weight.data = self.coarse(weight)
+        super().model(x)
+        self.weight.data = weight
+
+    @staticmethod
+    def coarse(weight: Tensor) -> Tensor:
+        return (weight * 4).round() / 4
+
+
+def test_the_error_of_tf32_is_measured_where_products_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted rounding, whose effect on log p(x) is known; it was measured with the rounding switched off, and found 0."""
+    monkeypatch.setattr(importance, "require_precision", lambda *a: None)  # no CUDA device is needed to set a flag
+    x = conjugate.data()
+    program = Rounded()
+    coarse = Rounded()
+    coarse.weight.data = coarse.coarse(coarse.weight.data)
+    planted = coarse.evidence(x) - program.evidence(x)
+    assert float(planted.abs().min()) > 0.05
+    result = log_likelihood(program.float(), x.float(), num_samples=500, precision="tf32")
+    assert result.rounding_error is not None
+    # the guide is nearly exact: estimates of either model are off by a few thousandths of a nat at most
+    torch.testing.assert_close(result.rounding_error, planted, atol=0.02, rtol=0.02)
+    check, *estimates = [tuple(flags) for dtype, *flags in program.seen if dtype == torch.float32]
+    assert check == ("highest", False, False)
+    assert set(estimates) == {("high", True, True)}
+
+
+@pytest.mark.parametrize("method", ["importance", "annealing", "chains", "rounding"])
+def test_full_products_are_full_whatever_torch_was_told(method: str) -> None:
+    """A process that trains with ``torch.set_float32_matmul_precision`` rounds products, and torch those of convolutions."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    program, x = Rounded().float(), conjugate.data(2).float()
+    try:
+        if method == "importance":
+            log_likelihood(program, x, num_samples=30)
+        elif method == "annealing":
+            annealed_log_likelihood(program, x, num_chains=8, num_distributions=100, num_leapfrog=3)
+        elif method == "chains":
+            sample_chains(program, x, num_samples=2, num_warmup=2)
+        else:
+            rounding_error(program, x, None, "bf16", 0)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert {tuple(flags) for _, *flags in program.seen} == {("highest", False, False)}
+
+
+def test_a_precision_leaves_the_flags_as_they_were() -> None:
+    backends: Any = torch.backends
+    flags = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul]
+    before = [flag.fp32_precision for flag in flags]
+    try:
+        flags[1].fp32_precision = "ieee"  # a state that torch's older flags have no word for
+        for precision in ("full", "tf32", "bf16"):
+            with products(precision), products("full"):
+                assert {flag.fp32_precision for flag in flags} == {"ieee"}
+            assert [flag.fp32_precision for flag in flags] == [before[0], "ieee", before[2]]
+    finally:
+        flags[1].fp32_precision = before[1]
+
+
+def test_the_error_of_a_program_conditioned_on_floats_is_known() -> None:
+    class Conditional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.eye(3))
+
+        def model(self, x: Tensor, y: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1).to_event(1))
+                pyro.sample("x", dist.Normal((z + y) @ self.weight, 1).to_event(1), obs=x)
+
+        def guide(self, x: Tensor, y: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal((x - y) @ self.weight / 2, 0.8).to_event(1))
+
+    result = log_likelihood(Conditional(), torch.ones(4, 3), torch.ones(4, 3) / 3, num_samples=50, precision="bf16")
+    assert result.rounding_error is not None
+    assert 1e-5 < float(result.rounding_error.abs().max()) < 0.2
 
 
 def test_a_refused_precision_leaves_no_run_behind(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.evaluation.weights import weigh
+from pyro_vae.precision import products
 from pyro_vae.programs.contract import Program, evaluating
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -20,15 +21,22 @@ IMAGES, SAMPLES = 16, 500  # the first of them, and draws of each
 def rounding_error(program: Program, x: Tensor, y: Tensor | None, precision: str, seed: int) -> Tensor | None:
     """Estimates of log p(x) in a precision minus those in float64, ``(min(N, 16),)``, of 500 draws from the same noise.
 
-    None for a program that does not run in float64: one with float32 tensors that are no parameters or buffers.
+    Products round here as they do in the estimate; a compiled pass takes them from the same libraries. None for a program
+    that does not run in float64: one with float32 tensors that are no parameters or buffers.
     """
     x, y = x[:IMAGES], None if y is None else y[:IMAGES]
+    wide_y = y.double() if y is not None and y.is_floating_point() else y
     exact: Any = copy.deepcopy(program).double()  # type: ignore[attr-defined]
     found = []
-    for one, data, mode in ((program, x, precision), (exact, x.double(), "full")):
+    for one, data, given, mode in ((program, x, y, precision), (exact, x.double(), wide_y, "full")):
         try:
-            with evaluating(one), seeded(derive_seed("rounding error", seed), x.device), _Float32Noise():
-                log_weight = weigh(one, data, y, SAMPLES, mode)[0]
+            with (
+                evaluating(one),
+                products(mode),
+                seeded(derive_seed("rounding error", seed), x.device),
+                _Float32Noise(),
+            ):
+                log_weight = weigh(one, data, given, SAMPLES, mode)[0]
         except RuntimeError:
             if one is exact:
                 return None

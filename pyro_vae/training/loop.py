@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ class Trainer:
         """Train to the end, and leave the best weights in the program."""
         keep_freed()
         self.ranks.require_divisible(min(self.settings.batch_size, self.source.num_rows))
-        with told(self.path), self.interrupts, products(self.settings.precision), no_denormals():
+        tf32 = self.settings.precision == "tf32"  # else what torch was told: a training vouches for no figure
+        with told(self.path), self.interrupts, products("tf32") if tf32 else nullcontext(), no_denormals():
             while not self.finished:
                 metrics = self._one_epoch(bar)
                 self._keep_best(metrics)
