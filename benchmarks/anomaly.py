@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.analysis.anomaly import SCORES, detect, fitted
+from pyro_vae.analysis.anomaly import SCORES, detect
+from pyro_vae.data.alike import observed_like
 from pyro_vae.evaluation.evaluate import chosen_rows
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,23 +50,23 @@ def rows(data: Any, split: str, chosen: Tensor, limit: int) -> Tensor:
     return picked
 
 
-def others(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, Tensor]:
+def others(args: argparse.Namespace, ours: Any) -> dict[str, Tensor]:
     """Other data sets, binarized as MNIST is and fitted to its shape."""
     found = {}
     for name in ("frey-face", "fashion-mnist"):
         try:
-            data = pv.load_data(name, binarization="dynamic")
+            data = pv.load_data(name)
         except pv.UserError as error:  # not there, and no network to fetch it
             print(f"{name} is left out: {error}")
             continue
-        found[name] = fitted(data.observed("test", rows=chosen_rows(len(data.test), args.limit)), shape)
+        found[name] = observed_like(ours, data, rows=chosen_rows(len(data.test), args.limit))
     return found
 
 
 def tasks(data: Any, args: argparse.Namespace) -> dict[str, tuple[int, Any]]:
     """By name: the digit held out, and the images that are the anomaly (None: that digit)."""
     held_out: dict[str, tuple[int, Any]] = {f"digit {digit}": (digit, None) for digit in args.digits}
-    return held_out | {name: (EVERY_DIGIT, x) for name, x in others(args, data.event_shape).items()}
+    return held_out | {name: (EVERY_DIGIT, x) for name, x in others(args, data).items()}
 
 
 def one(data: Any, args: argparse.Namespace, digit: int, x: Tensor | None, seed: int) -> dict[str, float]:

@@ -206,6 +206,13 @@ def test_a_run_without_data_says_so_once(tmp_path: Path) -> None:
         pv.report(run, limit=1)
 
 
+def test_a_run_is_not_reported_on_data_that_were_prepared_otherwise(tmp_path: Path) -> None:
+    data = pv.load_data("digits", dequantization="uniform")
+    run = train(data, pv.build("ppca", "linear", data, latent_dim=2), tmp_path / "run")
+    with pytest.raises(UserError, match=r"dequantization 'uniform', and digits is given with 'none': give data\.with_"):
+        pv.report(run, data=data.with_(dequantization="none"))
+
+
 # hardly anything is trained
 @pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
 def test_names_and_files_are_text_and_nothing_else(folder: Path, tmp_path: Path) -> None:

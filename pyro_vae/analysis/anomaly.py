@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from scipy.stats import rankdata
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from pyro_vae.analysis.drawing import image_grid
@@ -144,8 +143,8 @@ def auroc(normal: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     (1.0, 0.0)
     """
     n, m = len(normal), len(other)
-    area = float(roc_auc_score(np.r_[np.zeros(n), np.ones(m)], np.r_[normal, other]))
     ranks = rankdata(np.r_[normal, other])
+    area = float(ranks[n:].sum() - m * (m + 1) / 2) / (n * m)  # of Mann and Whitney, ties counting half
     of_normal = 1 - (ranks[:n] - rankdata(normal)) / m
     of_other = (ranks[n:] - rankdata(other)) / n
     variance = sum(float(part.var(ddof=1)) / len(part) for part in (of_normal, of_other) if len(part) > 1)
@@ -168,20 +167,21 @@ def detect(
         program: any unconditional Program.
         reference: held-in data ``(N, *event)`` that the p-values are calibrated on: not those it was trained on.
         normal: more held-in data ``(n, *event)``.
-        other: what may be anomalies ``(m, *event)``; see :func:`fitted` for images of another size.
+        other: what may be anomalies ``(m, *event)``, prepared as the normal images are: see
+            :func:`~pyro_vae.data.alike.observed_like`, and :func:`~pyro_vae.data.alike.fitted` for another size.
         num_samples: importance samples per image.
-        seed: of the draws.
+        seed: of the draws, which are the same for the same rows: data against themselves have an AUROC of exactly 1/2.
         progress: called with the number of images after every block.
     """
     for name, x in (("reference", reference), ("normal", normal), ("other", other)):
         require_rows(x, program)
         if len(x) < 2:
             raise UserError(f"expected at least two {name} images, got {len(x)}")
-    options: dict[str, Any] = {"num_samples": num_samples, "progress": progress}
-    base = scores(program, reference, seed=seed, **options)
+    options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "progress": progress}
+    base = scores(program, reference, **options)
     base["typicality"] = np.abs(base["nll"] - np.median(base["nll"]))
-    ours = scores(program, normal, seed=seed + 1, reference=base, **options)
-    theirs = scores(program, other, seed=seed + 2, reference=base, **options)
+    ours = scores(program, normal, reference=base, **options)
+    theirs = scores(program, other, reference=base, **options)
     areas = {n: auroc(ours[n], theirs[n]) for n in SCORES}
     return Anomalies(
         normal=ours,
@@ -192,30 +192,6 @@ def detect(
         auroc_se={n: error for n, (_, error) in areas.items()},
         num_samples=num_samples,
     )
-
-
-def fitted(x: Tensor, event_shape: tuple[int, ...], background: float = 0.0) -> Tensor:
-    """Images ``(N, C, h, w)`` in the middle of a background of ``event_shape`` = (C, H, W).
-
-    Raises:
-        UserError: images that are larger, or have other channels.
-    """
-    shape = tuple(x.shape[1:])
-    if shape == tuple(event_shape):
-        return x
-    if (
-        len(shape) != 3
-        or len(event_shape) != 3
-        or shape[0] != event_shape[0]
-        or shape[1] > event_shape[1]
-        or shape[2] > event_shape[2]
-    ):
-        raise UserError(
-            f"data of shape {shape} do not fit a program for {tuple(event_shape)}: expected images of its channels, no larger"
-        )
-    rows, columns = event_shape[1] - shape[1], event_shape[2] - shape[2]
-    padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    return torch.nn.functional.pad(x, padding, value=background)
 
 
 def most_surprising(

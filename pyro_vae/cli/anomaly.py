@@ -27,17 +27,18 @@ def anomaly(
 ) -> None:
     """Score another data set against the run's own: AUROCs, and a picture of what is most surprising.
 
-    Scores are calibrated on the run's validation split and compared with its test split. Smaller images are put in
-    the middle of a black background.
+    Scores are calibrated on the run's validation split and compared with its test split. The other data are prepared as the
+    run's were (binarization, dequantization, levels); smaller images are put in the middle of a black background.
     """
     from pyro_vae.cli.pictures import destination
 
     path = destination(run, out, "anomaly")
 
-    from pyro_vae.analysis.anomaly import detect, fitted, most_surprising
+    from pyro_vae.analysis.anomaly import detect, most_surprising
     from pyro_vae.analysis.drawing import is_image, save
     from pyro_vae.cli.runs import open_run
     from pyro_vae.data import load_data
+    from pyro_vae.data.alike import observed_like
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.evaluate import chosen_rows
     from pyro_vae.programs.contract import needs_y
@@ -54,11 +55,10 @@ def anomaly(
     if len(ours.validation) < 2 or len(ours.test) < 2:
         raise UserError(f"{ours.name} has no validation and test splits to calibrate on: train with --validation")
     theirs = load_data(data, root=data_root)
-    if theirs.binarization != ours.binarization and theirs.levels not in (None, 2):
-        theirs = theirs.with_(binarization=ours.binarization if ours.binarization != "static" else "dynamic")
-    pick = lambda source, split: source.observed(split, rows=chosen_rows(len(source.stored(split)), limit))  # noqa: E731
-    reference, normal = pick(ours, "validation"), pick(ours, "test")
-    other = fitted(pick(theirs, "test"), loaded.event_shape)
+    pick = lambda source, split: observed_like(  # noqa: E731
+        ours, source, split, rows=chosen_rows(len(source.stored(split)), limit)
+    )
+    reference, normal, other = pick(ours, "validation"), pick(ours, "test"), pick(theirs, "test")
     total = len(reference) + len(normal) + len(other)
     with Progress(total, visible=not quiet, unit="image") as bar:
         result = detect(

@@ -65,11 +65,25 @@ def report(
     if limit < 2 or num_samples < 2:
         raise UserError(f"expected a limit and num_samples of at least 2, got {limit} and {num_samples}")
     target = page.destination(os.fspath(path))
+    if data is not None:
+        _require_its_preparation(run, data)
     data, missing = (data, "") if data is not None else _data(run)
     subject = Subject(run, data, missing, limit, num_samples, seed)
     sections = _sections(subject, progress)
     title = f"{subject.name}: a {'model' if data is None else 'model of ' + data.name}"
     return page.write(target, page.render(title, _subtitle(subject), sections))
+
+
+def _require_its_preparation(run: Run, data: Data) -> None:
+    """Data that were prepared otherwise than those that the run was trained on give figures of something else."""
+    recorded = run.record.get("data", {})
+    for name in ("binarization", "dequantization"):
+        trained, given = recorded.get(name), getattr(data, name)
+        if trained is not None and trained != given:
+            raise UserError(
+                f"the run was trained on data with {name} {trained!r}, and {data.name} is given with {given!r}: give "
+                f"data.with_({name}={trained!r}), or leave data out"
+            )
 
 
 def _data(run: Run) -> tuple[Data | None, str]:
