@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.analysis.convergence import Convergence
+from pyro_vae.analysis.diagnostics import compare_guide
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 
 
@@ -34,14 +35,16 @@ class TwoModes(nn.Module):
 
 
 def test_chains_that_stay_in_modes_of_their_own() -> None:
-    x = torch.tensor([[1.0], [1.5]])
+    """Four chains are in one mode by chance once in eight: in more than two of six images, once in 60."""
+    x = torch.linspace(1.0, 1.5, 6).unsqueeze(1)
     with pytest.warns(
-        UnreliableEstimateWarning, match=r"chains of 2 of 2 images have not converged \(R-hat above 1.05"
+        UnreliableEstimateWarning, match=r"chains of [456] of 6 images have not converged \(R-hat above 1.05"
     ):
         tree = pv.posterior(TwoModes(), x, source="nuts", num_samples=50, num_warmup=50, predictive="none")
     found = Convergence(tree)
-    assert found.rhat.shape == found.ess.shape == (2, 1)
-    assert "R-hat below 1.01 for 0.0% of 2 coordinates" in found.line
+    assert found.rhat.shape == found.ess.shape == (6, 1)
+    assert float(np.sort(found.rhat[:, 0])[2]) > 1.4
+    assert "of 6 coordinates (largest " in found.line
 
 
 def test_a_guide_whose_weights_cannot_be_smoothed() -> None:
@@ -67,8 +70,31 @@ def test_divergences_are_counted_by_image() -> None:
     assert "more than 1% of the transitions of 1 of 2 images diverge" in message
 
 
-def test_one_chain_has_no_rhat() -> None:
-    found = Convergence(chains(1, 0))
-    assert np.isnan(found.rhat).all()
-    assert found.warnings == []
-    assert found.line.startswith("0 divergent transitions; no R-hat")
+@pytest.mark.parametrize(
+    ("num_chains", "said"), [(1, "1 chain of 100 draws cannot tell"), (4, "4 chains of 6 draws cannot")]
+)
+def test_one_chain_or_few_draws_cannot_tell_and_say_so(num_chains: int, said: str) -> None:
+    tree = chains(num_chains, 0)
+    tree = tree if num_chains == 1 else tree.isel(draw=slice(6))
+    found = Convergence(tree)
+    assert np.isnan(found.rhat).all() == (num_chains == 1)
+    (message,) = found.warnings
+    assert said in message
+    assert "0 divergent transitions" in found.line
+
+
+def test_chains_that_never_moved_have_no_rhat_and_say_so() -> None:
+    tree = chains(4, 0)
+    tree["posterior"]["z"].values[:, :, 1, 0] = 0.5
+    (message,) = Convergence(tree).warnings
+    assert "the chains of 1 of 2 images have no R-hat" in message
+
+
+def test_whoever_runs_one_chain_is_told() -> None:
+    options = {"num_samples": 20, "num_warmup": 20, "predictive": "none"}
+    for source in ("nuts", "hmc"):
+        with pytest.warns(UnreliableEstimateWarning, match="1 chain of 20 draws cannot tell"):
+            tree = pv.posterior(conjugate.LinearGaussian(), conjugate.data(2), source=source, num_chains=1, **options)
+    with pytest.warns(UnreliableEstimateWarning, match="1 chain of 20 draws cannot tell"):
+        table = compare_guide(conjugate.LinearGaussian(), conjugate.data(2), chains=tree, num_samples=20)
+    assert np.isnan(table["rhat"]).all()

@@ -6,21 +6,22 @@ Simulation-based calibration, the fourth test, is in :mod:`pyro_vae.analysis.cal
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from arviz_stats.base import array_stats
 from arviz_stats.utils import ELPDData
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from pyro_vae.analysis.convergence import flat_latents
+from pyro_vae.analysis.convergence import Convergence, flat_latents
 from pyro_vae.analysis.posterior import posterior
 from pyro_vae.analysis.schema import SAMPLE_DIMS
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.estimators import good_khat
+from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import OBSERVED, Program
 
 Quantity = Callable[[np.ndarray], np.ndarray]
@@ -51,6 +52,9 @@ def compare_guide(
         guide: see ``chains``.
         options: more for :func:`pyro_vae.posterior`: ``num_chains``, ``num_warmup``, ``progress``, ...
 
+    Warns:
+        UnreliableEstimateWarning: chains that have not converged, or that are too few to tell.
+
     Returns:
         A table over ``image`` and ``latent`` (``"z[3]"``): of the chains ``rhat`` (rank-normalised, folded; Vehtari
         et al. 2021, https://arxiv.org/abs/1903.08008), ``ess_bulk`` and ``ess_tail``; ``mean`` and ``sd`` of the
@@ -68,6 +72,9 @@ def compare_guide(
     extra: dict[str, Any] = {"predictive": "none", "prior": False}
     if chains is None:
         chains = posterior(program, x, y, num_samples=num_samples, source=source, seed=seed, **extra, **options)
+    else:
+        for message in Convergence(chains).warnings:
+            warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
     if guide is None:
         kept = {k: v for k, v in options.items() if k in ("num_chains", "labels", "image_index")}
         guide = posterior(program, x, y, num_samples=num_samples, source="guide", seed=seed, **extra, **kept)
@@ -77,12 +84,12 @@ def compare_guide(
             f"chains of {ours.shape[2:]} images and latents, and a guide of {theirs.shape[2:]}: give both for the same x"
         )
     values, drawn = ours.values, theirs.values
-    axes = {"chain_axis": 0, "draw_axis": 1}
+    told = Convergence(chains)
     sd = values.std((0, 1), ddof=1)
     columns = {
-        "rhat": array_stats.rhat(values, **axes),
-        "ess_bulk": array_stats.ess(values, method="bulk", **axes),
-        "ess_tail": array_stats.ess(values, method="tail", prob=0.05, **axes),
+        "rhat": told.rhat,
+        "ess_bulk": told.ess,
+        "ess_tail": told.ess_tail,
         "mean": values.mean((0, 1)),
         "sd": sd,
         "guide_mean": drawn.mean((0, 1)),
