@@ -48,7 +48,8 @@ class Chains:
     Attributes:
         latents: by site, ``(num_chains, num_samples, N, *latent)``.
         statistics: ``lp`` (log p(x, u)), ``acceptance_rate``, ``step_size``, ``energy``, ``diverging``,
-            ``tree_depth`` (of NUTS) and ``n_steps``, each ``(num_chains, num_samples, N)``.
+            ``tree_depth`` (of NUTS), ``n_steps``, and of latents whose support has an edge ``at_edge``, each
+            ``(num_chains, num_samples, N)``.
         num_gradients: of the log-density of one chain, warm-up included.
         chunk_size: images times chains in one batch.
     """
@@ -135,8 +136,8 @@ def sample_chains(
             record = _sample(chosen, num_samples, num_warmup, target_accept, _part(progress, len(block)))
             if kernel == "hmc":
                 del record.statistics["tree_depth"]
-            latents = _constrained(density, record.draws, fitting.images * num_chains)
-            return latents, record.as_dict(), target.gradients[0]
+            latents, edge = _constrained(density, record.draws, fitting.images * num_chains)
+            return latents, record.as_dict() | edge, target.gradients[0]
 
     blocks = fitting.over(move, x, y)
     latents = {n: np.concatenate([b[0][n] for b in blocks], 2) for n in blocks[0][0]}
@@ -206,9 +207,18 @@ def _part(report: Report | None, size: float) -> Report:
     return (lambda share: None) if report is None else (lambda share: report(share * size))
 
 
-def _constrained(density: Unconstrained, draws: Tensor, rows: int) -> dict[str, np.ndarray]:
-    """The latents by site, ``(chains, draws, batch, *latent)``, of u ``(draws, chains, batch, D)``."""
+def _constrained(
+    density: Unconstrained, draws: Tensor, rows: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The latents by site, ``(chains, draws, batch, *latent)``, of u ``(draws, chains, batch, D)``; and which are at an edge."""
     u = draws.transpose(0, 1).flatten(0, 1)
-    parts = [density.constrain(part) for part in u.split(max(1, rows // density.batch))]
+    parts = u.split(max(1, rows // density.batch))
     shape = (draws.shape[1], draws.shape[0])
-    return {n: torch.cat([p[n] for p in parts]).unflatten(0, shape).cpu().numpy() for n in density.sites}
+
+    def joined(found: list[Tensor]) -> np.ndarray:
+        array: np.ndarray = torch.cat(found).unflatten(0, shape).cpu().numpy()
+        return array
+
+    values = [density.constrain(part) for part in parts]
+    edge = {"at_edge": joined([density.at_edge(part) for part in parts])} if density.has_edge else {}
+    return {n: joined([v[n] for v in values]) for n in density.sites}, edge

@@ -42,9 +42,7 @@ class Target:
 
     def of(self, keep: Tensor) -> Target:
         """The same for some of the images, by their numbers."""
-        y = None if self.density.y is None else self.density.y[keep]
-        part = Unconstrained(self.density.program, self.density.x[keep], y)
-        other = Target(part, self.num_chains, self.scale[keep])
+        other = Target(self.density.of(keep), self.num_chains, self.scale[keep])
         other.gradients = self.gradients
         return other
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from pyro_vae.programs.contract import Program, require_rows
 
 GUIDE_DRAWS = 128  # per image, for the reconstruction, the KL and a bound that annealing must not fall below
 FEW_CHAINS = 8  # fewer give a jackknife error that is itself off by more than a quarter
+AT_EDGE = 1e-3  # of the draws: about as many nats
 GOOD_ACCEPTANCE = (0.4, 0.9)
 
 
@@ -110,6 +111,7 @@ class AnnealedLogLikelihood(LogLikelihood):
         num_distributions: intermediate distributions.
         num_leapfrog: leapfrog steps in each.
         start: ``"prior"`` or ``"guide"``.
+        edge: the share of an image's chains whose start cannot be told from the edge of a latent's support.
     """
 
     acceptance: Tensor
@@ -120,6 +122,7 @@ class AnnealedLogLikelihood(LogLikelihood):
     num_leapfrog: int
     start: str
     method: str = "ais"
+    edge: Tensor | None = field(default=None, kw_only=True)
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -146,6 +149,11 @@ class AnnealedLogLikelihood(LogLikelihood):
             found.append(
                 f"the trajectories were accepted {accepted:.0%} of the time, outside {low:.0%} to {high:.0%}: the step sizes of "
                 "the preliminary run do not fit; use more intermediate distributions"
+            )
+        if self.edge is not None and (edge := float(self.edge.mean())) > AT_EDGE:
+            found.append(
+                f"{edge:.1%} of the draws of the {self.start} cannot be told from the edge of a latent's support in its numbers: "
+                f"log p(x) may be about {edge:.2g} nats too low; use larger concentrations (0.2 or more), or float64 on a CPU"
             )
         below = float((self.importance_bound - self.log_likelihood).mean())
         error = math.hypot(self.nll_mc_se, float(self.importance_bound_se.square().sum().sqrt()) / len(self))
@@ -211,4 +219,5 @@ def from_weights(weights: Weights, settings: Settings, bound: LogLikelihood) -> 
         num_distributions=settings.num_distributions,
         num_leapfrog=settings.num_leapfrog,
         start=settings.start,
+        edge=weights.edge,
     )

@@ -118,6 +118,7 @@ class Weights:
         acceptance: mean acceptance probability of the forward transitions ``(N,)``; of the reverse ones,
             ``reverse_acceptance``.
         step_size: at the posterior ``(N,)``, in units of u.
+        edge: share of the draws that chains start from that numbers cannot tell from the edge of their support, ``(N,)``.
         chunk_size: images times chains in one batch.
     """
 
@@ -126,6 +127,7 @@ class Weights:
     step_size: Tensor
     reverse_log_weight: Tensor | None
     reverse_acceptance: Tensor | None
+    edge: Tensor
     chunk_size: int
 
 
@@ -190,6 +192,7 @@ def run(
         step_size=done["step_size"],
         reverse_log_weight=done.get("reverse.log_weight"),
         reverse_acceptance=done.get("reverse.acceptance"),
+        edge=done["edge"],
         chunk_size=min(size for _, size in shares) * settings.num_chains,
     )
 
@@ -213,7 +216,8 @@ def _block(path: Path, settings: Settings, first: int, exact: Tensor | None, wor
         log_weight, acceptance = _sweep(path, settings, sizes, first, phase, u, work, report)
         work.now |= {f"{phase}.log_weight": log_weight.cpu(), f"{phase}.acceptance": acceptance.cpu()}
     step_size = sizes.at(torch.ones(1))[0].cpu().double()
-    work.finish_block({**{k: v for k, v in work.now.items() if "." in k}, "step_size": step_size})
+    results = {"step_size": step_size, "edge": path.edge.cpu()}
+    work.finish_block({**{k: v for k, v in work.now.items() if "." in k}, **results})
 
 
 def _preliminary(path: Path, settings: Settings, first: int, report: _Reporter) -> Tensor:

@@ -64,6 +64,9 @@ class Path:
         density: the program's log-densities on the block.
         num_chains: chains per image.
         start: ``"prior"`` or ``"guide"``.
+
+    Attributes:
+        edge: per image the share of draws of f_0 that numbers cannot tell from the edge of a support, ``(batch,)``.
     """
 
     def __init__(self, density: Unconstrained, num_chains: int, start: Start = "prior") -> None:
@@ -73,6 +76,7 @@ class Path:
             density.require_guide_density()
         self.density, self.num_chains, self.guide = density, num_chains, start == "guide"
         u = self.draw(seed=0)
+        self.edge = density.at_edge(u).double().mean(0) if density.has_edge else u.new_zeros(u.shape[1])
         beta = torch.full((), 0.5, dtype=u.dtype, device=u.device)
         self._point = captured(lambda u: self._evaluate(u), (u,), (0.9 * u,))
         self._slope = captured(lambda u, beta: self._gradient(u, beta), (u, beta), (0.9 * u, 0.5 * beta))

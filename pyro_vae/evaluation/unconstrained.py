@@ -5,10 +5,16 @@
 Each latent site is mapped from the real line to its support by torch's bijection for that support
 (``torch.distributions.biject_to``), at the moment the model reaches it: a support may depend on the latents before it.
 Several sites are laid side by side in u, in the order in which the model samples them.
+
+Where a support has an edge, a density that does not vanish there has a share of its mass closer to it than a number can be:
+with Beta(0.1, 0.1) a tenth of the draws lie above 1 - 6e-8, the largest float32 below 1, and p(x) came out 0.6 nats too low
+over eight latents. Such programs are run in float64 (1.4 % above 1 - 2e-16), and what then is left is measured, by
+:meth:`Unconstrained.at_edge`.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +26,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.blind import narrow_sites
@@ -36,11 +42,13 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_sites,
 )
-from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.seeding import ONE_THREAD, derive_seed, seeded
+
+EDGE = 0.1  # nats of u that a step of 1 may miss by
 
 
 class Unconstrained:
-    """A program's log-densities at u, given the data.
+    """A program's log-densities at u, given the data; in float64 where a latent's support has an edge, and the program can be.
 
     Args:
         program: any Program, on its device.
@@ -50,16 +58,22 @@ class Unconstrained:
     Attributes:
         dim: D, the length of u, summed over sites.
         sites: the latent sites' names, in the order of u.
+        has_edge: whether a latent's support is less than the real line.
 
     Raises:
         UserError: a latent that is discrete, or on a set to which torch has no bijection; it is named.
     """
 
     def __init__(self, program: Program, x: Tensor, y: Tensor | None = None) -> None:
-        self.program, self.x, self.y = program, x, y
-        self._args = arguments(x, y)
         traces = check(program, x, y)
         self._narrow = narrow_sites(traces)
+        self.has_edge = any(has_edge(site["fn"].support) for site in latent_sites(traces.model).values())
+        wide = _in_double(program, x, y) if self.has_edge and x.dtype == torch.float32 else None
+        self._given: tuple[Any, Tensor, Tensor | None] = program, x, y
+        self._wide = wide is not None
+        self.program: Any
+        self.program, self.x, self.y = self._given if wide is None else wide
+        self._args = arguments(self.x, self.y)
         self._shapes: dict[str, torch.Size] = {}
         for name, site in latent_sites(traces.model).items():
             # asked of the whole shape: a support may itself have values per chain and image
@@ -70,6 +84,11 @@ class Unconstrained:
         self._auxiliary = sorted(set(latent_sites(traces.guide)) - set(self._shapes))
         self.sites = list(self._shapes)
         self.dim = sum(math.prod(shape) for shape in self._shapes.values())
+
+    def of(self, keep: Tensor) -> Unconstrained:
+        """The same for some of the images, by their numbers."""
+        program, x, y = self._given
+        return Unconstrained(program, x[keep], None if y is None else y[keep])
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -83,8 +102,8 @@ class Unconstrained:
 
     def densities(self, u: Tensor, *, guide: bool = False) -> Densities:
         """The log-densities at ``u`` ``(chains, batch, D)``, differentiable in u; the guide's only where asked for."""
-        with isolated(), self._plate(u.shape[0]):
-            place = _Place(self._shapes, u)
+        with self._plate(u.shape[0]):
+            place = _Place(self._shapes, u.to(self.x.dtype))
             with place:
                 model = poutine.trace(self.program.model).get_trace(*self._args)
             shape = u.shape[:2]
@@ -96,21 +115,39 @@ class Unconstrained:
             )
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
-        """The latents ``(chains, batch, *event)`` at ``u`` ``(chains, batch, D)``, by site."""
-        with isolated(), self._plate(u.shape[0]), _Place(self._shapes, u):
-            model = poutine.trace(self.program.model).get_trace(*self._args)
+        """The latents ``(chains, batch, *event)`` at ``u`` ``(chains, batch, D)``, by site, in the dtype of the x given."""
+        program, x, y = self._given
+        with isolated(), pyro.plate(SAMPLE_PLATE, u.shape[0], dim=-2), _Place(self._shapes, u.to(x.dtype)):
+            model = poutine.trace(program.model).get_trace(*arguments(x, y))
         return latent_values(model)
+
+    def at_edge(self, u: Tensor) -> Tensor:
+        """At which ``u`` ``(chains, batch, D)`` latents cannot be told from others a step of 1 away: bool ``(chains, batch)``.
+
+        They are nearer to the edge of their support than their numbers can be, which rounding, and the samplers themselves,
+        put on the last number before it. Their share bounds by how much the density falls short of a mass of 1.
+        """
+        u = u.to(self.x.dtype)
+        found = torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
+        for step in (-1.0, 1.0):
+            with torch.no_grad(), self._plate(u.shape[0]):
+                with _Place(self._shapes, u + step):
+                    model = poutine.trace(self.program.model).get_trace(*self._args)
+                again = self._flatten(model, u.shape[0])
+            found |= ~((again - (u + step)).abs() < EDGE).all(-1)
+        return found
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """``u`` ``(chains, batch, D)`` of latents ``(chains, batch, *event)`` by site."""
         chains = next(iter(values.values())).shape[0]
-        with isolated(), self._plate(chains), AtValues(values):
+        values = {name: value.to(self.x.dtype) for name, value in values.items()}
+        with self._plate(chains), AtValues(values):
             model = poutine.trace(self.program.model).get_trace(*self._args)
         return self._flatten(model, chains)
 
     def draw(self, num_chains: int, *, guide: bool = False) -> Tensor:
         """``u`` ``(num_chains, batch, D)`` drawn from the prior, or from the guide, with torch's generators."""
-        with evaluating(self.program), isolated(), self._plate(num_chains):
+        with evaluating(self.program), self._plate(num_chains):
             if not guide:
                 model = poutine.trace(self.program.model).get_trace(*self._args)
             else:
@@ -151,7 +188,7 @@ class Unconstrained:
 
     @contextmanager
     def _plate(self, chains: int) -> Iterator[None]:
-        with pyro.plate(SAMPLE_PLATE, chains, dim=-2):
+        with isolated(), _double_by_default(self._wide), pyro.plate(SAMPLE_PLATE, chains, dim=-2):
             yield
 
 
@@ -172,6 +209,38 @@ class Densities:
     def log_joint(self) -> Tensor:
         """log p(x, u): the posterior density of u up to p(x)."""
         return self.log_prior + self.log_likelihood + self.log_jacobian
+
+
+def has_edge(support: Any) -> bool:
+    """Whether a support is less than the real line, or a product of real lines."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is not constraints.real and not isinstance(support, type(constraints.real))
+
+
+def _in_double(program: Any, x: Tensor, y: Tensor | None) -> tuple[Any, Tensor, Tensor | None] | None:
+    """The program and its data in float64; None where the device, or tensors that are no parameters or buffers, forbid it."""
+    if x.device.type == "mps":
+        return None
+    wide = copy.deepcopy(program).double()
+    args = wide, x.double(), y.double() if y is not None and y.is_floating_point() else y
+    try:
+        with ONE_THREAD, _double_by_default(True):
+            check(*args)
+    except UserError:
+        return None
+    return args
+
+
+@contextmanager
+def _double_by_default(wide: bool) -> Iterator[None]:
+    """While entered, what a program makes without saying a dtype is float64, if it runs in float64 though it was float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if wide else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def latent_values(traced: Traced) -> dict[str, Tensor]:
