@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyro_vae.analysis.drawing import image_grid
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import Program, require_rows
@@ -45,6 +46,7 @@ class Anomalies:
         auroc: by score, the chance that one of the others scores higher than one of the normal images.
         auroc_se: its standard error over images (DeLong et al. 1988, https://doi.org/10.2307/2531595).
         num_samples: importance samples per image.
+        forbidden: what of the result theory forbids (:mod:`pyro_vae.evaluation.consistency`).
     """
 
     normal: Scores
@@ -54,11 +56,12 @@ class Anomalies:
     auroc: dict[str, float]
     auroc_se: dict[str, float]
     num_samples: int
+    forbidden: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
-        """Where a score fails, and what that means."""
-        found = []
+        """What theory forbids of the result; where a score fails, and what that means."""
+        found = [*self.forbidden]
         for name, area in self.auroc.items():
             if area < FAILS - 2 * self.auroc_se[name]:
                 found.append(
@@ -159,6 +162,7 @@ def detect(
     *,
     num_samples: int = 500,
     seed: int = 0,
+    against_itself: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Anomalies:
     """Score normal images and others, and say how well the two are told apart.
@@ -171,6 +175,8 @@ def detect(
             :func:`~pyro_vae.data.alike.observed_like`, and :func:`~pyro_vae.data.alike.fitted` for another size.
         num_samples: importance samples per image.
         seed: of the draws, which are the same for the same rows: data against themselves have an AUROC of exactly 1/2.
+        against_itself: whether ``other`` are the same data as ``normal``, row by row, also where they were prepared anew: scores
+            that differ on average are then an error.
         progress: called with the number of images after every block.
     """
     for name, x in (("reference", reference), ("normal", normal), ("other", other)):
@@ -183,6 +189,12 @@ def detect(
     ours = scores(program, normal, reference=base, **options)
     theirs = scores(program, other, reference=base, **options)
     areas = {n: auroc(ours[n], theirs[n]) for n in SCORES}
+    forbidden: tuple[str, ...] = ()
+    if len(normal) == len(other) and (against_itself or torch.equal(normal, other)):
+        twice = [{n: torch.from_numpy(v) for n, v in found.items()} for found in (ours, theirs)]
+        claims = consistency.of_itself(*twice)
+        forbidden = consistency.forbidden(claims)
+        consistency.warn(forbidden)
     return Anomalies(
         normal=ours,
         other=theirs,
@@ -191,6 +203,7 @@ def detect(
         auroc={n: area for n, (area, _) in areas.items()},
         auroc_se={n: error for n, (_, error) in areas.items()},
         num_samples=num_samples,
+        forbidden=forbidden,
     )
 
 

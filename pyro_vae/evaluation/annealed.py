@@ -6,12 +6,14 @@ import time
 from typing import Any
 
 from pyro_vae.data import Data
-from pyro_vae.evaluation.ais import AnnealedLogLikelihood, annealed_log_likelihood
+from pyro_vae.evaluation import consistency
+from pyro_vae.evaluation.ais import AnnealedLogLikelihood, annealed_log_likelihood, guide_bound
 from pyro_vae.evaluation.anneal import Checkpoint, Progress
 from pyro_vae.evaluation.bdmc import bidirectional
 from pyro_vae.evaluation.evaluate import ACTIVE_IMAGES, active_units, bits_per_dim, chosen_rows, y_of
 from pyro_vae.evaluation.path import Start
 from pyro_vae.programs.contract import Program
+from pyro_vae.seeding import derive_seed
 
 
 def evaluate_annealed(
@@ -66,7 +68,11 @@ def evaluate_annealed(
         bounds = bidirectional(
             program, len(x), y, event_shape=tuple(x.shape[1:]), checkpoint=simulated_checkpoint, **how
         )
-        figures |= bounds.summary() | {"method": "bdmc"}
+        weighted = guide_bound(program, bounds.x, y, derive_seed("importance weights of simulated data", seed))
+        claims = consistency.of_bounds(bounds.lower, bounds.upper, weighted.log_likelihood)
+        against = consistency.forbidden(claims)
+        consistency.warn([message for message in against if message not in bounds.warnings], stacklevel=2)
+        figures |= bounds.summary() | {"method": "bdmc", "warnings": [*against, *figures["warnings"]]}
     figures |= {
         "bits_per_dim": bits_per_dim(program, data, result.nll, x[:2], None if y is None else y[:2]),
         "active_units": active_units(program, data.observed("train", rows=train_rows), train_y),

@@ -11,16 +11,20 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
 from pyro_vae.errors import UserError, nearest
+from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weights
 from pyro_vae.evaluation.chunks import Chunks
+from pyro_vae.evaluation.consistency import latents_have_densities
 from pyro_vae.evaluation.enumeration import summed
 from pyro_vae.evaluation.quasi import NOISES, SobolNoise, length_of
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
@@ -146,7 +150,7 @@ def log_likelihood(
         few = None if y is None else y[:IMAGES].to(device)
         error = rounding_error(program, to_program(program, x[:IMAGES]), few, precision, seed)
     names = ("log_likelihood", "bias", "mc_se", "ess", "khat", "interval")
-    columns = {name: torch.cat([getattr(part.estimate, name) for part in parts]) for name in names}
+    columns: dict[str, Any] = {name: torch.cat([getattr(part.estimate, name) for part in parts]) for name in names}
     if states is None and discrete_sites(traces):
         columns["khat"] = torch.full_like(columns["khat"], math.nan)  # it would see the states alone that were drawn
     result = LogLikelihood(
@@ -164,6 +168,11 @@ def log_likelihood(
         states=None if states is None else len(next(iter(states.values()))),
         blind_spots=[] if states is not None else blind_spots(traces),
     )
+    normalised = latents_have_densities(traces)
+    corrected = result.log_likelihood - result.bias
+    claims = consistency.of_likelihood(result.elbo, corrected, result.kl if normalised else None)
+    result = replace(result, forbidden=consistency.forbidden(claims))
+    consistency.warn(result.forbidden)
     for message in result.warnings:
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
     return result

@@ -44,6 +44,8 @@ class LogLikelihood:
             None at full precision, and where it could not be measured.
         noise: ``random``, or ``sobol`` for randomised quasi-Monte Carlo.
         target_se: the standard error that was aimed at, in nats; None where all images got ``num_samples`` draws.
+        forbidden: what of the result theory forbids, a line each (:mod:`pyro_vae.evaluation.consistency`); not to be used where
+            there is any.
         draws: how many each image got, where an error was aimed at; None where all got ``num_samples``.
         states: joint values of discrete latents that log p(x) is the exact sum over; None where it was estimated from draws.
         blind_spots: what of the program's latents no draw tells of; the first of the warnings.
@@ -66,6 +68,7 @@ class LogLikelihood:
     target_se: float | None = field(default=None, kw_only=True)
     states: int | None = field(default=None, kw_only=True)
     blind_spots: list[str] = field(default_factory=list, kw_only=True)
+    forbidden: tuple[str, ...] = field(default=(), kw_only=True)
     interval: Tensor = field(kw_only=True)
 
     def __len__(self) -> int:
@@ -221,7 +224,12 @@ class LogLikelihood:
             if self.rounding_error is not None:
                 plain["rounding_error"] = float(self.rounding_error.mean())
                 plain["rounding_error_sd"] = float(self.rounding_error.std(unbiased=False))
-        return {**plain, "num_samples": self.num_samples, "num_data": len(self), "warnings": list(self.warnings)}
+        return {
+            **plain,
+            "num_samples": self.num_samples,
+            "num_data": len(self),
+            "warnings": [*self.forbidden, *self.warnings],
+        }
 
     def __str__(self) -> str:
         nll, elbo, reconstruction, kl = (
@@ -244,7 +252,7 @@ class LogLikelihood:
                 mean, sd = float(self.rounding_error.mean()), float(self.rounding_error.std(unbiased=False))
                 cost = f"{mean:+.2g} nats per image (sd {sd:.2g} over {len(self.rounding_error)} images)"
             lines.append(f"products in {self.precision}: against float64, {cost}")
-        return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
+        return "\n".join([*lines, *(f"warning: {w}" for w in (*self.forbidden, *self.warnings))])
 
     def _drawn(self) -> str:
         if self.states is not None:

@@ -1,0 +1,176 @@
+"""Results that theory forbids: where one comes out, an instrument is at fault, and says so.
+
+    claim:  E[low - high] <= 0,  for every datum;      t = mean(low - high) / (sd(low - high) / sqrt(N))
+
+An upper bound lies above a lower one, an ELBO below log p(x), a KL divergence at or above 0, and data are not told apart from
+themselves. A figure may break such a rule by chance, but not by many standard errors: claims are tested on means, over data,
+one-sided, and the claims of one result together by Holm's rule, so that a sound result is called forbidden once in 10,000.
+
+Holm 1979, A simple sequentially rejective multiple test procedure, https://www.jstor.org/stable/4615733; the t-test of skewed
+differences: Hall 1992, On the removal of skewness by transformation, https://www.jstor.org/stable/2345958.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from pyro_vae.programs.contract import OBSERVED, Traces, is_random, latent_sites
+
+FAMILY_LEVEL = 1e-4  # chance of a false alarm over all claims of one result
+FEW = 20  # data; fewer have no standard error that a rule could rest on
+SKEWNESS = 2.0  # times that of a sample, which understates the skewness of what it was drawn from
+ROUNDING = 1e-5  # of the figures: what float32 does to them, and no rule is broken by that
+
+
+class InconsistentResultWarning(UserWarning):
+    """A result that theory forbids: an instrument is at fault, and its figures are not to be used."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one figure is at most another.
+
+    Attributes:
+        low, high: the figures' names, ``low`` the one that theory puts at or below the other.
+        low_value, high_value: the figures, in nats per datum where nothing else is said.
+        se: standard error of their difference.
+        num_data: from how many data the error was found.
+        suspect: which instrument to look at, and what to do.
+        skewness: of the differences, for the correction of t.
+    """
+
+    low: str
+    high: str
+    low_value: float
+    high_value: float
+    se: float
+    num_data: int
+    suspect: str
+    skewness: float = 0.0
+
+    @property
+    def difference(self) -> float:
+        """``low_value - high_value``: at most 0 in expectation."""
+        return self.low_value - self.high_value
+
+    @property
+    def p_value(self) -> float:
+        """Chance of a difference like this or larger where none is; 1 where nothing can be told."""
+        size = max(abs(self.low_value), abs(self.high_value), 1.0)
+        excess = self.difference - ROUNDING * size
+        if not math.isfinite(excess) or not math.isfinite(self.se) or excess <= 0 or self.num_data < FEW:
+            return 1.0
+        if self.se <= 0:
+            return 0.0
+        t = excess / self.se
+        # Differences with a long tail below have means above 0 too often: the skewness, negative there, lowers t (Hall).
+        a = SKEWNESS * min(0.0, self.skewness) / (3 * math.sqrt(self.num_data))
+        return float(student.sf(max(t + a * t**2 + a**2 * t**3 / 3 + a / 2, t / 3), self.num_data - 1))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.low} ({self.low_value:.4g}) is above {self.high} ({self.high_value:.4g}) by {self.difference:.2g} +- "
+            f"{self.se:.1g}, which theory forbids (N = {self.num_data}, p = {self.p_value:.0e}): do not use these figures; "
+            f"{self.suspect}"
+        )
+
+
+def claim(low: str, high: str, low_values: Tensor, high_values: Tensor, suspect: str) -> Claim:
+    """The claim of paired figures ``(N,)``, one pair a datum; pairs that are not finite are left out."""
+    low_values, high_values = low_values.detach().double().cpu(), high_values.detach().double().cpu()
+    finite = torch.isfinite(low_values) & torch.isfinite(high_values)
+    low_values, high_values = low_values[finite], high_values[finite]
+    difference = low_values - high_values
+    count = len(difference)
+    if count < 2:
+        return Claim(low, high, math.nan, math.nan, math.nan, count, suspect)
+    sd = float(difference.std())
+    skewness = float(((difference - difference.mean()) / sd).pow(3).mean()) if sd > 0 else 0.0
+    error = sd / math.sqrt(count)
+    return Claim(low, high, float(low_values.mean()), float(high_values.mean()), error, count, suspect, skewness)
+
+
+def forbidden(claims: Iterable[Claim], level: float = FAMILY_LEVEL) -> tuple[str, ...]:
+    """A line for each claim that does not hold, by Holm's rule at a family's level; none where all may hold."""
+    ordered = sorted(claims, key=lambda c: c.p_value)
+    found = []
+    for index, one in enumerate(ordered):
+        if one.p_value > level / (len(ordered) - index):
+            break
+        found.append(str(one))
+    return tuple(found)
+
+
+def warn(messages: Sequence[str], stacklevel: int = 3) -> None:
+    """Issue :class:`InconsistentResultWarning` for each line."""
+    for message in messages:
+        warnings.warn(message, InconsistentResultWarning, stacklevel=stacklevel)
+
+
+def of_bounds(lower: Tensor, upper: Tensor, importance: Tensor | None = None) -> list[Claim]:
+    """Of bidirectional bounds ``(N,)`` on the same simulated data, and of an importance-weighted bound there."""
+    suspect = (
+        "the chains do not leave their densities as they are, or the data are no draws of the joint: try another model, and "
+        "report it"
+    )
+    found = [claim("the lower bound of annealing", "its upper bound", lower, upper, suspect)]
+    if importance is not None:
+        found.append(claim("the importance-weighted bound", "annealing's upper bound", importance, upper, suspect))
+    return found
+
+
+def of_likelihood(elbo: Tensor, log_likelihood: Tensor, kl: Tensor | None = None) -> list[Claim]:
+    """Of an ELBO and log p(x) without its bias, ``(N,)``, and of E_q[log q(z | x) - log p(z)] where p(z) is normalised."""
+    suspect = (
+        "the weights and the ELBO count different terms: look for masks, factors or sites that one of them leaves out"
+    )
+    found = [claim("the ELBO", "log p(x)", elbo, log_likelihood, suspect)]
+    if kl is not None:
+        zero = torch.zeros_like(kl)
+        unnormalised = (
+            "a density of the prior or of the guide does not integrate to 1: check the log_prob of every site"
+        )
+        found.append(claim("0", "the KL divergence of the guide from the prior", zero, kl, unnormalised))
+    return found
+
+
+def latents_have_densities(traces: Traces) -> bool:
+    """Whether log q(z | x) - log p(z) is a ratio of two densities of the same latents: no factors, masks or auxiliary sites."""
+    model, guide = latent_sites(traces.model), latent_sites(traces.guide)
+    others = [name for traced in (traces.model, traces.guide) for name, site in traced.nodes.items()
+              if is_random(site) and site["is_observed"] and name != OBSERVED]  # fmt: skip
+    masked = any(site["mask"] is not None for site in (*model.values(), *guide.values()))
+    return not others and not masked and set(model) == set(guide)
+
+
+def of_gaps(elbo: Tensor, elbo_optimal: Tensor, log_likelihood: Tensor) -> list[Claim]:
+    """Of the ELBOs of a guide and of the best member of its family, and log p(x) without its bias, ``(N,)`` each."""
+    suspect = "a guide that is too narrow underestimates log p(x): give that of annealing (log_likelihood=)"
+    return [
+        claim("the ELBO", "log p(x)", elbo, log_likelihood, suspect),
+        claim("the ELBO of the best guide", "log p(x)", elbo_optimal, log_likelihood, suspect),
+    ]
+
+
+def of_information(lower: Tensor, uppers: dict[str, Tensor]) -> list[Claim]:
+    """Of terms ``(N,)`` whose means are a lower bound of I(x; z) and, by name, upper ones (leave-one-out, rate)."""
+    suspect = "a density of the guide or of the prior is not what it says: compare its log_prob with its samples, and its masks"
+    return [claim("the lower bound of I(x; z)", name, lower, upper, suspect) for name, upper in uppers.items()]
+
+
+def of_itself(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[Claim]:
+    """Of scores ``(N,)`` by name of the same data twice, row by row: neither is higher."""
+    suspect = "the same data were prepared or scored in two ways: see pyro_vae.data.alike.observed_like"
+    found = []
+    for name in one:
+        names = [f"{name} of the data as {part}" for part in ("normal", "anomalies")]
+        found.append(claim(names[0], names[1], one[name], other[name], suspect))
+        found.append(claim(names[1], names[0], other[name], one[name], suspect))
+    return found
