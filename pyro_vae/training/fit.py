@@ -16,7 +16,7 @@ from pyro_vae import memory, registry
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError
 from pyro_vae.precision import require_precision
-from pyro_vae.programs.contract import check, check_observed, require_program
+from pyro_vae.programs.contract import check, check_observed, require_program, require_rows
 from pyro_vae.programs.trace import Traces, device_of, dtype_of, needs_y, takes_y, to_program
 from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.spec import parse_block, validated
@@ -106,6 +106,8 @@ def fit(
     target, ranks = resolve_device(device), join()
     require_precision(chosen.precision, target, dtype_of(program))
     path = Path(out) if out is not None else None
+    if isinstance(data, torch.Tensor):
+        require_rows(data, program)
     source = make_source(data, takes_y(program), target, dtype_of(program), needs_y(program))
     objective = _objective(chosen)
     event_shape = _admit(program.to(target), data, source, objective, chosen.batch_size)
