@@ -168,14 +168,17 @@ def log_likelihood(
         states=None if states is None else len(next(iter(states.values()))),
         blind_spots=[] if states is not None else blind_spots(traces),
     )
-    normalised = latents_have_densities(traces)
-    corrected = result.log_likelihood - result.bias
-    claims = consistency.of_likelihood(result.elbo, corrected, result.kl if normalised else None)
-    result = replace(result, forbidden=consistency.forbidden(claims))
+    result = _held_to_theory(result, kl_is_one=latents_have_densities(traces))
     consistency.warn(result.forbidden)
     for message in result.warnings:
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
     return result
+
+
+def _held_to_theory(result: LogLikelihood, *, kl_is_one: bool) -> LogLikelihood:
+    corrected = result.log_likelihood - result.bias
+    claims = consistency.of_likelihood(result.elbo, corrected, result.kl if kl_is_one else None)
+    return replace(result, forbidden=consistency.forbidden(claims))
 
 
 def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None) -> tuple[int, int]:
