@@ -25,6 +25,7 @@ SHARE = 0.2  # of the reported error, that a bias may have after correction
 COVERAGE = (0.93, 0.98)  # of a stated 95 % interval
 MIN_INTERVALS = 2000
 ROUNDING = 1e-5  # of float32 log-densities: no error bar is smaller
+EXACT = 1e-5  # nats by which a float32 program may miss an answer that it states as exact
 STATED_FROM = 100  # draws, from which on a coverage is judged
 
 
@@ -149,13 +150,15 @@ def estimates(result: LogLikelihood, truth: Tensor, replicates: int) -> list[Che
     shape = (replicates, len(truth))
     off = (result.log_likelihood - result.bias - rows).reshape(shape)
     error = result.mc_se.reshape(shape)
-    checks = unbiased((result.log_likelihood - rows).reshape(shape))
-    if float(error.mean()) > ROUNDING:
-        checks.append(bias_check(off, error))
-        checks += coverage_checks(result, rows)
-    else:  # exact, or claimed to be: nothing is left but rounding
-        checks.append(within("largest error of an exact answer", float(off.abs().max()), -1, 1e-3, "nats", 1e-3))
-    return checks
+    if (
+        float(error.mean()) <= ROUNDING
+    ):  # exact, or claimed to be: what is left is rounding, which has no sampling error
+        return [within("largest error of an exact answer", float(off.abs().max()), -1, EXACT, "nats", EXACT)]
+    return [
+        *unbiased((result.log_likelihood - rows).reshape(shape)),
+        bias_check(off, error),
+        *coverage_checks(result, rows),
+    ]
 
 
 def bias_check(off: Tensor, error: Tensor) -> Check:

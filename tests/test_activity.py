@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae import registry
 from pyro_vae.evaluation.activity import DECIDED, FIRST_DRAWS, MOST_DRAWS, ActivityWarning, _estimate, unit_activity
+from pyro_vae.evaluation.consistency import InconsistentResultWarning
 from pyro_vae.evaluation.evaluate import active_units
-from pyro_vae.evaluation.information import CrossedBoundsWarning
 from pyro_vae.seeding import generator
 
 POSTERIORS = registry.names("posteriors")
@@ -191,7 +191,7 @@ def test_bounds_of_the_information_hold_in_the_mean_with_honest_errors() -> None
         found = pv.latent_information(program, pv.sample(program, 100, seed=seed), num_samples=1, seed=seed)
         bounds = (found.information_lower, found.information_upper, found.rate)
         runs.append((*bounds, found.information_lower_se, found.information_upper_se, found.rate_se))
-        assert not found.crossed
+        assert not found.forbidden
     values, stated = np.array(runs)[:, :3], np.array(runs)[:, 3:]
     z = (values.mean(0) - exact) / (values.std(0) / 150**0.5)
     assert z[0] < 4 and z[1] > -4 and abs(z[2]) < 4  # noqa: PT018
@@ -220,8 +220,8 @@ def test_bounds_that_cross_are_told() -> None:
                 pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     x = 2**0.5 * torch.randn(200, 1, dtype=torch.float64, generator=generator(1))
-    assert not pv.latent_information(MaskedGuide(), x).crossed
-    with pytest.warns(CrossedBoundsWarning, match=r"nats above the rate, which theory forbids"):
+    assert not pv.latent_information(MaskedGuide(), x).forbidden
+    with pytest.warns(InconsistentResultWarning, match=r"is above the rate .* which theory forbids"):
         wrong = pv.latent_information(Wrong(), x)
-    assert len(wrong.crossed) == 1
-    assert wrong.crossed[0] in wrong.warnings
+    assert len(wrong.forbidden) == 1
+    assert wrong.forbidden[0] in wrong.summary()["warnings"]

@@ -212,16 +212,16 @@ class _Masked(conjugate.LinearGaussian):
 
 def test_an_elbo_above_log_p_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that leave a tenth of a nat out, planted where they are reduced."""
-    from pyro_vae.evaluation import adaptive
+    from pyro_vae.evaluation import weights
 
-    estimate = adaptive.estimate
+    estimate = weights.estimate
 
     def planted(log_weight: Tensor, *args: Any) -> Any:
         return estimate(log_weight - 0.1, *args)
 
     program, x = conjugate.LinearGaussian(), conjugate.data(30)
     assert quiet(program, x, num_samples=100).forbidden == ()
-    monkeypatch.setattr(adaptive, "estimate", planted)
+    monkeypatch.setattr(weights, "estimate", planted)
     with pytest.warns(InconsistentResultWarning, match=r"the ELBO \(.*\) is above log p\(x\)"):
         quiet(program, x, num_samples=100)
 

@@ -13,7 +13,6 @@ Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +23,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.activity import ACTIVE_VARIANCE, Activity, unit_activity
 from pyro_vae.evaluation.coordinates import coordinate_log_prob
 from pyro_vae.programs.contract import (
@@ -47,13 +47,7 @@ from pyro_vae.seeding import derive_seed, seeded
 
 BLOCK_IMAGES = 250
 PAIR_ELEMENTS = 2**22  # numbers in the latents of one block of pairs (draw, image)
-CROSSED = 4.0  # standard errors: a false alarm in 30,000 pairs of bounds
-ROUNDING = 1e-5  # of the rate, in float32
 CEILING = 0.1  # nats below log N from which on the lower bound says no more than that it is at its largest
-
-
-class CrossedBoundsWarning(UserWarning):
-    """A lower bound of the mutual information lies above an upper one by more than their error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +68,10 @@ class LatentInformation:
         information_upper, information_upper_se: the leave-one-out upper bound of it, None likewise. It is loose, and its error
             large, where the data are told apart well: the rate is the better one then.
         marginal_kl_se: standard errors of the two bounds of ``marginal_kl``.
-        excess, excess_se: the lower bound minus each upper one (leave-one-out, rate), never positive but by chance.
         num_data: N.
         num_samples: draws per datum.
         notes: what could not be found, and why.
+        forbidden: which bounds cross, though theory forbids it, a line each (:mod:`pyro_vae.evaluation.consistency`).
     """
 
     activity: Activity
@@ -91,11 +85,10 @@ class LatentInformation:
     information_upper: float | None
     information_upper_se: float | None
     marginal_kl_se: tuple[float, float] | None
-    excess: tuple[float, float] | None
-    excess_se: tuple[float, float] | None
     num_data: int
     num_samples: int
     notes: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,20 +150,7 @@ class LatentInformation:
                 f"the lower bound of I(x; z), {self.information_lower:.2f} nats, is at its ceiling log N = {ceiling:.2f}: all "
                 "that is known is that the data are told apart; use more data"
             )
-        return found + self.crossed
-
-    @property
-    def crossed(self) -> list[str]:
-        """The upper bounds that lie below the lower one by more than four standard errors of the difference, a line each."""
-        if self.excess is None or self.excess_se is None:
-            return []
-        uppers = zip(("leave-one-out bound", "rate"), self.excess, self.excess_se, strict=True)
-        return [
-            f"the lower bound of I(x; z) lies {excess:.2g} +- {se:.1g} nats above the {name}, which theory forbids: a density of "
-            "the guide or of the prior is not what it says; check what is masked or scored there, and report it if nothing is"
-            for name, excess, se in uppers
-            if excess > CROSSED * se + ROUNDING * max(1.0, abs(self.rate))
-        ]
+        return found
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for a table or JSON, in nats per datum; what is undefined is None."""
@@ -185,7 +165,7 @@ class LatentInformation:
             "collapsed": list(self.collapsed),
             "kl_per_unit": None if self.kl is None else dict(zip(self.names, self.kl.tolist(), strict=True)),
             "num_data": self.num_data,
-            "warnings": list(self.warnings),
+            "warnings": [*self.forbidden, *self.warnings],
         }
 
     def __str__(self) -> str:
@@ -197,7 +177,9 @@ class LatentInformation:
             lower = f"{self.information_lower:.2f} +- {self.information_lower_se:.2g}"
             upper = f"{self.information_upper:.2f} +- {self.information_upper_se:.2g}"
             line += f"; I(x; z) at least {lower}, at most {upper} (leave-one-out) and the rate"
-        return "\n".join([f"{line} (N = {self.num_data})", *(f"warning: {w}" for w in self.warnings)])
+        return "\n".join(
+            [f"{line} (N = {self.num_data})", *(f"warning: {w}" for w in (*self.forbidden, *self.warnings))]
+        )
 
 
 def latent_information(
@@ -234,7 +216,6 @@ def latent_information(
     units = [part[2] for part in parts if part[2] is not None]
     activity = unit_activity(program, x, y, seed=seed)
     bounds, notes = _information(program, x, y, seed)
-    gaps = None if bounds is None else [bounds[0] - bounds[1], bounds[0] - rate]
     found = LatentInformation(
         activity=activity,
         # one-hot sites have one KL for all classes of a unit
@@ -248,15 +229,18 @@ def latent_information(
         information_upper=None if bounds is None else float(bounds[1].mean()),
         information_upper_se=None if bounds is None else _se(bounds[1]),
         marginal_kl_se=None if bounds is None else (_se(rate - bounds[1]), _se(rate - bounds[0])),
-        excess=None if gaps is None else (float(gaps[0].mean()), float(gaps[1].mean())),
-        excess_se=None if gaps is None else (_se(gaps[0]), _se(gaps[1])),
         num_data=len(x),
         num_samples=num_samples,
         notes=notes,
+        forbidden=() if bounds is None else _forbidden(bounds[0], bounds[1], rate),
     )
-    for message in found.crossed:
-        warnings.warn(message, CrossedBoundsWarning, stacklevel=2)
+    consistency.warn(found.forbidden)
     return found
+
+
+def _forbidden(lower: Tensor, leave_one_out: Tensor, rate: Tensor) -> tuple[str, ...]:
+    uppers = {"its leave-one-out upper bound": leave_one_out, "the rate": rate}
+    return consistency.forbidden(consistency.of_information(lower, uppers))
 
 
 def _block(
