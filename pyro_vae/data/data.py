@@ -63,6 +63,8 @@ class Data:
     label_names: tuple[str, ...] | None = None
     # The data with its grey levels, where these splits were binarized once and for all.
     grey: Data | None = None
+    # Split -> digests of its rows as stored, where they were read for them (pyro_vae.data.content).
+    digests: dict[str, Tensor] | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.data import digits, files, image_folder, mat, static_mnist, torchvision_sets, toys
+from pyro_vae.data.content import Content, content_of
 from pyro_vae.data.data import Data
 from pyro_vae.data.names import DATA_SETS, TOYS
 from pyro_vae.data.preparation import check_preparation
@@ -61,7 +62,38 @@ def load_data(
     """
     if not isinstance(name, str | os.PathLike):
         raise UserError(f"data must be a name or a path, not {type(name).__name__}: {nearest('', DATA_SETS)}")
-    key = os.fspath(name)
+    return _load(os.fspath(name), root, binarization, dequantization, validation, None)
+
+
+def load_again(source: dict[str, Any], recorded: Content, what: str) -> Data:
+    """The data set of a run, with exactly the rows that it was trained, validated and tested on.
+
+    Args:
+        source: keyword arguments of :func:`load_data`.
+        recorded: what the run kept of its data.
+        what: names the run in errors.
+
+    Raises:
+        UserError: as :func:`load_data`; or what changed since the run was trained.
+    """
+    arguments: dict[str, Any] = {"root": None, "binarization": None, "dequantization": "none", "validation": None, **source}
+    name = arguments.pop("name")
+    try:
+        data = _load(name, **arguments, recorded=recorded)
+        recorded.require_same(content_of(data), data.name)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    return data
+
+
+def _load(
+    key: str,
+    root: str | os.PathLike[str] | None,
+    binarization: str | None,
+    dequantization: str,
+    validation: int | None,
+    recorded: Content | None,
+) -> Data:
     source: dict[str, Any] = {"name": key if key in DATA_SETS else str(Path(key).expanduser().absolute())}
     if root is not None and key in LOADERS:
         source["root"] = str(data_root(root).absolute())
@@ -70,7 +102,7 @@ def load_data(
     if binarization is None:
         binarization = filed.binarization if dequantization == "none" else "none"
     check_preparation(filed.name, filed.levels, binarization, dequantization)
-    return split(filed, validation, source).with_(binarization=binarization, dequantization=dequantization)
+    return split(filed, validation, source, recorded).with_(binarization=binarization, dequantization=dequantization)
 
 
 def _read(key: str, root: str | os.PathLike[str] | None) -> Filed:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.content import Content, find_rows, require_form
 from pyro_vae.data.data import Data
 from pyro_vae.data.names import SPLITS
 from pyro_vae.data.rows import Rows, cut, take
@@ -32,6 +33,7 @@ class Filed:
         held_out: how many rows of ``x`` test where there is no ``test``; a tenth where None.
         binarization: the default.
         label_names: the classes' names, or None.
+        row_names: the rows' names (files of a folder), or None.
     """
 
     name: str
@@ -44,19 +46,24 @@ class Filed:
     held_out: int | None = None
     binarization: str = "none"
     label_names: tuple[str, ...] | None = None
+    row_names: tuple[str, ...] | None = None
 
 
-def split(filed: Filed, validation: int | None, source: dict[str, Any]) -> Data:
+def split(filed: Filed, validation: int | None, source: dict[str, Any], recorded: Content | None = None) -> Data:
     """Cut into train, validation and test; not yet binarized.
 
     Where the data have a test split, the last ``validation`` rows of the rest validate. Elsewhere a fixed permutation
     decides: a tenth tests, a tenth (or ``validation`` rows) validates, the rest trains; rows stay in file order
-    within a split. The test rows do not depend on ``validation``.
+    within a split. The test rows do not depend on ``validation``. Where a run has ``recorded`` its rows, these are found again
+    instead.
 
     Raises:
-        UserError: ``validation`` is not a number of rows that leaves any to train on.
+        UserError: ``validation`` is not a number of rows that leaves any to train on; rows of the run that are not there.
     """
     n = len(filed.x)
+    if recorded is not None:
+        form = {"shape of a datum": list(filed.x.shape[1:]), "levels": filed.levels}
+        require_form({k: v for k, v in recorded.form.items() if k in form}, form, filed.name)
     if filed.test is not None:
         size = _validation_size(validation, _usual(filed.validation, n), n, filed.name)
         y = filed.labels
@@ -74,10 +81,13 @@ def split(filed: Filed, validation: int | None, source: dict[str, Any]) -> Data:
             source=source,
             label_names=filed.label_names,
         )
-    rest = n - _usual(filed.held_out, n)
-    size = _validation_size(validation, _usual(filed.validation, n), rest, filed.name)
-    parts = fixed_permutation(n).split([rest - size, size, n - rest])
-    rows = {name: torch.from_numpy(np.sort(part.numpy())) for name, part in zip(SPLITS, parts, strict=True)}
+    if recorded is None:
+        rest = n - _usual(filed.held_out, n)
+        size = _validation_size(validation, _usual(filed.validation, n), rest, filed.name)
+        parts = fixed_permutation(n).split([rest - size, size, n - rest])
+        rows = {name: torch.from_numpy(np.sort(part.numpy())) for name, part in zip(SPLITS, parts, strict=True)}
+    else:
+        rows = find_rows(recorded, filed.x, filed.row_names, filed.name)
     return Data(
         name=filed.name,
         train=take(filed.x, rows["train"]),
@@ -88,6 +98,7 @@ def split(filed: Filed, validation: int | None, source: dict[str, Any]) -> Data:
         rows=dict(rows),
         source=source,
         label_names=filed.label_names,
+        digests=None if recorded is None else recorded.digests or None,
     )
 
 

@@ -213,7 +213,9 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     """CRC-32 of the tensors' bytes in the order of their names: it finds accidents, not forgeries."""
     crc = 0
     for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), crc))
+        crc = zlib.crc32(name.encode(), crc)
+        if tensors[name].numel():  # what has no elements has no bytes to be viewed as
+            crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc
 
 

@@ -23,6 +23,7 @@ from pyro_vae.spec import parse_block, validated
 from pyro_vae.training.checkpoint import resume_from, save_checkpoint
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.distributed import join, restarted
+from pyro_vae.training.kept import keep, read_content
 from pyro_vae.training.loop import Trainer
 from pyro_vae.training.progress import Progress
 from pyro_vae.training.run import (
@@ -118,21 +119,27 @@ def fit(
         )
     rows = min(chosen.batch_size, source.num_rows) * int(getattr(objective, "num_particles", 1)) // ranks.size
     memory.require(4 * rows * math.prod(event_shape), f"a step of {rows:,} images times particles")
-    record = make_record(program, event_shape, data, chosen)
+    content = keep(data)
+    record = make_record(program, event_shape, data, chosen, content)
     trainer = Trainer(program, source, chosen, objective, target, path, ranks)
     if path is not None and restarted() and ranks.shared((path / SPEC).is_file()):
         resume = True
     if resume:
         if path is None:
             raise UserError("resume needs out, the run directory to go on from")
-        _require_same(record, read_record(path), path)
+        old = read_record(path)
+        _require_same(record, old, path)
+        recorded = read_content(path, old)
+        if recorded is not None:
+            recorded.require_same(content, f"cannot resume {path}: the data given")
+            content, record["rows"] = recorded, old.get("rows", record["rows"])
     elif path is not None and ranks.first:
         require_free(path)
     with claimed(path) if path is not None and ranks.first else nullcontext():
         if path is not None and resume:
             resume_from(path, trainer)
         elif path is not None and ranks.first:
-            create(path, record, data, lambda: save_checkpoint(path, trainer))
+            create(path, record, content, lambda: save_checkpoint(path, trainer))
         remember_shape(program, event_shape)
         with Progress(trainer.total_steps, trainer.step, visible=progress and ranks.first) as bar:
             try:
@@ -141,7 +148,7 @@ def fit(
                 if path is not None and ranks.first and not resume and trainer.epoch == 0:
                     _remove(path)
                 raise
-    return Run(program, path, record, trainer.metrics)
+    return Run(program, path, record, trainer.metrics, content)
 
 
 def _objective(settings: Settings) -> Any:

@@ -5,7 +5,7 @@
     checkpoint.safetensors   the newest state of training, to resume from
     metrics.jsonl            a line per epoch
     metrics.csv              the same for spreadsheets; nothing reads it
-    rows.safetensors         which rows of the user's data went into which split
+    rows.safetensors         which rows went into which split, and a digest of each: data loaded again are held to it
     evaluation*.json, *.png  what was made of it since
 
 Nothing in it is code, and loading it runs none.
@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import memory
-from pyro_vae.data import Data, load_data
-from pyro_vae.data.roots import no_downloads
+from pyro_vae.data import Data
+from pyro_vae.data.content import Content
 from pyro_vae.errors import UserError
 from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
@@ -45,21 +45,20 @@ from pyro_vae.training.files import (
     read_tensors,
     read_text,
     remove_temporaries,
-    write_tensors,
     write_text,
 )
+from pyro_vae.training.kept import ROWS, load_kept, table, write_content
 from pyro_vae.training.settings import Settings
 
-SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV, ROWS = (
+SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV = (
     "spec.toml",
     "weights.safetensors",
     "checkpoint.safetensors",
     "metrics.jsonl",
     "metrics.csv",
-    "rows.safetensors",
 )
 FILES = (SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV, ROWS)
-TABLES = ("program", "model", "guide", "data", "training", "versions")
+TABLES = ("program", "model", "guide", "data", "rows", "training", "versions")
 DATA_KEYS = {"name": str, "root": str, "binarization": str, "dequantization": str, "validation": int}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DRAWN_AT_ONCE = 64  # data that the pictures of a run hold at least
@@ -86,12 +85,14 @@ class Run:
         path: the run directory, or None where none was asked for.
         record: what ``spec.toml`` holds, as plain tables.
         metrics: one dict per epoch.
+        content: what is known of the data that it was trained on; a run that was loaded keeps it in its directory.
     """
 
     program: Any
     path: Path | None
     record: dict[str, Any]
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    content: Content | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -104,16 +105,15 @@ class Run:
         return Spec.from_dict({k: self.record[k] for k in ("model", "guide")}) if "model" in self.record else None
 
     def load_data(self, root: str | None = None) -> Data:
-        """The data set that the run was trained on, as it was prepared then."""
-        source = self.record.get("data")
-        if source is None:
-            raise UserError(
-                f"{self.path} was trained on a tensor or Dataset of yours: hand the data to the function itself"
-            )
-        if root is not None:
-            return load_data(**{**source, "root": root})
-        with no_downloads():  # nothing is written where a run's record says
-            return load_data(**source)
+        """The data set that the run was trained on: the same rows in the same splits, prepared as they were then.
+
+        Args:
+            root: the folder where data sets lie, or where a file or folder of yours has been moved to.
+
+        Raises:
+            UserError: data that are missing or have changed; a run that was trained on a tensor or Dataset of yours.
+        """
+        return load_kept(self.path, self.record, self.content, root)
 
     def __repr__(self) -> str:
         best = min(
@@ -134,7 +134,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def make_record(program: Any, event_shape: tuple[int, ...], data: Any, settings: Settings) -> dict[str, Any]:
+def make_record(
+    program: Any, event_shape: tuple[int, ...], data: Any, settings: Settings, content: Content
+) -> dict[str, Any]:
     """What ``spec.toml`` will hold."""
     spec: Spec | None = getattr(program, "spec", None)
     dtype = next((p.dtype for p in program.parameters()), torch.float32)
@@ -149,6 +151,7 @@ def make_record(program: Any, event_shape: tuple[int, ...], data: Any, settings:
         record |= spec.to_dict()
     if isinstance(data, Data):
         record["data"] = {k: v for k, v in data.source.items() if v is not None}
+    record["rows"] = table(content)
     record["training"] = settings.to_dict()
     record["versions"] = versions()
     return record
@@ -197,15 +200,16 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def create(path: Path, record: dict[str, Any], data: Any, save_start: Callable[[], None] = lambda: None) -> None:
+def create(
+    path: Path, record: dict[str, Any], content: Content, save_start: Callable[[], None] = lambda: None
+) -> None:
     """Make an empty directory a run; refuses one that holds a run, or other files, or cannot be written.
 
     The spec, which makes it a run, is written last: whoever finds it finds the state from which to begin as well.
     """
     require_free(path)
     try:
-        if isinstance(data, Data) and any(rows is not None for rows in data.rows.values()):
-            write_tensors(path / ROWS, {split: rows for split, rows in data.rows.items() if rows is not None})
+        write_content(path, content)
         save_start()
         write_text(path / SPEC, tomli_w.dumps(record))
     except BaseException:
