@@ -3,17 +3,20 @@
 ==================================  =============================  =======
 array                               stored                         levels
 ==================================  =============================  =======
+bool; integers that are all 0 or 1  uint8                          2
 uint8                               as it is                       256
-bool                                uint8                          2
 other integers, all in 0 ... 255    uint8                          256
 float16, float32, float64           float32, values as they are    None
 ==================================  =============================  =======
 
+Grey levels that are all below 32 get a warning: an image that goes to 15 of 255 is nearly black.
 Levels of shape (N, H, W) become (N, 1, H, W). Levels of shape (N, H, W, C), with C of 1, 3 or 4 and smaller than H
 and W, become (N, C, H, W). Floats keep their shape, whatever it is.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ IN_MEMORY_BYTES = 256 * 2**20
 """Memory-mapped arrays above this size stay on the disk."""
 
 CHUNK_VALUES = 2**22
+DARKEST = 32  # grey levels of an image go above this
 
 
 def from_array(name: str, x: np.ndarray, y: np.ndarray | None = None) -> Filed:
@@ -70,11 +74,11 @@ def from_array(name: str, x: np.ndarray, y: np.ndarray | None = None) -> Filed:
 def _levels(name: str, x: np.ndarray) -> int | None:
     if x.dtype == np.bool_:
         return 2
-    if x.dtype == np.uint8:
-        return 256
     if x.dtype.kind == "f":
         _check_finite(name, x)
         return None
+    if x.dtype == np.uint8:
+        return levels_up_to(name, _highest(x))
     low = min(int(part.min()) for _, part in _chunks(x))
     high = max(int(part.max()) for _, part in _chunks(x))
     if low < 0 or high > 255:
@@ -82,22 +86,45 @@ def _levels(name: str, x: np.ndarray) -> int | None:
             f"{name} holds {x.dtype} from {low} to {high}: whole numbers are read as grey levels from "
             "0 to 255; rescale it to these, or save counts and measurements as float32"
         )
-    return 256
+    return levels_up_to(name, high)
+
+
+def levels_up_to(name: str, high: int) -> int:
+    """How many levels whole numbers from 0 to ``high`` have: 2 for zeros and ones, else 256, warned of where that is dark."""
+    if 1 < high < DARKEST:
+        warnings.warn(
+            f"{name} holds whole numbers up to {high}, and grey levels go to 255: its images are nearly black; multiply them by "
+            f"{255 // high}, or save counts and class numbers as float32",
+            UserWarning,
+            stacklevel=2,
+        )
+    return 2 if high <= 1 else 256
+
+
+def _highest(x: np.ndarray) -> int:
+    """The highest value, or one that is known to be bright: a large file is not read to its end."""
+    high = 0
+    for _, part in _chunks(x):
+        high = max(high, int(part.max()))
+        if high >= DARKEST:
+            break
+    return high
 
 
 def _check_finite(name: str, x: np.ndarray) -> None:
-    count, first = 0, -1
+    count, first, column = 0, -1, ""
     for start, part in _chunks(x):
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             bad = ~np.isfinite(part.astype(np.float32))
         if bad.any():
             count += int(bad.sum())
             if first < 0:
-                first = start + int(bad.reshape(len(part), -1).any(1).argmax())
+                row, *place = (int(i) for i in np.argwhere(bad)[0])
+                first, column = start + row, ", ".join(map(str, place))
     if count:
         raise UserError(
-            f"{name} has {count} values that are NaN or infinite in float32, the first in row {first}: "
-            "expected finite numbers; remove or fill those rows"
+            f"{name} has {count} values that are NaN or infinite in float32, the first in row {first}, "
+            f"column {column}: expected finite numbers; remove those rows, or fill them"
         )
 
 
@@ -115,6 +142,10 @@ def _layout(event: tuple[int, ...], levels: int | None) -> tuple[tuple[int, ...]
 
 
 def _labels(name: str, y: np.ndarray, n: int) -> Tensor:
+    if y.shape == (n, 1):  # one column, as MedMNIST files them
+        y = y[:, 0]
+    if len(y.shape) != 0 and len(y) != n:
+        raise UserError(f"{name} has {n} rows and {len(y)} labels: expected as many labels as rows; save both again")
     if y.shape != (n,) or y.dtype.kind not in "bui":
         raise UserError(
             f"the labels of {name} are {y.dtype} of shape {y.shape}: expected integers of shape ({n},); "

@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_vae.data.arrays import levels_up_to
 from pyro_vae.data.splits import Filed
 from pyro_vae.errors import UserError
 
-MODES = {"L": 1, "RGB": 3}
+MODES = ("L", "RGB", "1")
 
 
 def load(folder: Path) -> Filed:
-    """Images of one size and mode as uint8 ``(N, C, H, W)``, C = 1 (mode L) or 3 (RGB), sorted by path.
+    """Images of one size and mode as uint8 ``(N, C, H, W)``, C = 1 (modes L and 1) or 3 (RGB), sorted by path.
 
+    Pixels that are all 0 or 1, as in images of one bit, are two levels. A photograph with an EXIF orientation is turned upright.
     Where the images lie in sub-folders, one level deep, these are the classes, in alphabetical order. Hidden files
     and folders are passed over; any other file must be an image that Pillow can read.
 
     Raises:
-        UserError: no image, a file that is none, or images that differ in size or mode.
+        UserError: no image, a file that is none, an image of several frames, of another mode, of 16 bits or with
+            transparency, or images that differ in size or mode.
     """
     paths, classes = _list(folder)
     if len(paths) < 3:
@@ -33,11 +36,6 @@ def load(folder: Path) -> Filed:
     for i, path in enumerate(paths):
         pixels, new_size, new_mode = _read(path, folder)
         if i == 0:
-            if new_mode not in MODES:
-                raise UserError(
-                    f"{_name(path, folder)} has mode {new_mode}: expected L (grey) or RGB; "
-                    "convert the images to one of them"
-                )
             size, mode = new_size, new_mode
             images = np.empty((len(paths), *pixels.shape), dtype=np.uint8)
         elif (new_size, new_mode) != (size, mode):
@@ -46,12 +44,16 @@ def load(folder: Path) -> Filed:
                 f"{_name(path, folder)} is {new_size[0]} x {new_size[1]} {new_mode}; bring all to one size and mode"
             )
         images[i] = pixels
+    name = folder.resolve().name
+    levels = levels_up_to(name, int(images.max()))
     return Filed(
-        name=folder.resolve().name,
+        name=name,
         x=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
-        levels=256,
+        levels=levels,
         labels=torch.tensor([classes.index(path.parent.name) for path in paths]) if classes else None,
+        binarization="static" if levels == 2 else "none",
         label_names=tuple(classes) or None,
+        row_names=tuple(path.relative_to(folder).as_posix() for path in paths),
     )
 
 
@@ -90,7 +92,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _read(path: Path, folder: Path) -> tuple[np.ndarray, tuple[int, int], str]:
     """Pixels (H, W, C), and width x height and mode as Pillow names them."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if not path.is_file():  # a pipe would keep us waiting for ever
         raise UserError(
@@ -98,8 +100,12 @@ def _read(path: Path, folder: Path) -> tuple[np.ndarray, tuple[int, int], str]:
         )
     try:
         with Image.open(path) as image:
-            size, mode = image.size, image.mode
-            pixels: Any = np.asarray(image)
+            _require_plain(image, path, folder)
+            upright = ImageOps.exif_transpose(image)
+            size, mode = upright.size, upright.mode
+            pixels: Any = np.asarray(upright)
+    except UserError:
+        raise
     except Exception as error:  # Pillow's readers fail in as many ways as there are formats
         why = str(error) if not isinstance(error, Image.UnidentifiedImageError) else "no known image format"
         raise UserError(
@@ -107,6 +113,23 @@ def _read(path: Path, folder: Path) -> tuple[np.ndarray, tuple[int, int], str]:
             "expected images only; move the file elsewhere"
         ) from error
     return pixels.reshape(size[1], size[0], -1), size, mode
+
+
+def _require_plain(image: Any, path: Path, folder: Path) -> None:
+    """:class:`UserError` for an image of which only a part would be read: a frame, a half of its bits, what it looks like."""
+    frames = getattr(image, "n_frames", 1)
+    depths = [str(part) for tile in image.tile for part in tile if isinstance(part, str)]
+    if frames > 1 and image.format != "MPO":  # a photograph with its preview
+        what, remedy = f"{frames} frames", "save every frame as an image of its own"
+    elif image.mode not in MODES:
+        what, remedy = f"mode {image.mode}", "expected L (grey), RGB or 1 (one bit); convert the images to one of them"
+    elif any(";16" in depth for depth in depths):
+        what, remedy = "16 bits per channel", "expected 8; convert the images, or save them as a float32 array"
+    elif "transparency" in image.info:
+        what, remedy = "a transparent colour", "put the images on a background of one colour"
+    else:
+        return
+    raise UserError(f"{_name(path, folder)} has {what}: {remedy}")
 
 
 def _name(path: Path, folder: Path) -> str:

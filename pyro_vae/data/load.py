@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.data import digits, files, image_folder, mat, static_mnist, torchvision_sets, toys
-from pyro_vae.data.content import Content, content_of
+from pyro_vae.data.content import Changed, Content, content_of
 from pyro_vae.data.data import Data
 from pyro_vae.data.names import DATA_SETS, TOYS
 from pyro_vae.data.preparation import check_preparation
@@ -74,15 +74,22 @@ def load_again(source: dict[str, Any], recorded: Content, what: str) -> Data:
         what: names the run in errors.
 
     Raises:
-        UserError: as :func:`load_data`; or what changed since the run was trained.
+        UserError: as :func:`load_data`.
+        Changed: what is other than when the run was trained.
     """
-    arguments: dict[str, Any] = {"root": None, "binarization": None, "dequantization": "none", "validation": None, **source}
+    arguments: dict[str, Any] = {
+        "root": None,
+        "binarization": None,
+        "dequantization": "none",
+        "validation": None,
+        **source,
+    }
     name = arguments.pop("name")
     try:
         data = _load(name, **arguments, recorded=recorded)
         recorded.require_same(content_of(data), data.name)
-    except UserError as error:
-        raise UserError(f"{what}: {error}") from error
+    except Changed as error:
+        raise Changed(f"{what}: {error}") from error
     return data
 
 
@@ -101,7 +108,8 @@ def _load(
     filed = _read(key, root)
     if binarization is None:
         binarization = filed.binarization if dequantization == "none" else "none"
-    check_preparation(filed.name, filed.levels, binarization, dequantization)
+    if recorded is None:  # else what changed is the first thing to say
+        check_preparation(filed.name, filed.levels, binarization, dequantization)
     return split(filed, validation, source, recorded).with_(binarization=binarization, dequantization=dequantization)
 
 

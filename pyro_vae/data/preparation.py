@@ -153,7 +153,7 @@ def check_preparation(name: str, levels: int | None, binarization: str, dequanti
     if binarization != "none" and levels is None:
         raise UserError(
             f"binarization {binarization!r} needs grey levels, and {name} holds floats, which have none: "
-            "use binarization 'none', or give the data as uint8"
+            "use binarization 'none', or save values of 0 to 1 as grey levels, np.rint(255 * x).astype(np.uint8)"
         )
     if binarization in ("dynamic", "threshold") and levels == 2:
         raise UserError(f"binarization {binarization!r} of {name}: it is binary already; use 'static'")

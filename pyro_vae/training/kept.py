@@ -84,7 +84,9 @@ def load_kept(path: Path | None, record: dict[str, Any], content: Content | None
     """
     source = record.get("data")
     if source is None:
-        raise UserError(f"{path or 'the run'} was trained on a tensor or Dataset of yours: hand the data to the function itself")
+        raise UserError(
+            f"{path or 'the run'} was trained on a tensor or Dataset of yours: hand the data to the function itself"
+        )
     if path is not None:
         content = read_content(path, record)
     source = _moved(source, root)

@@ -200,9 +200,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def create(
-    path: Path, record: dict[str, Any], content: Content, save_start: Callable[[], None] = lambda: None
-) -> None:
+def create(path: Path, record: dict[str, Any], content: Content, save_start: Callable[[], None] = lambda: None) -> None:
     """Make an empty directory a run; refuses one that holds a run, or other files, or cannot be written.
 
     The spec, which makes it a run, is written last: whoever finds it finds the state from which to begin as well.

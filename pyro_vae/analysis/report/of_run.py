@@ -19,6 +19,7 @@ from pyro_vae.analysis.report.subject import Subject
 from pyro_vae.analysis.report.surprising import surprising
 from pyro_vae.analysis.report.trained import trained
 from pyro_vae.data import Data
+from pyro_vae.data.content import Changed
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.training.run import Run
@@ -89,6 +90,8 @@ def _require_its_preparation(run: Run, data: Data) -> None:
 def _data(run: Run) -> tuple[Data | None, str]:
     try:
         return run.load_data(), ""
+    except Changed:
+        raise  # a page over other data would say what is not so
     except UserError as error:
         return None, f"{error}."
 
