@@ -217,6 +217,14 @@ def create(path: Path, record: dict[str, Any], content: Content, save_start: Cal
         raise
 
 
+def discard(path: Path) -> None:
+    """Remove what :func:`create` made, where training came to nothing."""
+    remove_temporaries(path, FILES)
+    for name in FILES:
+        with contextlib.suppress(OSError):
+            (path / name).unlink(missing_ok=True)
+
+
 def evaluation_name(method: str, split: str = "test") -> str:
     """The file of the run that keeps what ``evaluate`` found by a method on a split."""
     parts = ["evaluation", *([] if method == "iw" else [method]), *([] if split == "test" else [split])]

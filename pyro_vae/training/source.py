@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from pyro_vae.data import Data
-from pyro_vae.errors import UserError
+from pyro_vae.errors import DataError, UserError
+from pyro_vae.programs.contract import require_rows
 
 ON_DEVICE_BYTES = 2**31  # data up to this size are moved to the device whole
 AHEAD_BYTES = 2**20  # minibatches up to this size together are gathered at once
@@ -43,7 +45,6 @@ class Source(ABC):
     """
 
     fresh = True
-    examine: Callable[[Tensor, Tensor | None, Tensor], None] | None = None  # rows when they are first read
 
     def __init__(self, num_rows: int, conditional: bool) -> None:
         if num_rows < 1:
@@ -70,10 +71,6 @@ class Source(ABC):
 
     def resident(self) -> Batch | None:
         """All stored rows, and their labels, where they are on the device; None where they are elsewhere."""
-        return None
-
-    def levels(self) -> Tensor | None:
-        """Stored rows ``(levels, *event)`` of one level each, of all that there can be; None where data are not of few levels."""
         return None
 
     def validation(self) -> tuple[Tensor | Observed, Tensor | None] | None:
@@ -127,14 +124,6 @@ class DataSource(_Rows):
         """Fresh data of stored rows."""
         return self.data.prepare(stored).to(self.dtype)
 
-    def levels(self) -> Tensor | None:
-        """Of data kept as bytes, their levels."""
-        if self.rows.dtype != torch.uint8 or not self.data.levels:
-            return None
-        each = torch.arange(self.data.levels, dtype=torch.uint8, device=self.device)
-        event = self.data.event_shape
-        return each.reshape(-1, *(1 for _ in event)).expand(-1, *event)
-
     def validation(self) -> tuple[Tensor | Observed, Tensor | None] | None:
         """The validation split as evaluation sees it."""
         rows = self.data.validation
@@ -154,9 +143,9 @@ class TensorSource(_Rows):
 
 
 class DatasetSource(Source):
-    """Any map-style Dataset whose items are x, or start with x (and y).
+    """Any map-style Dataset whose items are x, or start with x (and y), or are mappings with ``x`` (and ``y``).
 
-    Its items are made when they are asked for, and maybe slowly: each is examined when it is first read.
+    ``look(rows, x, y)``, where it is set, is shown whatever is read, and raises what it will not have.
     """
 
     fresh = False
@@ -164,44 +153,122 @@ class DatasetSource(Source):
     def __init__(
         self, dataset: Dataset[Any], conditional: bool, device: torch.device, dtype: torch.dtype, required: bool = True
     ) -> None:
-        if not hasattr(dataset, "__len__"):
-            raise UserError(f"{type(dataset).__name__} has no length: expected a map-style Dataset")
+        self.name = type(dataset).__name__
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            what = "is a stream" if isinstance(dataset, IterableDataset) else "has no length"
+            raise UserError(
+                f"{self.name} {what}: expected a map-style Dataset, with __len__ and __getitem__; read it into a tensor"
+            )
         super().__init__(len(dataset), conditional)
         self.dataset, self.device, self.dtype, self.required = dataset, device, dtype, required
-        self.examined = torch.zeros(self.num_rows, dtype=torch.bool)
+        self.event_shape: tuple[int, ...] | None = None
+        self.look: Callable[[Tensor, Tensor, Tensor | None], None] | None = None
 
     def prepare(self, stored: Tensor) -> Tensor:
         """The items in the program's dtype."""
         return stored.to(self.dtype)
 
     def stored(self, rows: Tensor) -> Batch:
-        """The items, collated, on the device."""
-        items = default_collate([self.dataset[int(i)] for i in rows])
-        x, y = (items[0], items[1] if len(items) > 1 else None) if isinstance(items, (tuple, list)) else (items, None)
+        """The items, one after the other in a batch, on the device; of those parts alone that the program takes."""
+        items = [(int(i), self.dataset[int(i)]) for i in rows]
+        x = torch.stack([self._x(i, item) for i, item in items]).to(self.device)
+        y = self._y(items) if self.conditional else None
+        if self.look is not None:
+            self.look(rows, x, y)
+        return x, y
+
+    def _x(self, row: int, item: Any) -> Tensor:
+        if isinstance(item, Mapping):
+            if "x" not in item:
+                raise DataError(
+                    f"item {row} of {self.name} has the keys {', '.join(map(str, item))}: expected x among them"
+                )
+            x = item["x"]
+        else:
+            x = item[0] if isinstance(item, tuple | list) and item else item
+        if isinstance(x, np.ndarray) and x.dtype.kind in "buif":
+            x = torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("=")))
         if not isinstance(x, Tensor):
-            raise UserError(f"the items of {type(self.dataset).__name__} must be tensors, or start with one")
-        if self.conditional and self.required and y is None:
-            raise UserError(f"the program is conditional, model(x, y), and {type(self.dataset).__name__} gives no y")
-        found = x.to(self.device), y.to(self.device) if self.conditional and y is not None else None
-        if self.examine is not None and not bool(self.examined[rows].all()):
-            self.examine(self.prepare(found[0]), found[1], rows)
-            self.examined[rows] = True
-        return found
+            picture = (
+                ": turn pictures into tensors, torchvision.transforms.ToTensor()" if hasattr(x, "getbands") else ""
+            )
+            raise DataError(
+                f"item {row} of {self.name} is, or starts with, {type(x).__name__}: expected a tensor or array (*event){picture}"
+            )
+        require_dense(x, f"item {row} of {self.name}")
+        shape = tuple(x.shape)
+        if not shape:
+            raise DataError(
+                f"item {row} of {self.name} is a single number: expected a tensor (*event); give it the shape (1,)"
+            )
+        if self.event_shape is None:
+            self.event_shape = shape
+        if shape != self.event_shape:
+            raise DataError(
+                f"item {row} of {self.name} has shape {shape}, and others have {self.event_shape}: bring all to one shape"
+            )
+        return x.detach()
+
+    def _y(self, items: list[tuple[int, Any]]) -> Tensor | None:
+        found = []
+        for row, item in items:
+            if isinstance(item, Mapping):
+                y = item.get("y")
+            else:
+                y = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
+            if y is None and self.required:
+                raise UserError(f"the program is conditional, model(x, y), and item {row} of {self.name} gives no y")
+            found.append(y)
+        if all(y is None for y in found):
+            return None
+        try:
+            y = default_collate(found)
+        except (TypeError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:120]
+            raise DataError(
+                f"the y of the items of {self.name} do not fit together ({why}): expected tensors of one shape"
+            ) from error
+        if not isinstance(y, Tensor):
+            raise DataError(
+                f"the y of the items of {self.name} are no tensors or numbers, but {type(found[0]).__name__}"
+            )
+        return y.to(self.device)
+
+
+def require_dense(x: Tensor, what: str) -> None:
+    """:class:`DataError` for a tensor that does not hold all its numbers, one after the other, as real ones."""
+    kind = (
+        "nested" if x.is_nested
+        else "complex" if x.is_complex()
+        else "quantized" if x.is_quantized
+        else "empty shell on the meta device" if x.device.type == "meta"
+        else str(x.layout).removeprefix("torch.").replace("_", " ") if x.layout != torch.strided
+        else None
+    )  # fmt: skip
+    if kind is not None:
+        remedy = {"complex": "give real and imaginary parts as numbers of their own, torch.view_as_real(x)"}.get(
+            kind, "convert it, x.to_dense() of a sparse one"
+        )
+        raise DataError(f"{what}: expected a dense tensor of real numbers, got a {kind} one; {remedy}")
 
 
 def make_source(
     data: Any, conditional: bool, device: torch.device, dtype: torch.dtype, required: bool = True
 ) -> Source:
-    """The source that fits what the user gave; of a conditional program, y may be ``required``, or handed over if it is there."""
+    """The source that fits what the user gave; a tensor of the user's is read and never written to, its gradient included.
+
+    Of a conditional program, y may be ``required``, or handed over if it is there.
+    """
     if isinstance(data, Data):
         conditional = conditional and (required or data.labels.get("train") is not None)
         return DataSource(data, conditional, device, dtype)
     if isinstance(data, Tensor):
-        if data.dim() < 2:
-            raise UserError(f"expected data (N, *event), got a tensor of shape {tuple(data.shape)}")
-        return TensorSource(data, None, conditional and required, device, dtype)
+        require_dense(data, "the data")
+        require_rows(data)
+        return TensorSource(data.detach(), None, conditional and required, device, dtype)
     if isinstance(data, Dataset):
         return DatasetSource(data, conditional, device, dtype, required)
+    hint = "; give its .dataset" if isinstance(data, DataLoader) else ""
     raise UserError(
-        f"expected a data set of load_data, a tensor (N, *event) or a torch Dataset, got {type(data).__name__}"
+        f"expected a data set of load_data, a tensor (N, *event) or a torch Dataset, got {type(data).__name__}{hint}"
     )
