@@ -14,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pyro_vae.errors import UserError
-from pyro_vae.training.files import writable, write_bytes
+from pyro_vae.paths import writable
+from pyro_vae.training.files import write_bytes
 
 DPI = 100
 MARGIN, TITLE, LINE = 10, 16, 20  # pixels: around a picture of images, above its title, and for a line of the title

@@ -8,7 +8,6 @@ https://python.arviz.org/en/stable/schema/schema.html.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ import numpy as np
 import xarray as xr
 from arviz_base import from_dict
 
-from pyro_vae.errors import UserError
-from pyro_vae.training.files import writable
+from pyro_vae.paths import replacing, writable
 
 IMAGE_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 SAMPLE_DIMS = ("chain", "draw")
@@ -107,19 +105,8 @@ def save_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
         }
         for node in tree.subtree
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".nc")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         tree.to_netcdf(temporary, engine="h5netcdf", encoding={k: v for k, v in encoding.items() if v})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another --out"
-        ) from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, Seed
+from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, Seed, expand
 
 
 def anomaly(
@@ -16,7 +16,10 @@ def anomaly(
     samples: Annotated[int, typer.Option(min=1, help="Importance samples per image.")] = 500,
     limit: Annotated[int, typer.Option(min=2, help="Images of each kind at most, by a fixed seed.")] = 1000,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The PNG file to write [default: RUN/anomaly.png].", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", help="The PNG file to write [default: RUN/anomaly.png].", show_default=False, callback=expand
+        ),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -36,6 +39,7 @@ def anomaly(
 
     from pyro_vae.analysis.anomaly import detect, most_surprising
     from pyro_vae.analysis.drawing import is_image, save
+    from pyro_vae.cli.output import deliver
     from pyro_vae.cli.runs import open_run
     from pyro_vae.data import load_data
     from pyro_vae.data.alike import observed_like
@@ -66,12 +70,18 @@ def anomaly(
             progress=lambda n: bar.advance(n, f"K = {samples}"),
         )  # fmt: skip
     figures = {"data": ours.name, "other": theirs.name, "seed": seed, **result.summary()}
-    if is_image(loaded.event_shape):
-        save(most_surprising(result, normal, other), path)
+    picture = most_surprising(result, normal, other) if is_image(loaded.event_shape) else None
+    if picture is not None:
         figures["picture"] = str(path)
     text = _json(figures | {"weights_crc32": weights})
-    write_text(run / "anomaly.json", text + "\n")
-    print(text if json else _table(figures))
+    where = run / "anomaly.json"
+
+    def write() -> None:
+        write_text(where, text + "\n")
+        if picture is not None:
+            save(picture, path)
+
+    deliver(text if json else _table(figures), write, str(where))
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import sys
 import traceback
 from itertools import pairwise
@@ -25,6 +25,7 @@ from pyro_vae.cli import (
     show,
     train,
 )
+from pyro_vae.cli.output import OutputError, abandon, streams
 from pyro_vae.errors import UserError
 
 app = typer.Typer(
@@ -38,6 +39,14 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+MENDABLE = {  # what the system says of places, and of what is full
+    getattr(errno, name)
+    for name in (
+        "EACCES", "EPERM", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENOTEMPTY", "ENOSPC", "EDQUOT", "EROFS", "ENAMETOOLONG",
+        "ELOOP", "EIO", "EMFILE", "ENFILE", "EFBIG", "ETXTBSY", "ESTALE", "EBUSY", "EBADF",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
 
 
 def _version(wanted: bool) -> None:
@@ -74,6 +83,20 @@ app.command("show")(show.show)
 
 def run(args: list[str]) -> int:
     """Run one command line and return its exit status."""
+    standard = sys.stdout
+    with streams():
+        status = _run(args)
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            abandon(standard)
+        except OutputError as error:
+            abandon(standard)
+            status = status or (_refuse(str(error)) if standard is not None else 0)
+    return status
+
+
+def _run(args: list[str]) -> int:
     try:
         status: Any = app(args, prog_name="pyro-vae", standalone_mode=False)
         if status == INTERRUPTED:  # newer typer turns a keyboard interrupt into a status
@@ -84,10 +107,13 @@ def run(args: list[str]) -> int:
     except (KeyboardInterrupt, EOFError):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # who read has seen enough
+        abandon(sys.stdout)
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in MENDABLE:
+            what = error.filename or "a file"
+            return _refuse(f"cannot read or write {what}: {error.strerror}; free it, or choose another place")
         # typer carries a click of its own in some versions: its errors are known by what they can do
         if type(error).__name__ == "Abort":
             print("interrupted", file=sys.stderr)

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, Seed, Split
+from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, Seed, Split, expand
 
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN...", help="Two or more run directories.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="RUN RUN...", help="Two or more run directories.", show_default=False, callback=expand),
     ],
     samples: Annotated[int, typer.Option(min=2, help="Importance samples per image, K.")] = 1000,
     limit: Annotated[int, typer.Option(min=2, help="A random subset of so many images, the same for all runs.")] = 1000,
@@ -23,7 +24,8 @@ def compare(
     data_root: DataRoot = None,
     model: ProgramFile = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Also write one HTML page over all runs.", show_default=False)
+        Path | None,
+        typer.Option("--report", help="Also write one HTML page over all runs.", show_default=False, callback=expand),
     ] = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
@@ -35,6 +37,7 @@ def compare(
     import itertools
     import json as json_
 
+    from pyro_vae.cli.output import show_or_say
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.compare import compare as compare_results
 
@@ -59,9 +62,9 @@ def compare(
         "seed": seed,
         **same,
     }
+    show_or_say(json_.dumps(figures, indent=2) if json else _tables(figures))
     if report is not None:
         _write_report(report, names, opened, results, pairs, figures, seed)
-    print(json_.dumps(figures, indent=2) if json else _tables(figures))
 
 
 def _require_report(path: Path, names: list[str]) -> None:

@@ -64,6 +64,7 @@ def evaluate(
     """
     import warnings
 
+    from pyro_vae.cli.output import deliver
     from pyro_vae.cli.runs import open_run
     from pyro_vae.errors import UserError, nearest
     from pyro_vae.evaluation.evaluate import chosen_rows
@@ -106,12 +107,10 @@ def evaluate(
     figures["weights_crc32"] = weights
     text = _json(figures)
     if is_first():
-        write_text(run / evaluation_name(method, split), text + "\n")
+        where = run / evaluation_name(method, split)
+        deliver(text if json else _table(figures), lambda: write_text(where, text + "\n"), str(where))
     for unfinished in kept:
         unfinished.path.unlink(missing_ok=True)
-    if not is_first():
-        return
-    print(text if json else _table(figures))
 
 
 def _annealed(program: Any, data: Any, bar: Any, kept: list[Kept], **how: Any) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pyro_vae.cli.options import Device, ProgramFile, RunPath
+from pyro_vae.cli.options import Device, ProgramFile, RunPath, expand
 
 
 def export(
     run: RunPath,
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write into (default: RUN/export).", show_default=False)
+        Path | None,
+        typer.Option(help="The folder to write into (default: RUN/export).", show_default=False, callback=expand),
     ] = None,
     only: Annotated[
         str | None, typer.Option(help="encoder or decoder; both where it is not given.", show_default=False)

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pyro_vae.errors import UserError
+from pyro_vae.paths import expanded
+
+
+def expand(value: Any) -> Any:
+    """A path, or several, with ``~`` for the home, which a shell leaves alone after ``--out=``."""
+    if isinstance(value, list | tuple):
+        return [expanded(path) for path in value]
+    return None if value is None else expanded(value)
+
 
 RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run directory written by pyro-vae train.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RUN", help="A run directory written by pyro-vae train.", show_default=False, callback=expand
+    ),
 ]
 DataRoot = Annotated[
     str | None, typer.Option("--data-root", help="Where data sets lie [env: PYRO_VAE_DATA].", show_default=False)
@@ -19,7 +31,6 @@ DataRoot = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the draws.")]
-Picture = Annotated[Path, typer.Option("--out", help="The PNG file to write.", show_default=False)]
 ProgramFile = Annotated[
     str | None,
     typer.Option(

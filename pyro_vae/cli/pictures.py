@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pyro_vae.cli.options import expand
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_vae.training.run import Run
 
 Out = Annotated[
-    Path | None, typer.Option("--out", help="The PNG file to write (default: RUN/COMMAND.png).", show_default=False)
+    Path | None,
+    typer.Option(
+        "--out", help="The PNG file to write (default: RUN/COMMAND.png).", show_default=False, callback=expand
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, ProgramFile, RunPath, Seed, Split
+from pyro_vae.cli.options import DataRoot, Device, ProgramFile, RunPath, Seed, Split, expand
 
 
 def posterior(
@@ -19,7 +19,9 @@ def posterior(
     ] = "guide",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The NetCDF file to write [default: RUN/posterior.nc].", show_default=False),
+        typer.Option(
+            "--out", help="The NetCDF file to write [default: RUN/posterior.nc].", show_default=False, callback=expand
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Draws per chain and image.")] = 1000,
     chains: Annotated[int, typer.Option(min=1, help="Chains per image.")] = 4,

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, ProgramFile, RunPath, Seed
+from pyro_vae.cli.options import DataRoot, Device, ProgramFile, RunPath, Seed, expand
 
 
 def report(
     run: RunPath,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The HTML file to write [default: RUN/report.html].", show_default=False),
+        typer.Option(
+            "--out", help="The HTML file to write [default: RUN/report.html].", show_default=False, callback=expand
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Importance samples per image, K.")] = 500,
     limit: Annotated[int, typer.Option(min=2, help="Test images that are evaluated, by a fixed seed.")] = 200,

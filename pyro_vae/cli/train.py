@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, given, refuse_given
+from pyro_vae.cli.options import DataRoot, Device, expand, given, refuse_given
 
 if TYPE_CHECKING:
     from pyro_vae.data import Data
@@ -79,7 +79,8 @@ def train(
     validation: Annotated[int | None, typer.Option(help="Rows held back for validation.", show_default=False)] = None,
     data_root: DataRoot = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run directory [default: runs/DATA-MODEL-GUIDE].", show_default=False)
+        Path | None,
+        typer.Option(help="The run directory [default: runs/DATA-MODEL-GUIDE].", show_default=False, callback=expand),
     ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the metrics to RUN/tensorboard too.")

@@ -15,6 +15,7 @@ from pyro_vae.data.preparation import check_preparation
 from pyro_vae.data.roots import data_root
 from pyro_vae.data.splits import Filed, split
 from pyro_vae.errors import UserError, nearest
+from pyro_vae.paths import expanded
 
 LOADERS: dict[str, Callable[[Path], Filed]] = {
     "digits": digits.load,
@@ -62,6 +63,8 @@ def load_data(
     """
     if not isinstance(name, str | os.PathLike):
         raise UserError(f"data must be a name or a path, not {type(name).__name__}: {nearest('', DATA_SETS)}")
+    if name not in DATA_SETS:
+        expanded(name)
     return _load(os.fspath(name), root, binarization, dequantization, validation, None)
 
 
@@ -101,7 +104,7 @@ def _load(
     validation: int | None,
     recorded: Content | None,
 ) -> Data:
-    source: dict[str, Any] = {"name": key if key in DATA_SETS else str(Path(key).expanduser().absolute())}
+    source: dict[str, Any] = {"name": key if key in DATA_SETS else str(expanded(key).absolute())}
     if root is not None and key in LOADERS:
         source["root"] = str(data_root(root).absolute())
     source["validation"] = validation
@@ -118,7 +121,7 @@ def _read(key: str, root: str | os.PathLike[str] | None) -> Filed:
         return toys.load(key)
     if key in LOADERS:
         return LOADERS[key](data_root(root))
-    path = Path(key).expanduser()
+    path = expanded(key)
     if path.is_dir():
         return image_folder.load(path)
     if path.suffix.lower() in files.READERS:

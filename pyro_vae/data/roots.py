@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from pyro_vae.errors import UserError
+from pyro_vae.paths import expanded
 
 VARIABLE = "PYRO_VAE_DATA"
 
@@ -33,7 +34,7 @@ def may_download() -> bool:
 def data_root(root: str | os.PathLike[str] | None) -> Path:
     """The folder given, else the one that the environment variable names, else ``~/.cache/pyro_vae``."""
     chosen = root if root is not None else os.environ.get(VARIABLE) or Path("~") / ".cache" / "pyro_vae"
-    return Path(chosen).expanduser()
+    return expanded(chosen)
 
 
 def missing(name: str, root: Path, files: list[str], origin: str) -> UserError:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pyro_vae.errors import UserError, nearest
+from pyro_vae.paths import expanded
 
 Kind = Literal["models", "guides"]
 
@@ -24,7 +25,7 @@ def names(kind: Kind) -> list[str]:
 
 def find(kind: Kind, source: str | Path) -> Path:
     """The file of a declared name, or of a path that ends in ``.toml`` or ``.py``."""
-    path = Path(source)
+    path = expanded(source)
     if path.suffix in (".toml", ".py") or len(path.parts) > 1:
         if path.suffix not in (".toml", ".py") or not path.is_file():
             raise UserError(f"no {kind[:-1]} file {str(source)!r}: expected a .toml or .py file that exists")

@@ -19,6 +19,7 @@ from torch.distributions import Categorical
 from torch.export import Dim, ExportedProgram
 
 from pyro_vae.errors import UserError, nearest
+from pyro_vae.paths import made, replacing, writable_folder
 from pyro_vae.programs.contract import require_program
 from pyro_vae.programs.latents import AtValues, event_shape_of, point_of, sample, sample_latents
 from pyro_vae.programs.trace import (
@@ -60,7 +61,7 @@ def export(
         ``(N, *latent)``; the decoder takes such a dict and gives ``(N, *event)``. A conditional program's take y after it.
 
     Raises:
-        UserError: a part that is unknown, or whose mean has no closed form; a structure that ``torch.export`` cannot follow.
+        UserError: a folder that cannot be written into; a part that is unknown, or whose mean has no closed form; a structure that ``torch.export`` cannot follow.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -75,6 +76,7 @@ def export(
             raise UserError(f"unknown part {part!r}: {nearest(part, PARTS)}")
     if needs_y(program) and (y is None or len(y) != ROWS):
         raise UserError(f"the program is conditional, model(x, y): give y, {ROWS} rows as an example")
+    folder = None if out is None else writable_folder(out, tuple(f"{part}.pt2" for part in parts))
     shape = event_shape_of(program, event_shape)
     examples: dict[str, Any] = {
         "encoder": sample(program, ROWS, y, event_shape=shape),
@@ -86,10 +88,11 @@ def export(
         args = (examples[part],) if y is None else (examples[part], y.to(device_of(program)))
         with evaluating(program), isolated():
             found[part] = _exported(part, modules[part], args)
-    if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        for part, one in found.items():
-            torch.export.save(one, Path(out) / f"{part}.pt2")
+    if folder is not None:
+        with made(folder):
+            for part, one in found.items():
+                with replacing(folder / f"{part}.pt2") as temporary:
+                    torch.export.save(one, temporary)
     return found
 
 

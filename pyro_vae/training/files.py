@@ -55,19 +55,6 @@ class Outline:
 Check = Callable[[dict[str, Outline], Any], None]
 
 
-def writable(path: str | os.PathLike[str], suffix: str, kind: str) -> Path:
-    """``path`` if a file of this kind, and with this suffix, can be written there; else a :class:`UserError`."""
-    path = Path(path)
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{kind}: expected a name that ends in {suffix}, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no directory {str(path.parent)!r}; make it, or choose another")
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        what = "it is a directory" if path.is_dir() else f"the directory {str(path.parent)!r} is not writable"
-        raise UserError(f"cannot write {path}: {what}; choose another")
-    return path
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write beside ``path``, flush to the disk, and rename: what stood there stays until the new file is whole."""
     try:

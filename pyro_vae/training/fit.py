@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae import memory, registry
 from pyro_vae.errors import DataError, UserError
+from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.contract import require_program, require_rows
 from pyro_vae.programs.trace import dtype_of, needs_y, takes_y
@@ -100,7 +101,7 @@ def fit(
     )
     target, ranks = resolve_device(device), join()
     require_precision(chosen.precision, target, dtype_of(program))
-    path = Path(out) if out is not None else None
+    path = expanded(out) if out is not None else None
     if isinstance(data, Tensor):
         require_rows(data, program)
     source = make_source(data, takes_y(program), target, dtype_of(program), needs_y(program))

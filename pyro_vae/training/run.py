@@ -34,6 +34,7 @@ from pyro_vae import memory
 from pyro_vae.data import Data
 from pyro_vae.data.content import Content
 from pyro_vae.errors import UserError
+from pyro_vae.paths import expanded
 from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.files import (
@@ -279,7 +280,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """The tables of a run's ``spec.toml``."""
-    path = Path(path)
+    path = expanded(path)
     if not path.is_dir():
         raise UserError(f"no run directory {str(path)!r}: expected one written by pyro-vae train --out")
     where = path / SPEC
@@ -314,7 +315,7 @@ def load(path: str | Path, program: Any = None, device: str = "cpu") -> Run:
     Raises:
         UserError: no run there, a file missing or damaged, weights that do not match the program by name, shape and dtype.
     """
-    path = Path(path)
+    path = expanded(path)
     record = read_record(path)
     target = resolve_device(device)
     shape = tuple(record["program"]["event_shape"])

@@ -21,7 +21,8 @@ from PIL import Image
 
 from pyro_vae import __version__
 from pyro_vae.errors import UserError
-from pyro_vae.training.files import writable, write_text
+from pyro_vae.paths import writable
+from pyro_vae.training.files import write_text
 
 TEMPLATE = "page.html"
 WIDE = 720  # CSS pixels: plots that are wider keep letters that can be read, in a box that scrolls on a phone
