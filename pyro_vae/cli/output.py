@@ -23,7 +23,7 @@ class Output:
     """Standard output whose failures say what failed; everything else is as of the stream beneath, None for a closed one."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self.stream: Any = None if stream is None or stream.closed else stream
 
     def write(self, text: str) -> int:
         """Write text; :class:`OutputError` where that cannot be."""
@@ -33,8 +33,12 @@ class Output:
         """Let everything reach its end, or say that it cannot."""
         self._do(self.stream.flush if self.stream is not None else lambda: None)
 
+    def isatty(self) -> bool:
+        """Whether somebody looks on."""
+        return self.stream is not None and bool(self.stream.isatty())
+
     def _do(self, what: Callable[[], Any]) -> Any:
-        if self.stream is None or self.stream.closed:
+        if self.stream is None:
             raise OutputError("cannot write to standard output: it is closed")
         try:
             return what()
@@ -51,7 +55,7 @@ class Tolerant:
     """Standard error that drops what cannot be written: a bar or a warning is no reason to lose a run."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self.stream: Any = None if stream is None or stream.closed else stream
 
     def write(self, text: str) -> int:
         """Write text if that can be."""
