@@ -3,21 +3,23 @@
 The function is run once under ``make_fx``, which records every tensor operation, those of autograd included, and no
 Python: Pyro's handlers, plates and traces are gone from the graph. Inductor then compiles it. What a graph cannot hold (a
 value read to the host, structure that changes from run to run, a sampler with a loop that depends on its data) is refused
-with the reason.
+with the reason. What the function read of Python's state while it was recorded is guarded: :meth:`Captured.stale` says when
+the graph no longer stands for the function.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pyro_vae.guard import Guard, hooked
 from pyro_vae.inductor import Code, begin_trial, compiled
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -42,10 +44,10 @@ class Captured:
     torch's generator supplies, so that ``torch.manual_seed`` makes them repeatable.
     """
 
-    def __init__(self, code: Code, signature: list[tuple[Any, ...]], out: Any) -> None:
+    def __init__(self, code: Code, signature: list[tuple[Any, ...]], out: Any, guard: Guard | None = None) -> None:
         self.flat = code
         """The same of and to flat lists of tensors, under ``torch.no_grad()``; the list of arguments may be emptied."""
-        self._signature, self._out = signature, out
+        self._signature, self._out, self._guard = signature, out, guard
 
     def __call__(self, *args: Any) -> Any:
         """The function's value; tensors that the function changes in place are changed in place."""
@@ -55,6 +57,10 @@ class Captured:
     def fits(self, args: Sequence[Tensor]) -> bool:
         """Whether the graph was captured for a flat list of tensors of these shapes, dtypes and devices."""
         return self._signature == signature_of(args)
+
+    def stale(self) -> str | None:
+        """What the function would now read otherwise than when it was recorded, as a clause; None where nothing."""
+        return None if self._guard is None else self._guard.changed()
 
 
 def signature_of(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
@@ -75,13 +81,20 @@ def _uncollected() -> Iterator[None]:
 
 
 @_uncollected()
-def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
+def capture(
+    function: Callable[..., Any],
+    example: tuple[Any, ...],
+    program: nn.Module | None = None,
+    others: Mapping[str, Callable[[], Any]] | None = None,
+) -> Captured:
     """Compile a function of (nested lists of) tensors for tensors like those of ``example``.
 
     Args:
         function: takes and returns tensors, or lists, tuples and dicts of them; may change its arguments in place, and may
             call autograd. It is run twice on copies of ``example``.
         example: its arguments.
+        program: a module whose state the function reads, its parameters and buffers being among the arguments.
+        others: what else it reads, by the name it has in messages, as functions that give it.
 
     Returns:
         The compiled function.
@@ -100,14 +113,21 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
         out[:] = [spec]
         return values
 
-    def record() -> torch.fx.GraphModule:
-        with seeded(derive_seed("recording"), flat[0].device):
-            return make_fx(on_flat)(*(t.detach().clone() for t in flat))
+    def record() -> tuple[torch.fx.GraphModule, Guard | None]:
+        guard = None if program is None else Guard(program, others)
+        with seeded(derive_seed("recording"), flat[0].device), guard.watching() if guard else nullcontext():
+            return make_fx(on_flat)(*(t.detach().clone() for t in flat)), guard
 
+    hook = None if program is None else hooked(program)
+    if hook is not None:
+        raise Uncapturable(f"the hook on {hook!r} would not be called")
     try:
-        graph, again = record(), record()
+        (graph, guard), (again, later) = record(), record()
     except Exception as error:
         raise Uncapturable(f"the program cannot be recorded as a graph: {_first_line(error)}") from error
+    own = later.differs(guard) if later is not None and guard is not None else None
+    if own is not None:
+        raise Uncapturable(f"the program changes {own} itself when it runs, and a graph would not")
     if graph.code != again.code:
         raise Uncapturable("the program's structure changes from one run to the next")
     constants = [n for n, c in graph.named_buffers() if not torch.equal(c, again.get_buffer(n))]
@@ -121,7 +141,7 @@ def capture(function: Callable[..., Any], example: tuple[Any, ...]) -> Captured:
             code = compiled(graph, flat)
     except Exception as error:
         raise Uncapturable(f"Inductor cannot compile it here: {_first_line(error)}") from error
-    return Captured(code, signature_of(flat), out[0])
+    return Captured(code, signature_of(flat), out[0], later)
 
 
 def _separate_biases(graph: torch.fx.GraphModule) -> None:

@@ -1,0 +1,315 @@
+"""What of Python's state a function read while a graph of it was recorded, and whether that is the same still.
+
+A graph keeps tensor operations and no Python: what the function read of plain attributes, globals and closures stands in it as it
+was then. A :class:`Guard` notes these reads while the function runs, and says later, in tens of microseconds, what has changed.
+
+Seen are the attributes of modules (numbers, modes, hooks, functions, whatever they hold), what modules there are, and the
+globals and closures of functions that are no library's. What C code keeps for itself, and files, are not seen.
+"""
+
+from __future__ import annotations
+
+import dis
+import gc
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from pyro_vae.looks import ABSENT, LIBRARIES, Look, look, plain_part, short, unchanging
+
+Code = types.CodeType
+_Named = tuple[str, Callable[[], Any]]  # what something is called, and how it is read
+STRUCTURE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "__class__", "__dict__")
+# torch has no public way to ask for these
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Guard:
+    """Notes what is read while :meth:`watching`, and says later what of it has changed.
+
+    Args:
+        program: the module whose attributes, and those of its submodules, are noted as they are read.
+        others: what the function reads besides, by what it is called in messages, as functions that give it.
+    """
+
+    def __init__(self, program: nn.Module, others: Mapping[str, Callable[[], Any]] | None = None) -> None:
+        self.program, self.others = program, dict(others or {})
+        self._modules = _structure(program)
+        self._reads: dict[tuple[int, str], nn.Module] = {}
+        self._written: set[tuple[int, str]] = set()
+        self._codes: dict[Code, dict[str, Any]] = {}
+        self._entries: list[_Entry] = []
+        self._own: list[_Entry] = []
+        self._frames: list[_Frame] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While entered, what this thread reads is noted."""
+        free = sys.getprofile() is None  # a profiler at work is left there: then globals and closures are not seen
+        _watch(self)
+        if free:
+            sys.setprofile(self._called)
+        try:
+            yield
+        finally:
+            if free:
+                sys.setprofile(None)
+            _unwatch(self)
+            self._note()
+
+    def changed(self) -> str | None:
+        """What would now be read otherwise, as a clause ("program.beta was 0.1 and is 0.2"); None where nothing would."""
+        for frame in self._frames:
+            if not frame.same():
+                return frame.clause() or _other_structure(self._modules, _structure(self.program))
+        return next((entry.clause() for entry in self._entries if not entry.same()), None)
+
+    def differs(self, first: Guard) -> str | None:
+        """A number or the like that this run read and the ``first`` found otherwise: the function changes it itself."""
+        was: dict[str, list[Look]] = {}
+        for entry in (*first._entries, *first._own):
+            was.setdefault(entry.label, []).append(plain_part(entry.look))
+        for entry in (*self._entries, *self._own):
+            if entry.label in was and plain_part(entry.look) not in was[entry.label]:
+                return entry.label
+        return None
+
+    def _called(self, frame: types.FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            self._codes[frame.f_code] = frame.f_globals
+
+    def _note(self) -> None:
+        """Look at everything that was read."""
+        labels = {id(module): f"program.{name}" if name else "program" for name, module, _ in self._modules}
+        here, shadows = frozenset(labels), dict[int, set[str]]()
+        found, own = list[_Named](), list[_Named]()
+        for (key, name), owner in self._reads.items():
+            if key not in labels or name in HOOKS or _structural(owner, name):
+                continue
+            if (key, name) in self._written:  # read first, as state of before, and then changed
+                own.append((f"{labels[key]}.{name}", partial(attribute, owner, name)))
+            elif name not in vars(owner) and _of_library(owner, name):
+                shadows.setdefault(key, set()).add(name)
+            else:
+                found.append((f"{labels[key]}.{name}", partial(attribute, owner, name)))
+        for _, module, kind in self._modules:
+            found += [
+                (f"{labels[id(module)]}.{hooks}", partial(attribute, module, hooks))
+                for hooks in HOOKS
+                if attribute(module, hooks)
+            ]
+            if not _is_library(kind.__module__):
+                found.append((f"class {kind.__name__}", partial(_itself, kind)))
+        found += [
+            (f"torch's _global{hooks}", partial(attribute, nn.modules.module, f"_global{hooks}")) for hooks in HOOKS
+        ]
+        codes = {code: scope for code, scope in self._codes.items() if not _is_library(str(scope.get("__name__")))}
+        found += [*_globals(codes), *_closures(codes), *self.others.items()]
+        self._entries = [_Entry(label, get, here) for label, get in found]
+        self._own = [_Entry(label, get, here) for label, get in own]
+        self._frames = [_Frame(m, labels[id(m)], frozenset(shadows.get(id(m), ()))) for _, m, _ in self._modules]
+
+
+class _Frame:
+    """What every module has: its class, its submodules, hooks (none, if it had none), and no attributes over its class's own."""
+
+    __slots__ = ("_free", "_kind", "_label", "_module", "_names", "_own", "_parts")
+
+    def __init__(self, module: nn.Module, label: str, names: frozenset[str]) -> None:
+        self._module, self._label, self._names = module, label, names
+        self._kind, self._own = type(module), vars(module)
+        self._parts = tuple(self._own["_modules"].items())
+        self._free = [hooks for hooks in HOOKS if not self._own[hooks]]
+
+    def same(self) -> bool:
+        """Whether it all is as it was."""
+        own = self._own
+        return (
+            type(self._module) is self._kind
+            and tuple(own["_modules"].items()) == self._parts
+            and not any(map(own.__getitem__, self._free))
+            and self._names.isdisjoint(own)
+        )
+
+    def clause(self) -> str | None:
+        """What has changed, but for the structure of submodules."""
+        names = [hooks for hooks in self._free if self._own[hooks]] or sorted(self._names.intersection(self._own))
+        return f"{self._label}.{names[0]} has changed" if names else None
+
+
+class _Entry:
+    """One thing that was read: what it is called, how it is read again, and how it looked."""
+
+    __slots__ = ("_get", "_here", "_unchanging", "_value", "label", "look")
+
+    def __init__(self, label: str, get: Callable[[], Any], here: frozenset[int]) -> None:
+        self.label, self._get, self._here = label, get, here
+        self._value = get()
+        self.look: Look = look(self._value, here)
+        self._unchanging = unchanging(self._value)
+
+    def same(self) -> bool:
+        """Whether it looks as it did."""
+        now = self._get()
+        return (self._unchanging and now is self._value) or look(now, self._here) == self.look
+
+    def clause(self) -> str:
+        """What has become of it."""
+        was, now = short(self._value), short(self._get())
+        return f"{self.label} was {was} and is {now}" if was and now else f"{self.label} has changed"
+
+
+def attribute(owner: Any, name: str) -> Any:
+    """What an object, or its class, has under a name; nothing of the user's is run to find it."""
+    own = vars(owner)
+    if name in own:
+        return own[name]
+    for kind in type(owner).__mro__:
+        if name in vars(kind):
+            return vars(kind)[name]
+    return ABSENT
+
+
+def hooked(program: nn.Module) -> str | None:
+    """A module or parameter with a hook that is not torch's own: whoever set it wants it called at every step."""
+    for name, module in program.named_modules():
+        hooks = [hook for kind in HOOKS for hook in attribute(module, kind).values()]
+        if any(not _is_library(str(getattr(hook, "__module__", type(hook).__module__))) for hook in hooks):
+            return name or "the program itself"
+    return hooked_parameter(program)
+
+
+def hooked_parameter(program: nn.Module) -> str | None:
+    """A parameter with a hook of its own."""
+    named = program.named_parameters()
+    return next((n for n, p in named if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)), None)
+
+
+def _itself(thing: Any) -> Any:
+    return thing
+
+
+def _is_library(module: str) -> bool:
+    return module.partition(".")[0] in LIBRARIES
+
+
+def _of_library(owner: nn.Module, name: str) -> bool:
+    return next((_is_library(k.__module__) for k in type(owner).__mro__ if name in vars(k)), False)
+
+
+def _structural(owner: nn.Module, name: str) -> bool:
+    """Whether a name stands for a parameter, a buffer or a submodule, which graphs take as they are, or for Pyro's own."""
+    own = vars(owner)
+    if name in own:
+        return name in STRUCTURE or name.startswith("_pyro_")
+    held = ("_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples")
+    return name in STRUCTURE or any(name in own.get(kind, ()) for kind in held)
+
+
+def _structure(program: nn.Module) -> list[tuple[str, nn.Module, type]]:
+    return [(name, module, type(module)) for name, module in program.named_modules()]
+
+
+def _other_structure(was: list[tuple[str, nn.Module, type]], now: list[tuple[str, nn.Module, type]]) -> str:
+    before = {name: (module, kind) for name, module, kind in was}
+    for name, module, kind in now:
+        if name not in before:
+            return f"the submodule {name!r} was added"
+        if before[name] != (module, kind):
+            return f"the submodule {name!r} was replaced"
+    gone = sorted(set(before) - {name for name, _, _ in now})
+    return f"the submodule {gone[0]!r} was removed" if gone else "the submodules have another order"
+
+
+# Reads and writes of attributes, seen by whoever watches: by nobody most of the time, when modules are as torch made them.
+
+_watchers: list[Guard] = []
+_set = nn.Module.__setattr__
+
+
+def _read(self: nn.Module, name: str) -> Any:
+    for guard in _watchers:
+        key = id(self), name
+        if key not in guard._written:
+            guard._reads[key] = self
+    return object.__getattribute__(self, name)
+
+
+def _write(self: nn.Module, name: str, value: Any) -> None:
+    for guard in _watchers:
+        guard._written.add((id(self), name))
+    _set(self, name, value)
+
+
+def _watch(guard: Guard) -> None:
+    _watchers.append(guard)
+    nn.Module.__getattribute__, nn.Module.__setattr__ = _read, _write  # type: ignore[method-assign, assignment]
+
+
+def _unwatch(guard: Guard) -> None:
+    _watchers.remove(guard)
+    if not _watchers:
+        del nn.Module.__getattribute__
+        nn.Module.__setattr__ = _set  # type: ignore[method-assign]
+
+
+# Globals and closures of the functions that ran.
+
+
+def _names(code: Code) -> Iterator[tuple[str, list[str]]]:
+    """The names that code loads from outside itself, each with the attributes that follow it."""
+    root: str | None = None
+    path: list[str] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            path.append(instruction.argval)
+            continue
+        if root is not None:
+            yield root, path
+        root, path = (instruction.argval if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") else None), []
+
+
+def _globals(codes: Mapping[Code, dict[str, Any]]) -> Iterable[_Named]:
+    for code, scope in codes.items():
+        for root, path in _names(code):
+            if root in scope and not _of_a_library(scope[root]):
+                yield ".".join([str(scope.get("__name__")), root, *path]), partial(_followed, scope, root, path)
+
+
+def _of_a_library(value: Any) -> bool:
+    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    code = isinstance(value, (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType))
+    return code and _is_library(str(name))
+
+
+def _followed(scope: Mapping[str, Any], root: str, path: list[str]) -> Any:
+    """A global, or what of a module it leads to."""
+    value = scope.get(root, ABSENT)
+    for name in path:
+        if not isinstance(value, types.ModuleType):
+            break
+        value = vars(value).get(name, ABSENT)
+    return value
+
+
+def _closures(codes: Mapping[Code, dict[str, Any]]) -> Iterable[_Named]:
+    closed = [code for code in codes if set(code.co_freevars) - {"__class__"}]
+    if not closed:
+        return
+    for function in gc.get_referrers(*closed):
+        if isinstance(function, types.FunctionType) and function.__code__ in codes:
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+                if name != "__class__":
+                    yield f"{name} of {function.__qualname__}", partial(_content, cell)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return ABSENT
