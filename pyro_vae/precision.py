@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from pyro_vae.errors import UserError, nearest
 
@@ -30,6 +31,11 @@ def require_precision(precision: str, device: torch.device, dtype: torch.dtype) 
         raise UserError(f"the precision {precision!r} is for float32 programs, and this one is {str(dtype)[6:]}")
     if precision == "tf32" and device.type != "cuda":
         raise UserError(f"the precision 'tf32' needs a CUDA device, not {device.type!r}: use bf16, or full")
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float64: where it lies, or on the CPU where its device has no float64 (an Apple GPU)."""
+    return (tensor if tensor.device.type == "cuda" else tensor.cpu()).double()
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_vae.precision import wide
+
 FIRST, SMALLEST, LAST = 0.15, 25, 0.15  # the buffers as shares of the warm-up, and draws in the first window
 PRIOR_DRAWS = 5  # the scales before a window count as much as so many draws of it
 
@@ -81,9 +83,9 @@ class DualAveraging:
 
 def scales(draws: Tensor, before: Tensor) -> Tensor:
     """Standard deviations ``(batch, D)`` of draws ``(num, chains, batch, D)``, drawn a little towards those ``before``."""
-    flat = draws.flatten(0, 1).double()
+    flat = wide(draws.flatten(0, 1))
     variance = flat.var(0)
-    mixed = (len(flat) * variance + PRIOR_DRAWS * before.double().square()) / (len(flat) + PRIOR_DRAWS)
+    mixed = (len(flat) * variance + PRIOR_DRAWS * wide(before).square()) / (len(flat) + PRIOR_DRAWS)
     return mixed.sqrt().to(before)
 
 

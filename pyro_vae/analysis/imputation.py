@@ -200,8 +200,8 @@ def impute(
             filled = torch.where(mask, known, drawn)
             if index >= num_rounds // 2:
                 mean = pick(*(mean_of(f).expand(1, *known.shape)[0] for f in (new_fn, fn)))
-                total += mean.reshape(event).double().cpu()
-                accepted += change.clamp(max=0).exp().reshape(accepted.shape).double().cpu()
+                total += mean.reshape(event).cpu().double()
+                accepted += change.clamp(max=0).exp().reshape(accepted.shape).cpu().double()
     kept = num_rounds - num_rounds // 2
     means, hidden = total / kept, ~seen.cpu()
     return Imputation(

@@ -17,6 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.precision import wide
 from pyro_vae.programs.contract import (
     Program,
     arguments,
@@ -120,13 +121,13 @@ def _closed_form(fn: Any, u: np.ndarray, like: Tensor) -> np.ndarray | None:
         z = base.icdf(torch.as_tensor(u).to(like).reshape(-1, *(1 for _ in base.batch_shape)))
     except (NotImplementedError, AttributeError):
         return None
-    z = z.expand(len(u), *fn.batch_shape, *fn.event_shape).reshape(len(u), 2).double().cpu().numpy()
+    z = z.expand(len(u), *fn.batch_shape, *fn.event_shape).reshape(len(u), 2).cpu().double().numpy()
     return np.stack(np.meshgrid(z[:, 0], z[:, 1]), -1)
 
 
 def _numerical(fn: Any, u: np.ndarray, like: Tensor) -> np.ndarray:
     """Quantiles ``(num, num, 2)`` by the midpoint rule, which asks for no density at the edge of a support."""
-    draws = fn.sample((DRAWS,)).reshape(DRAWS, 2).double().cpu().numpy()
+    draws = fn.sample((DRAWS,)).reshape(DRAWS, 2).cpu().double().numpy()
     first, second = _refined(draws[:, 0]), _refined(draws[:, 1])
     joint = _log_density(fn, _middles(first), _middles(second), like)
     mass = np.diff(first) @ np.exp(np.minimum(joint, 700.0)) @ np.diff(second)
@@ -157,7 +158,7 @@ def _log_density(fn: Any, first: np.ndarray, second: np.ndarray, like: Tensor) -
     pairs = np.stack(np.meshgrid(first, second, indexing="ij"), -1).reshape(-1, 1, *fn.event_shape)
     parts = []
     for z in torch.as_tensor(pairs).to(like).split(BLOCK):
-        log_prob = fn.log_prob(z).double()
+        log_prob = wide(fn.log_prob(z))
         parts.append(torch.where(fn.support.check(z) & (log_prob < torch.inf), log_prob, -torch.inf).cpu())
     return torch.cat(parts).reshape(len(first), len(second)).numpy()
 

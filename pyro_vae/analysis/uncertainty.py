@@ -53,7 +53,7 @@ def reconstruction_uncertainty(
     if len(x) < 1 or num_samples < 2:
         raise UserError(f"expected a datum and two draws at least, got {len(x)} and num_samples = {num_samples}")
     y = None if y is None else y.to(device_of(program))
-    draws = reconstruct(program, x, y, num_samples=num_samples, seed=seed).double().cpu()
+    draws = reconstruct(program, x, y, num_samples=num_samples, seed=seed).cpu().double()
     mean, sd, data = draws.mean(0).numpy(), draws.std(0).numpy(), x.detach().cpu().numpy()
     if is_image(shape):
         return _images(data, mean, sd)

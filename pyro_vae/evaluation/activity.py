@@ -171,7 +171,7 @@ def _moments(
         for name, site in sites.items():
             if site["infer"].get("is_auxiliary"):
                 continue
-            value = mean_or_draw(site).expand(size, len(x), *site["fn"].event_shape).double().cpu()
+            value = mean_or_draw(site).expand(size, len(x), *site["fn"].event_shape).cpu().double()
             if part == 0:  # sums are taken from a point near the mean, where squares cancel least
                 start[name], families[name] = value.mean(0), _family(site["fn"])
                 total[name], square[name] = torch.zeros_like(start[name]), torch.zeros_like(start[name])

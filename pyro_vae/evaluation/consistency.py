@@ -84,7 +84,7 @@ class Claim:
 
 def claim(low: str, high: str, low_values: Tensor, high_values: Tensor, suspect: str) -> Claim:
     """The claim of paired figures ``(N,)``, one pair a datum; pairs that are not finite are left out."""
-    low_values, high_values = low_values.detach().double().cpu(), high_values.detach().double().cpu()
+    low_values, high_values = low_values.detach().cpu().double(), high_values.detach().cpu().double()
     finite = torch.isfinite(low_values) & torch.isfinite(high_values)
     low_values, high_values = low_values[finite], high_values[finite]
     difference = low_values - high_values

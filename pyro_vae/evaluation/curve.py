@@ -72,7 +72,7 @@ def curve(log_weight: Tensor) -> BoundCurve:
         >>> found.num_samples.tolist(), found.bound.shape
         ([1, 2, 4, 8, 16, 32, 50, 100], torch.Size([8, 3]))
     """
-    log_weight = log_weight.detach().double().cpu()
+    log_weight = log_weight.detach().cpu().double()
     total = log_weight.shape[0]
     if log_weight.dim() != 2 or total < 1:
         raise UserError(f"expected log-weights (num_samples, batch), got {tuple(log_weight.shape)}")

@@ -55,8 +55,8 @@ def summed(
     q = log_guide.exp()
     mean = lambda t: torch.where(q > 0, q * t, torch.zeros_like(q)).sum(0)  # noqa: E731
     kl = torch.where(q.sum(0) < 1 - LOST, torch.full_like(evidence, math.inf), mean(log_guide - log_prior))
-    same = lambda value: torch.full_like(evidence, value).double().cpu()  # noqa: E731
-    exact = evidence.double().cpu()
+    same = lambda value: torch.full_like(evidence, value).cpu().double()  # noqa: E731
+    exact = evidence.cpu().double()
     found = Estimate(
         log_likelihood=exact,
         bias=same(0.0),
@@ -66,7 +66,7 @@ def summed(
         interval=torch.stack([exact, exact], -1),
     )
     draws = torch.full((len(x),), num_samples, dtype=torch.int64)
-    return Reduced(found, mean(log_likelihood).double().cpu(), kl.double().cpu(), draws)
+    return Reduced(found, mean(log_likelihood).cpu().double(), kl.cpu().double(), draws)
 
 
 def _terms(program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tensor], precision: str) -> Terms:

@@ -24,6 +24,7 @@ from arviz_stats.base import array_stats
 from torch import Tensor
 
 from pyro_vae.evaluation.interval import FEWEST, interval
+from pyro_vae.precision import wide
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) ->
     upper end of the interval are infinite.
     """
     khat = pareto_khat(log_weight, size).to(log_weight.device)
-    log_weight = log_weight.detach().double()
+    log_weight = wide(log_weight.detach())
     num_samples = log_weight.shape[0]
     total = torch.logsumexp(log_weight, 0)
     log_likelihood = total - math.log(num_samples)
@@ -108,10 +109,10 @@ def pareto_khat(log_weight: Tensor, size: Tensor | None = None) -> Tensor:
     -inf where all weights are equal, +inf where one is infinite or NaN, NaN for fewer than 25 draws.
     Vehtari et al. 2024, Pareto smoothed importance sampling, https://arxiv.org/abs/1507.02646.
     """
-    values = log_weight.detach().double().cpu().numpy().T
+    values = log_weight.detach().cpu().double().numpy().T
     terms = np.abs(values).max(axis=1, initial=1.0, where=np.isfinite(values))
     if size is not None:
-        terms = np.maximum(terms, size.detach().double().cpu().numpy())
+        terms = np.maximum(terms, size.detach().cpu().double().numpy())
     with np.errstate(invalid="ignore"):  # infinite weights have no spread
         spread = values.max(axis=1) - values.min(axis=1)
     # Equal weights differ by the rounding of their terms, which may be far larger than log p(x): no tail to fit.

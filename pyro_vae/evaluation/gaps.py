@@ -260,7 +260,7 @@ def _final(draws: Draws, count: int, chunk: int) -> tuple[Tensor, Tensor]:
 
 def _terms(draws: Draws, count: int, chunk: int) -> Tensor:
     with torch.no_grad():
-        return torch.cat([draws(size).double().cpu() for size in _sizes(count, max(chunk, 64))])
+        return torch.cat([draws(size).cpu().double() for size in _sizes(count, max(chunk, 64))])
 
 
 def _mean_and_se(terms: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,10 @@ A Pyro program spends a millisecond or two on messengers, distributions and plat
 runs it ten thousand times on the same data. Here it is run once under PyTorch's tracer; what depends on the data alone
 (an encoder, a mixture's precisions, pseudo-inputs) is then evaluated once and kept, and what no output needs is dropped:
 a gradient needs no log-density.
+
+Such a graph keeps parameters and attributes as they were, and is not guarded as a compiled step is (:mod:`pyro_vae.guard`): it is
+made for one block of images and lives no longer than the chains of that block, which must see one and the same density
+from their first transition to their last. What a ``progress`` callback changes meanwhile is read by the graph of the next block.
 """
 
 from __future__ import annotations

@@ -212,12 +212,29 @@ class _Passes:
         """What :func:`weigh` returns; a last pass of another shape is not worth a graph of its own."""
         if self.wanted and self.graph is None:
             self._compile(x, y)
+        if self.graph is not None and (changed := self._stale()) is not None:
+            self.graph = None
+            warnings.warn(
+                f"evaluating goes on uncompiled: {changed} while the program was evaluated",
+                CaptureWarning,
+                stacklevel=5,
+            )
         args = [*self.leaves, x] if y is None else [*self.leaves, x, y]
         if self.graph is not None and num_samples == self.samples and self.graph.fits(args):
             with torch.no_grad():
                 log_weight, log_likelihood, kl, size = self.graph.flat(args)
             return log_weight, log_likelihood, kl, size
         return weigh(self.program, x, y, num_samples, self.precision)
+
+    def _stale(self) -> str | None:
+        """What has changed since the graph was recorded (``progress`` may have changed it), as a clause; None where nothing."""
+        if self.graph is None or (changed := self.graph.stale()) is not None:
+            return None if self.graph is None else changed
+        now = list(self.bound.tensors().values())
+        same = len(now) == len(self.leaves) and all(
+            a.data_ptr() == b.data_ptr() and a.shape == b.shape for a, b in zip(now, self.leaves, strict=True)
+        )
+        return None if same else "a parameter or buffer was replaced"
 
     def _compile(self, x: Tensor, y: Tensor | None) -> None:
         self.wanted = False
@@ -228,7 +245,7 @@ class _Passes:
         tensors = self.bound.tensors()
         self.leaves = list(tensors.values())
         try:
-            self.graph = capture(function, (tensors, x, [] if y is None else [y]))
+            self.graph = capture(function, (tensors, x, [] if y is None else [y]), self.bound.program)
         except Uncapturable as error:
             warnings.warn(f"evaluating uncompiled: {error}", CaptureWarning, stacklevel=5)
 

@@ -26,6 +26,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.activity import ACTIVE_VARIANCE, Activity, unit_activity
 from pyro_vae.evaluation.coordinates import coordinate_log_prob
+from pyro_vae.precision import wide
 from pyro_vae.programs.contract import (
     SAMPLE_PLATE,
     Program,
@@ -254,8 +255,8 @@ def _block(
         traces = trace(program, block, block_y, num_samples=num_samples)
         terms = traces.terms(num_samples, len(block))
         units = _units(traces, num_samples, len(block))
-    rate = (terms.log_guide - terms.log_prior).double().mean(0).cpu()
-    return rate, -terms.log_likelihood.double().mean(0).cpu(), units
+    rate = wide(terms.log_guide - terms.log_prior).mean(0).cpu()
+    return rate, -wide(terms.log_likelihood).mean(0).cpu(), units
 
 
 def _units(traces: Traces, num_samples: int, batch: int) -> Tensor | None:
@@ -266,7 +267,7 @@ def _units(traces: Traces, num_samples: int, batch: int) -> Tensor | None:
         terms = [_by_coordinate(part, value) for part in (traces.guide.nodes[name], site)]
         if terms[0] is None or terms[1] is None:
             return None
-        ratio = (terms[0] - terms[1]).mean(0)
+        ratio = (wide(terms[0]) - wide(terms[1])).mean(0)
         found.append(ratio.expand(batch, *ratio.shape[1:]).reshape(batch, -1).cpu())
     return torch.cat(found, 1)
 
@@ -276,8 +277,9 @@ def _by_coordinate(site: dict[str, Any], value: Tensor) -> Tensor | None:
     log_prob = coordinate_log_prob(site["fn"], value)
     mask = counted(site)
     if log_prob is None or mask is None:
-        return None if log_prob is None else log_prob.double()
-    return log_prob.double().where(mask.to(log_prob.device), 0.0)
+        return None if log_prob is None else wide(log_prob)
+    log_prob = wide(log_prob)
+    return log_prob.where(mask.to(log_prob.device), 0.0)
 
 
 def _information(
@@ -331,7 +333,7 @@ def _pairs(program: Program, x: Tensor, values: dict[str, Tensor], first: int, s
     num = len(next(iter(chosen.values())))
     with seeded(derive_seed("information: scores"), x.device), pyro.plate(SAMPLE_PLATE, num, dim=-2), AtValues(chosen):
         traced: Traced = poutine.trace(program.guide).get_trace(x)
-    return Traces(poutine.Trace(), traced).terms(num, len(x)).log_guide.double().cpu()
+    return Traces(poutine.Trace(), traced).terms(num, len(x)).log_guide.cpu().double()
 
 
 def _se(values: Tensor) -> float:

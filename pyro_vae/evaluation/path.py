@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.graph import captured
 from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.precision import wide
 from pyro_vae.seeding import seeded
 
 Start = Literal["prior", "guide"]
@@ -76,7 +77,7 @@ class Path:
             density.require_guide_density()
         self.density, self.num_chains, self.guide = density, num_chains, start == "guide"
         u = self.draw(seed=0)
-        self.edge = density.at_edge(u).double().mean(0) if density.has_edge else u.new_zeros(u.shape[1])
+        self.edge = wide(density.at_edge(u)).mean(0) if density.has_edge else u.new_zeros(u.shape[1])
         beta = torch.full((), 0.5, dtype=u.dtype, device=u.device)
         self._point = captured(lambda u: self._evaluate(u), (u,), (0.9 * u,))
         self._slope = captured(lambda u, beta: self._gradient(u, beta), (u, beta), (0.9 * u, 0.5 * beta))

@@ -55,7 +55,7 @@ def reduced(draw: Callable[[int, int], Weighed], num_samples: int, samples: int,
     """
     parts = [draw(first, min(samples, num_samples - first)) for first in range(0, num_samples, samples)]
     found = estimate(torch.cat([part[0] for part in parts]), torch.stack([part[3] for part in parts]).amax(0), length)
-    sums = [torch.stack([part[i].double().cpu() for part in parts]).sum(0) for i in (1, 2)]
+    sums = [torch.stack([part[i].cpu().double() for part in parts]).sum(0) for i in (1, 2)]
     draws = torch.full((len(sums[0]),), num_samples, dtype=torch.int64)
     return Reduced(found, sums[0] / num_samples, sums[1] / num_samples, draws)
 

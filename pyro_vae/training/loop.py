@@ -340,7 +340,7 @@ class Trainer:
                 block_y = None if y is None else y[rows].to(self.device)
                 terms = draw_terms(self.program, to_program(self.program, x[rows]), block_y, num_samples=1)
                 kl = terms.log_guide - terms.log_prior
-                sums += torch.stack([terms.log_likelihood.sum(), kl.sum()]).double().cpu()
+                sums += torch.stack([terms.log_likelihood.sum(), kl.sum()]).cpu().double()
         reconstruction, kl_mean = (sums / len(x)).tolist()
         return {
             "validation_loss": kl_mean - reconstruction,
