@@ -20,8 +20,15 @@ class OfProgram(nn.Module):
         self.program, self.function = program, function
 
     def forward(self, *args: Any) -> Any:
-        """The function of the program as it is."""
-        return self.function(self.program, *args)
+        """The function of the program as it is; a buffer that it replaces by another tensor is changed in place instead."""
+        before = dict(self.program.named_buffers())
+        value = self.function(self.program, *args)
+        after = dict(self.program.named_buffers())
+        with torch.no_grad():
+            for name, buffer in before.items():
+                if after.get(name, buffer) is not buffer:
+                    buffer.copy_(after[name])
+        return value
 
     def tensors(self) -> dict[str, Tensor]:
         """The program's parameters and buffers by name, sharing their memory."""
