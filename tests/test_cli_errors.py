@@ -109,7 +109,9 @@ def test_cuda_without_one(place: Path, capsys: Capsys) -> None:
 
 @pytest.mark.parametrize("size", [(9, 9), (8, 7), (6,), (3, 8, 8, 2)])
 def test_an_image_size_that_the_network_cannot_take(size: tuple[int, ...], place: Path, capsys: Capsys) -> None:
-    np.save(place / "x.npy", np.full((20, *size), 200, np.uint8) if len(size) == 2 else np.zeros((20, *size), np.float32))
+    np.save(
+        place / "x.npy", np.full((20, *size), 200, np.uint8) if len(size) == 2 else np.zeros((20, *size), np.float32)
+    )
     words = ["conv", "even height and width", "mlp"]
     common = ["train", "x.npy", "--model", "conv-2d", "--quiet", "--out", "out"]
     bernoulli = ["--binarization", "threshold"] if len(size) == 2 else []
@@ -320,7 +322,9 @@ def test_options_that_would_be_ignored(
     refused(capsys, place, arguments, *words)
 
 
-@pytest.mark.filterwarnings("ignore:.*nearly black")  # which they are, as grey levels: the error that follows is the subject
+@pytest.mark.filterwarnings(
+    "ignore:.*nearly black"
+)  # which they are, as grey levels: the error that follows is the subject
 def test_counts_are_kept_in_floats(place: Path, capsys: Capsys) -> None:
     counts = np.random.default_rng(0).poisson(3, (60, 6))
     np.save(place / "whole.npy", counts)

@@ -61,7 +61,8 @@ def export(
         ``(N, *latent)``; the decoder takes such a dict and gives ``(N, *event)``. A conditional program's take y after it.
 
     Raises:
-        UserError: a folder that cannot be written into; a part that is unknown, or whose mean has no closed form; a structure that ``torch.export`` cannot follow.
+        UserError: a folder that cannot be written into; a part that is unknown, or whose mean has no closed form; a structure
+            that ``torch.export`` cannot follow.
 
     Example:
         >>> import torch, pyro_vae as pv

@@ -19,13 +19,14 @@ from pyro_vae.errors import DataError, UserError
 from pyro_vae.programs.contract import OBSERVED, Traces, check, check_observed
 from pyro_vae.programs.trace import innermost
 from pyro_vae.seeding import ONE_THREAD
+from pyro_vae.training.rehearsal import rehearse
 from pyro_vae.training.source import DatasetSource, Source
 
 FIRST_ROWS = 8  # on which a program is run to be checked
 BLOCK_ELEMENTS = 2**22  # of rows that are looked at together
 
 
-def admit(program: Any, data: Any, source: Source, objective: Any) -> tuple[int, ...]:
+def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -> tuple[tuple[int, ...], list[str]]:
     """Hold a program to its contract and objective, and the data to the likelihood, before anything is written.
 
     Args:
@@ -33,12 +34,13 @@ def admit(program: Any, data: Any, source: Source, objective: Any) -> tuple[int,
         data: what the user gave.
         source: its rows.
         objective: what will be minimised.
+        batch: rows of a minibatch.
 
     Returns:
-        The shape of one datum.
+        The shape of one datum, and the names of the buffers that training changes.
 
     Raises:
-        UserError: a program that breaks the contract, or cannot take such data.
+        UserError: a program that breaks the contract, cannot take such data, or cannot be trained on such a minibatch.
         DataError: a row outside the support of the likelihood, or not finite where the program does not know what to do.
     """
     with ONE_THREAD, torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
@@ -51,13 +53,12 @@ def admit(program: Any, data: Any, source: Source, objective: Any) -> tuple[int,
                 _look_at(traces, *source.batch(rows), rows, data if isinstance(data, Data) else None)
             if isinstance(data, Data):
                 _look_at_validation(traces, data, x)
-        with torch.no_grad():
-            objective(program, x, y, 0)
+        moving = rehearse(program, objective, x, y, batch)
     if isinstance(data, Data) and data.levels and data.binarization == "none" and data.dequantization == "none":
         support = traces.model.nodes[OBSERVED]["fn"].support
         if not support.is_discrete:
             _warn_lattice(data)
-    return tuple(x.shape[1:])
+    return tuple(x.shape[1:]), moving
 
 
 def _checked(program: Any, x: Tensor, y: Tensor | None, data: Data | None) -> Traces:

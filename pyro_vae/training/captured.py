@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from pyro_vae.capture import Captured, Uncapturable, capture
+from pyro_vae.guard import hooked_parameter
 from pyro_vae.precision import casts
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.training.schedule import share_of_newest
@@ -51,26 +52,43 @@ class CapturedStep:
             raise Uncapturable(
                 f"the device {trainer.device.type!r} is not captured; {' and '.join(WORTH_CAPTURING)} are"
             )
+        if any(p.is_complex() for p in trainer.parameters):
+            raise Uncapturable("the optimizer's steps of complex parameters are not captured")
         self.trainer, self.averages = trainer, averages
-        group = trainer.optimizer.param_groups[0]
-        self.eps, (self.beta1, self.beta2) = group["eps"], group["betas"]
-        self.weight_decay = group["weight_decay"]
-        self.names = [n for n, p in trainer.program.named_parameters() if p.requires_grad]
         self.objective = OfProgram(trainer.program, trainer.objective)
-        self._ensure_state()
         like = trainer.parameters[0].detach()
-        self.scalars = torch.zeros(len(_Scalars._fields), dtype=like.dtype)
-        self.scalars_array = self.scalars.numpy()  # of the same memory
-        self.on_device = self.scalars if like.device.type == "cpu" else self.scalars.to(like.device)
+        self.count = torch.zeros(
+            (), dtype=torch.float32, device=like.device
+        )  # steps taken, for schedules in the objective
         self.loss = torch.zeros((), dtype=torch.float64, device=like.device)
         self.finite = torch.zeros((), dtype=torch.int64, device=like.device)
-        tensors = self.objective.tensors()
-        params = [tensors.pop(name) for name in self.names]
-        average = (trainer.average or []) if averages else []
-        self.kept = (params, *self.moments, average, tensors, self.count, list(self.on_device))
-        self.sums = self.loss, self.finite
-        self.flat = tree_flatten((*self.kept, *self.sums))[0]
-        self.graph: Captured = capture(self._step, (*self.kept, *self.sums, stored, [] if y is None else [y]))
+        self.unused: set[str] = set()  # parameters without a gradient, which an optimizer leaves as they are
+        self._bind()
+        others = {"the objective": lambda: trainer.objective, "the optimizer": self._options}
+        example = (*self.kept, *self.sums, stored, [] if y is None else [y])
+        self.graph: Captured = capture(self._step, example, trainer.program, others)
+        self._forget_unused()
+
+    def stale(self) -> str | None:
+        """What has changed since the step was recorded, as a clause; None where the graph still stands for it.
+
+        Tensors that merely lie elsewhere (a parameter's new ``data``, a buffer that was replaced) are taken in.
+        """
+        changed = self.graph.stale()
+        if changed is None and (hooked := hooked_parameter(self.trainer.program)) is not None:
+            changed = f"a hook was set on {hooked!r}"
+        if changed is None and self._tensors() != self.bound:
+            before = self.outline
+            self._bind()
+            self._forget_unused()
+            if self.outline != before:
+                changed = _difference(before, self.outline)
+            self.moved = True
+        return changed
+
+    def begin(self, step: int) -> None:
+        """Stand after so many steps."""
+        self.count.fill_(step)
 
     def advance(self, minibatches: Iterator[Batch], last_step: int) -> None:
         """Take all steps up to ``last_step``, or up to a signal.
@@ -82,13 +100,14 @@ class CapturedStep:
         with torch.no_grad():
             while trainer.step < last_step:
                 for scalars in [self.scalars_of(s) for s in range(trainer.step, min(last_step, trainer.step + AHEAD))]:
+                    newer = scalars[0]
                     self.scalars_array[:] = scalars
                     if self.on_device is not self.scalars:
                         self.on_device.copy_(self.scalars)
                     self.run(*next(minibatches))
                     trainer.step += 1
-                    if scalars.newer and not self.averages:
-                        trainer.follow(scalars.newer)
+                    if newer and not self.averages and trainer.average is not None:
+                        trainer.average.follow(newer)
                     if trainer.interrupts.pending is not None:
                         return
 
@@ -101,40 +120,95 @@ class CapturedStep:
         copies = [t.clone() for t in self.flat]
         self.graph.flat([*copies, stored] if y is None else [*copies, stored, y])
 
-    def scalars_of(self, step: int) -> _Scalars:
-        """The numbers of the step after ``step`` others; computed here, since a graph would compute them for every element."""
-        (lr, beta1), step = self.trainer.schedule.at(step), step + 1
+    def scalars_of(self, step: int) -> list[float]:
+        """The numbers of the step after ``step`` others; computed here, since a graph would compute them for every element.
+
+        The share of the newest weights in their average, of the newest gradient in its average, and what is left of decayed
+        weights; then for parameters that began together the size of a step, and the factor of the root, with the corrections of
+        their bias.
+        """
+        lr, beta1 = self.trainer.schedule.at(step)
         beta1 = self.beta1 if beta1 is None else beta1
-        return _Scalars(
-            lr / (1 - beta1**step),
-            1 / math.sqrt(1 - self.beta2**step),
-            1 - beta1,
-            1 - lr * self.weight_decay,
-            share_of_newest(self.trainer.settings.average, step),
-        )
+        found = [share_of_newest(self.trainer.settings.average, step + 1), 1 - beta1, 1 - lr * self.weight_decay]
+        for began in self.began:
+            own = step + 1 - began
+            found += [lr / (1 - beta1**own), 1 / math.sqrt(1 - self.beta2**own)]
+        return found
 
     def finish(self) -> None:
-        """Let the optimizer's own counters follow the graph's, which counts once for all parameters."""
-        for p in self.trainer.parameters[1:]:
-            self.trainer.optimizer.state[p]["step"].copy_(self.count)
+        """Let the optimizer's own counters follow: a graph has one for all parameters."""
+        for name, began in zip(self.names, self.began_of, strict=True):
+            state = self.trainer.optimizer.state.get(self.parameters[name])  # gone with a parameter that was replaced
+            if name not in self.unused and state:
+                state["step"].fill_(self.trainer.step - began)
 
-    def _ensure_state(self) -> None:
-        """The state that torch's Adam makes at its first step, made now; the graph holds on to its tensors."""
-        for p in self.trainer.parameters:
-            state = self.trainer.optimizer.state[p]
+    def _bind(self) -> None:
+        """Take the program's tensors, and the state that torch's Adam makes at its first step, as what the graph is given."""
+        trainer = self.trainer
+        _, _, self.eps, self.beta2, self.weight_decay = self._options()
+        self.beta1 = trainer.optimizer.param_groups[0]["betas"][0]
+        self.parameters = {n: p for n, p in trainer.program.named_parameters() if p.requires_grad}
+        self.names = list(self.parameters)
+        self.fresh: list[str] = []
+        for name, p in self.parameters.items():
+            state = trainer.optimizer.state[p]
             if not state:
+                self.fresh.append(name)
                 state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        states = [self.trainer.optimizer.state[p] for p in self.trainer.parameters]
-        self.count = states[0]["step"]
-        self.moments = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        states = [trainer.optimizer.state[p] for p in self.parameters.values()]
+        # parameters that joined later, or had no gradient at first, are corrected for the bias of their own first steps
+        idle = self.unused.intersection(self.fresh)
+        began = {n: trainer.step - int(s["step"]) for n, s in zip(self.names, states, strict=True) if n not in idle}
+        self.began = sorted(set(began.values()))
+        self.began_of = [began.get(name, self.began[0]) for name in self.names]
+        wide = any(p.dtype == torch.float64 for p in self.parameters.values())
+        self.scalars = torch.zeros(3 + 2 * len(self.began), dtype=torch.float64 if wide else torch.float32)
+        self.scalars_array = self.scalars.numpy()  # of the same memory
+        self.on_device = self.scalars if self.loss.device.type == "cpu" else self.scalars.to(self.loss.device)
+        tensors = self.objective.tensors()
+        params = [tensors.pop(name) for name in self.names]
+        average = trainer.average.values if self.averages and trainer.average is not None else {}
+        moments = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        self.kept = (params, *moments, dict(average), tensors, self.count, list(self.on_device))
+        self.sums = self.loss, self.finite
+        self.flat = tree_flatten((*self.kept, *self.sums))[0]
+        self.bound = self._tensors()
+        held = {**dict(trainer.program.named_parameters()), **dict(trainer.program.named_buffers())}
+        self.held = list(held.values())  # so that no other tensor gets the identity of one of these
+        places = [self.began.index(b) for b in self.began_of]
+        outline = [(n, t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for n, t in held.items()]
+        self.outline = self.names, outline, list(average), places
+        self.moved = False
+
+    def _tensors(self) -> list[tuple[str, int, int, bool]]:
+        """The program's tensors, by name, identity and place, and whether they are trained."""
+        program = self.trainer.program
+        named = (*program.named_parameters(), *program.named_buffers())
+        return [(n, id(t), t.data_ptr(), t.requires_grad) for n, t in named]
+
+    def _options(self) -> tuple[Any, ...]:
+        """What the graph keeps of the optimizer."""
+        group = self.trainer.optimizer.param_groups[0]
+        return (
+            self.trainer.settings,
+            len(self.trainer.optimizer.param_groups),
+            group["eps"],
+            group["betas"][1],
+            group["weight_decay"],
+        )
+
+    def _forget_unused(self) -> None:
+        """Leave no state of parameters that take no part, since torch makes none."""
+        for name in self.unused.intersection(self.fresh):
+            self.trainer.optimizer.state.pop(self.parameters[name], None)
 
     def _step(
         self,
         params: Sequence[Tensor],
         exp_avg: Sequence[Tensor],
         exp_avg_sq: Sequence[Tensor],
-        average: Sequence[Tensor],
+        average: dict[str, Tensor],
         others: dict[str, Tensor],
         count: Tensor,
         scalars: Sequence[Tensor],
@@ -147,34 +221,42 @@ class CapturedStep:
         settings = self.trainer.settings
         leaves = [p.detach().requires_grad_() for p in params]
         tensors = {**dict(zip(self.names, leaves, strict=True)), **others}
-        with torch.enable_grad(), casts(settings.precision, stored.device):
-            x = self.trainer.source.prepare(stored)
-            loss, surrogate = self.objective.at(tensors, x, y[0] if y else None, count)
-            grads = torch.autograd.grad(surrogate, leaves, allow_unused=True, materialize_grads=True)
+        x = self.trainer.source.prepare(stored)
+        with torch.enable_grad():
+            with casts(settings.precision, stored.device):
+                loss, surrogate = self.objective.at(tensors, x, y[0] if y else None, count)
+            found = torch.autograd.grad(surrogate, leaves, allow_unused=True)
+        self.unused = {name for name, g in zip(self.names, found, strict=True) if g is None}
+        grads = [g for g in found if g is not None]
         if settings.clip_norm is not None:
             norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
             scale = (settings.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            grads = tuple(g * scale for g in grads)
+            grads = [g * scale for g in grads]
         count.add_(1)
-        size, root, fresh, shrink, newer = scalars
-        for p, g, m, v in zip(params, grads, exp_avg, exp_avg_sq, strict=True):
+        newer, fresh, shrink, *own = scalars
+        moved = [i for i, g in enumerate(found) if g is not None]
+        for i, g in zip(moved, grads, strict=True):
+            p, m, v, group = params[i], exp_avg[i], exp_avg_sq[i], self.began.index(self.began_of[i])
+            size, root = own[2 * group : 2 * group + 2]
             if settings.optimizer == "adamw":
                 p.mul_(shrink)
             m.add_((g - m) * fresh)
             v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
             p.sub_(size * m / (v.sqrt() * root + self.eps))
-        for a, p in zip(average, params, strict=False):
-            a.add_((p - a) * newer)
+        newest = {**dict(zip(self.names, params, strict=True)), **others}
+        for name, a in average.items():
+            a.add_((newest[name] - a) * newer)
         total.add_(loss.detach())
         finite.add_(torch.isfinite(total))
         return []
 
 
-class _Scalars(NamedTuple):
-    """What changes from step to step: of Adam's update, of its bias correction, of decay and of the moving average."""
-
-    size: float
-    root: float
-    fresh: float
-    shrink: float
-    newer: float
+def _difference(before: Any, now: Any) -> str:
+    """What of the outlines of two bindings differs."""
+    if before[0] != now[0]:
+        name = next(iter(set(before[0]) ^ set(now[0])), "the parameters")
+        return f"{name!r} is {'now trained' if name in now[0] else 'no longer trained'}"
+    for old, new in zip(before[1], now[1], strict=False):
+        if old != new:
+            return f"the tensor {new[0]!r} has another shape, dtype or layout"
+    return "a parameter was replaced"

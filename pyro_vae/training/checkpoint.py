@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.training.files import Outline, damaged, read_tensors, remove_temporaries, write_tensors
 from pyro_vae.training.run import CHECKPOINT, FILES, METRICS, WEIGHTS, match, read_metrics, write_metrics
@@ -80,11 +80,13 @@ def state_of(trainer: Trainer, within: Within | None = None) -> State:
     if trainer.captured is not None:
         trainer.captured.finish()
     tensors = {f"program.{name}": t for name, t in trainer.program.state_dict().items()}
-    for index, p in enumerate(trainer.parameters):
+    for index, (name, p) in enumerate(trainer.program.named_parameters()):
         for key, value in trainer.optimizer.state.get(p, {}).items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
-    for index, average in enumerate(trainer.average or []):
-        tensors[f"average.{index}"] = average
+        if trainer.average is not None and name in trainer.average.values:
+            tensors[f"average.{index}"] = trainer.average.values[name]
+    if trainer.average is not None:
+        tensors |= {f"buffer.{name}": trainer.average.values[name] for name in trainer.average.moving}
     state: dict[str, Any] = {
         "step": trainer.step,
         "epoch": trainer.epoch,
@@ -106,21 +108,27 @@ def restore(trainer: Trainer, tensors: dict[str, Tensor], state: dict[str, Any])
     saved_state = _under("optimizer.", tensors)
     if not saved_state:
         trainer.optimizer.state.clear()
+    parameters = list(trainer.program.named_parameters())
     for name, tensor in saved_state.items():
         index, key = name.split(".", 1)
-        parameter = trainer.parameters[int(index)]
+        _, parameter = parameters[int(index)]
         own = trainer.optimizer.state[parameter]
         if key in own:  # a captured step holds on to these very tensors
             own[key].copy_(tensor)
         else:
             own[key] = tensor.to(_place(trainer, parameter, key), copy=True)
-    for name, tensor in _under("average.", tensors).items():
-        if trainer.average is not None:
-            trainer.average[int(name)].copy_(tensor)
+    if trainer.average is not None:
+        averaged = {parameters[int(index)][0]: t for index, t in _under("average.", tensors).items()}
+        trainer.average.fill(averaged | _under("buffer.", tensors))
     if "within" not in state:
         return None
     total = tensors["within.total"].to(trainer.device, copy=True)
     return Within(**state["within"], total=total, random=_under("random.", tensors))
+
+
+def fits(program: nn.Module, weights: dict[str, Tensor]) -> bool:
+    """Whether a program can take these weights, by name and shape."""
+    return {n: t.shape for n, t in program.state_dict().items()} == {n: t.shape for n, t in weights.items()}
 
 
 def resume_from(path: Path, trainer: Trainer) -> None:
@@ -172,13 +180,16 @@ def _admit(trainer: Trainer, found: dict[str, Outline], state: Any, where: Path)
     program = {n.removeprefix("program."): o for n, o in found.items() if n.startswith("program.")}
     match(trainer.program.state_dict(), program, str(where))
     expected: dict[str, Outline] = {}
-    for index, p in enumerate(trainer.parameters):
+    for index, p in enumerate(trainer.program.parameters()):
         keys = OPTIMIZER_STATE[trainer.settings.optimizer]
         if any(f"optimizer.{index}.{key}" in found for key in keys):  # none for a parameter without a gradient so far
             for key in keys:
                 expected[f"optimizer.{index}.{key}"] = Outline((), torch.float32) if key == "step" else Outline.of(p)
-        if trainer.average is not None:
+        # a callback may have trained what is frozen to begin with
+        if trainer.average is not None and (p.requires_grad or f"average.{index}" in found):
             expected[f"average.{index}"] = Outline.of(p)
+    if trainer.average is not None:
+        expected |= {f"buffer.{name}": Outline.of(trainer.average.values[name]) for name in trainer.average.moving}
     if "within" in state:
         expected["within.total"] = Outline((), torch.float32 if trainer.device.type == "mps" else torch.float64)
         generators = {n for n in found if n in ("random.cpu", "random.cuda", "random.mps")}

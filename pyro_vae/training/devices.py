@@ -11,8 +11,16 @@ from pyro_vae.errors import UserError
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def resolve_device(name: str) -> torch.device:
-    """``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` (or ``cuda:1``) or ``mps``; refused where absent."""
+def resolve_device(name: str | torch.device) -> torch.device:
+    """``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` (or ``cuda:1``) or ``mps``; refused where absent.
+
+    A ``torch.device`` stands for its name.
+    """
+    if not isinstance(name, (str, torch.device)):
+        raise UserError(
+            f"expected a device as a string or torch.device, got {type(name).__name__}: {', '.join(DEVICES)}"
+        )
+    name = str(name)
     kind = name.partition(":")[0]
     if kind not in DEVICES:
         raise UserError(f"unknown device {name!r}: choose from {', '.join(DEVICES)}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from pyro_vae import memory, registry
 from pyro_vae.errors import DataError, UserError
@@ -24,6 +25,7 @@ from pyro_vae.training.distributed import join, restarted
 from pyro_vae.training.kept import keep, read_content
 from pyro_vae.training.loop import Trainer
 from pyro_vae.training.progress import Progress
+from pyro_vae.training.rehearsal import require_kept
 from pyro_vae.training.run import (
     SPEC,
     Run,
@@ -48,7 +50,7 @@ def fit(
     epochs: int | None = None,
     steps: int | None = None,
     out: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     resume: bool = False,
     callback: Callback | None = None,
     progress: bool = False,
@@ -63,9 +65,11 @@ def fit(
         epochs: passes over the training rows, 50 unless ``steps`` is given.
         steps: optimizer steps, instead of epochs.
         out: the run directory to write; None to keep everything in memory.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``mps``; the program is moved there and stays.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``mps``, or a ``torch.device``; the program is moved
+            there and stays.
         resume: go on from the checkpoint in ``out``, which must have been made with the same settings.
-        callback: called with the metrics of every epoch; training stops early where it returns True.
+        callback: called with the metrics of every epoch; training stops early where it returns True. It may change the
+            program (an attribute, what requires a gradient, a submodule): the next epoch trains it as it then is.
         progress: draw a progress bar with the current ELBO on standard error.
         settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
             ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``compile``, ``precision``,
@@ -82,6 +86,8 @@ def fit(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step under way and a checkpoint; ``.status`` is the exit status that
             is usual. A second one ends at once.
 
+    What is frozen (``requires_grad``) stays so. Submodules in evaluation mode stay in it, unless all are; modes are put back.
+
     Under ``torchrun`` every process calls this with the same arguments; each takes its slice of every batch.
 
     Example:
@@ -92,6 +98,10 @@ def fit(
         2
     """
     require_program(program)
+    if callback is not None and not callable(callback):
+        raise UserError(f"expected callback to be a function of an epoch's metrics, got {type(callback).__name__}")
+    if out is not None and not isinstance(out, (str, os.PathLike)):
+        raise UserError(f"expected out to be the path of a run directory, got {type(out).__name__}")
     if epochs is not None and steps is not None:
         raise UserError("give epochs or steps, not both")
     if "objective" in settings:
@@ -101,22 +111,29 @@ def fit(
     )
     target, ranks = resolve_device(device), join()
     require_precision(chosen.precision, target, dtype_of(program))
+    require_kept(program)
     path = expanded(out) if out is not None else None
-    if isinstance(data, Tensor):
+    if isinstance(data, torch.Tensor):
         require_rows(data, program)
     source = make_source(data, takes_y(program), target, dtype_of(program), needs_y(program))
     objective = _objective(chosen)
-    event_shape = admit(program.to(target), data, source, objective)
+    batch = max(1, min(chosen.batch_size, source.num_rows) // ranks.size)
+    event_shape, moving = admit(program.to(target), data, source, objective, batch)
     if ranks.size > 1 and getattr(objective, "compares_images", False):
         raise UserError(
             f"the objective {chosen.objective.name!r} compares the images of a batch with each other, and cannot be cut into "
             "slices: train it in one process"
         )
-    rows = min(chosen.batch_size, source.num_rows) * int(getattr(objective, "num_particles", 1)) // ranks.size
+    rows = batch * int(getattr(objective, "num_particles", 1))
     memory.require(4 * rows * math.prod(event_shape), f"a step of {rows:,} images times particles")
     content = keep(data)
     record = make_record(program, event_shape, data, chosen, content)
-    trainer = Trainer(program, source, chosen, objective, target, path, ranks)
+    trainer = Trainer(program, source, chosen, objective, target, path, ranks, moving=moving)
+    if chosen.patience is not None and trainer.validation is None:
+        raise UserError(
+            f"patience = {chosen.patience} needs a validation split to watch, and these data have none: leave patience out, or "
+            "train on a data set of load_data with validation rows"
+        )
     if path is not None and restarted() and ranks.shared((path / SPEC).is_file()):
         resume = True
     if resume:

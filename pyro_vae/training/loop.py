@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.capture import CaptureWarning, Uncapturable
-from pyro_vae.errors import NumericalError
+from pyro_vae.errors import NumericalError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.objectives.base import Objective
 from pyro_vae.precision import casts, no_denormals, products
 from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.programs.latents import to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
-from pyro_vae.training.captured import CapturedStep, worth_capturing
+from pyro_vae.training.average import Average
+from pyro_vae.training.captured import CapturedStep
 from pyro_vae.training.checkpoint import (
     State,
     Within,
+    fits,
     random_state,
     restore,
     save_checkpoint,
@@ -37,10 +37,12 @@ from pyro_vae.training.checkpoint import (
     set_random_state,
     state_of,
 )
+from pyro_vae.training.compiling import Compiling
 from pyro_vae.training.distributed import ALONE, Ranks, parallel, told
 from pyro_vae.training.faults import ADVICE, Fault, examine
 from pyro_vae.training.interrupts import Interrupted, Interrupts
 from pyro_vae.training.launch import Launches
+from pyro_vae.training.modes import in_training
 from pyro_vae.training.progress import Progress
 from pyro_vae.training.run import append_metrics
 from pyro_vae.training.schedule import Schedule, share_of_newest
@@ -52,6 +54,7 @@ COPY_SECONDS = 60  # how old the copy of the state may be from which a fault is 
 CHECKPOINT_SECONDS = 600  # how long an epoch may go on without a checkpoint within it
 CHECKPOINT_SHARE = 0.005  # of the time of training goes into checkpoints after epochs, where these are short
 VALIDATION_ROWS = 1000  # images in one pass of validation
+STATISTICS_ROWS = 4096  # of an epoch, from which the averaged weights get running statistics
 
 
 class Trainer:
@@ -66,14 +69,17 @@ class Trainer:
         device: torch.device,
         path: Path | None,
         ranks: Ranks = ALONE,
+        *,
+        moving: Sequence[str] = (),
     ) -> None:
         self.program, self.source, self.settings, self.objective = program, source, settings, objective
         self.device, self.path, self.ranks = device, path, ranks
         self.steps_per_epoch, self.total_steps = settings.length(source.num_rows)
+        self.all_parameters = self._flags()
         self.parameters = [p for p in program.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(settings, self.parameters)
         self.schedule = Schedule(settings, self.total_steps)
-        self.average = [p.detach().clone() for p in self.parameters] if settings.average else None
+        self.average = Average(program, moving) if settings.average else None
         self.validation = source.validation()
         self.step, self.epoch = 0, 0  # steps taken, epochs completed
         self.metrics: list[dict[str, Any]] = []
@@ -84,7 +90,7 @@ class Trainer:
         self.checkpoint_due = -math.inf  # when it is worth the time to make another
         self.within: Within | None = None  # where the first epoch goes on, if not at its beginning
         self.captured: CapturedStep | None = None
-        self.capture_tried = False
+        self.compiling = Compiling(self)
         self.launches: Launches | None = None
         self.interrupts = Interrupts()
         self.finite = torch.zeros(
@@ -119,16 +125,34 @@ class Trainer:
                 if self.ranks.shared(callback is not None and self.ranks.first and bool(callback(dict(metrics)))):
                     break
                 self._heed(None)
-        if self.best is not None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.best is not None and fits(self.program, self.best):
             self.program.load_state_dict(self.best)
 
     def _one_epoch(self, bar: Progress) -> dict[str, Any]:
         began = time.perf_counter()
         epoch = self.epoch + 1
-        every = max(1, self.steps_per_epoch // LOGS_PER_EPOCH)
         order = torch.randperm(self.source.num_rows, generator=generator("order of rows", self.settings.seed, epoch))
-        was_training = self.program.training
-        self.program.train()
+        with in_training(self.program):
+            within, began = self._steps(order, bar, began)
+            if self.average is not None:
+                self.average.settle(lambda: self._pass(order))
+        if self.captured is not None:
+            self.captured.finish()
+        metrics: dict[str, Any] = {
+            "epoch": epoch,
+            "step": self.step,
+            "train_loss": within.read / (self.step - within.first_step),
+            "lr": self.schedule.at(within.first_step).lr,
+        }
+        metrics |= self.ranks.shared(self._validate() if self.ranks.first else {})
+        metrics["seconds"] = round(time.perf_counter() - began, 3)
+        self.epoch = epoch
+        return metrics
+
+    def _steps(self, order: Tensor, bar: Progress, began: float) -> tuple[Within, float]:
+        """All steps of an epoch; their sums, and when it began as if it had not been interrupted."""
+        epoch, every = self.epoch + 1, max(1, self.steps_per_epoch // LOGS_PER_EPOCH)
         self._prepare(order[: self.settings.batch_size])
         within, self.within = self.within or self._at_beginning(), None
         self._begin(order, within)
@@ -146,6 +170,7 @@ class Trainer:
                     if not math.isfinite(within.read) or (self.step == last_step and not self._parameters_finite()):
                         self._explain(order, self.counted_from + int(self.finite) + 1)
                     bar.update(self.step, f"epoch {epoch}  loss {(within.read - seen) / (since or every):.2f}")
+                    self.compiling.within_epoch()
                 if self.step == last_step:
                     break  # the checkpoint after the epoch is the next
                 now = time.perf_counter()
@@ -158,44 +183,46 @@ class Trainer:
                 if logging and self.copy is not None and now - self.copy[1] > COPY_SECONDS:
                     self._copy_state(within)
                     self._begin(order, within)
-        if self.captured is not None:
-            self.captured.finish()
-        self.program.train(was_training)
-        metrics: dict[str, Any] = {
-            "epoch": epoch,
-            "step": self.step,
-            "train_loss": within.read / (self.step - within.first_step),
-            "lr": self.schedule.at(within.first_step).lr,
-        }
-        metrics |= self.ranks.shared(self._validate() if self.ranks.first else {})
-        metrics["seconds"] = round(time.perf_counter() - began, 3)
-        self.epoch = epoch
-        return metrics
+        return within, began
 
     def _prepare(self, rows: Tensor) -> None:
         """What computes a step: the compiled one where it is wanted and can be had, the objective, or its parallel form."""
+        self._take_in()
         if self.compute is None:
             alone = lambda x, y, step: self.objective(self.program, x, y, step)  # noqa: E731
             self.compute = alone
             if self.ranks.size > 1:
                 with seeded(derive_seed("first step"), self.device):
                     self.compute = parallel(self.program, self.objective, self.ranks, *self._batch(rows))
-        wanted = self.settings.compile == "on" or (
-            self.settings.compile == "auto" and self.ranks.size == 1 and worth_capturing(self.total_steps, self.device)
+        self.compiling.before_epoch(rows)
+
+    def _flags(self) -> list[tuple[torch.nn.Parameter, bool]]:
+        return [(p, p.requires_grad) for p in self.program.parameters()]
+
+    def _take_in(self) -> None:
+        """Train what is to be trained now: a callback may have frozen or freed parameters, or replaced a part of the program."""
+        flags = self._flags()
+        same = len(flags) == len(self.all_parameters) and all(
+            p is q and r == s for (p, r), (q, s) in zip(flags, self.all_parameters, strict=True)
         )
-        if wanted and not self.capture_tried:
-            self.capture_tried = True
-            try:
-                if self.ranks.size > 1:
-                    raise Uncapturable("a compiled step cannot wait for other processes")
-                with self.interrupts.at_once():
-                    resident = self._launchable()
-                    self.captured = CapturedStep(self, *self.source.stored(rows), averages=resident is not None)
-                    if resident is not None:
-                        batch_size = min(self.settings.batch_size, self.source.num_rows)
-                        self.launches = Launches(self.captured, resident, batch_size, self.steps_per_epoch)
-            except Uncapturable as error:
-                warnings.warn(f"training uncompiled: {error}", CaptureWarning, stacklevel=6)
+        if self.ranks.size > 1 and not all(self.ranks.gathered(same)):
+            raise UserError(
+                "the callback changed which parameters are trained, and is called in the first of several processes alone: "
+                "train in one process"
+            )
+        if same:
+            return
+        self.program.to(self.device)
+        self.optimizer.zero_grad(set_to_none=True)  # while it still knows those that are frozen now
+        self.all_parameters, self.parameters = self._flags(), [p for p, trained in self._flags() if trained]
+        if not self.parameters:
+            raise UserError("after the callback no parameter requires a gradient: there is nothing left to train")
+        self.optimizer.param_groups[0]["params"] = self.parameters
+        held = {id(p) for p, _ in self.all_parameters}
+        for p in [p for p in self.optimizer.state if id(p) not in held]:
+            del self.optimizer.state[p]
+        if self.average is not None:
+            self.average.renew()
 
     def _launchable(self) -> Batch | None:
         """The data, where a launch costs more than the step that it starts and they are where it would gather them."""
@@ -230,6 +257,7 @@ class Trainer:
         if self.launches is not None:
             self.launches.begin(order, within.first_step, self.step)
         if self.captured is not None:
+            self.captured.begin(self.step)
             rest = order[(self.step - within.first_step) * self.settings.batch_size :]
             self.minibatches = self.source.minibatches(rest, self.settings.batch_size)
             within.total, self.finite = self.captured.loss.copy_(within.total), self.captured.finite
@@ -259,13 +287,15 @@ class Trainer:
         self.schedule.apply(self.optimizer, self.step)
         self.optimizer.step()
         self.step += 1
-        if share := share_of_newest(self.settings.average, self.step):
-            self.follow(share)
+        if self.average is not None and (share := share_of_newest(self.settings.average, self.step)):
+            self.average.follow(share)
 
-    def follow(self, share: float) -> None:
-        """Let the moving average follow the parameters."""
-        if self.average is not None:
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], share)
+    def _pass(self, order: Tensor) -> None:
+        """A pass over some of an epoch's rows, from which running statistics are found."""
+        rows = order[:STATISTICS_ROWS].split(min(self.settings.batch_size, len(order)))
+        with seeded(derive_seed("running statistics", self.settings.seed, self.epoch), self.device):
+            for some in [r for r in rows if len(r) == len(rows[0])]:
+                draw_terms(self.program, *self.source.batch(some), num_samples=1)
 
     def _heed(self, within: Within | None) -> None:
         """End training where a signal asked for it: with a checkpoint, where there is a run."""
@@ -348,22 +378,14 @@ class Trainer:
             "validation_kl": kl_mean,
         }
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
+    def _averaged(self) -> Any:
         """The program with the moving average of its weights, where there is one."""
-        self._swap_average()
-        try:
-            yield
-        finally:
-            self._swap_average()
-
-    def _swap_average(self) -> None:
-        if self.average is not None:
-            for p, a in zip(self.parameters, self.average, strict=True):
-                p.data, a.data = a.data, p.data
+        return nullcontext() if self.average is None else self.average.swapped()
 
     def _keep_best(self, metrics: dict[str, Any]) -> None:
         loss = metrics.get("validation_loss", -float(self.epoch))  # without a validation split, the newest is the best
+        if self.best is not None and not fits(self.program, self.best):
+            self.best_loss = math.inf  # a callback has rebuilt the program: older weights are of another
         if not loss < self.best_loss:
             return
         self.best_loss, self.best_epoch = loss, self.epoch

@@ -300,14 +300,14 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def load(path: str | Path, program: Any = None, device: str = "cpu") -> Run:
+def load(path: str | Path, program: Any = None, device: str | torch.device = "cpu") -> Run:
     """Load a run.
 
     Args:
         path: the run directory.
         program: the program to fill, for one that was not declared (a class of yours, a ``.py`` file); a declared one is
             rebuilt from the directory alone.
-        device: where to put the program: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        device: where to put the program: ``auto``, ``cpu``, ``cuda`` or ``mps``, or a ``torch.device``.
 
     Returns:
         The run, its program holding the best weights.

@@ -87,6 +87,8 @@ class _Rows(Source):
         super().__init__(len(stored), conditional)
         if conditional and labels is None:
             raise UserError("the program is conditional, model(x, y), and the data have no labels")
+        if isinstance(stored, Tensor):  # no gradient reaches the data, whatever they come from
+            stored, labels = stored.detach(), None if labels is None else labels.detach()
         if isinstance(stored, Tensor) and stored.numel() * stored.element_size() <= ON_DEVICE_BYTES:
             stored = stored.to(device)
         self.rows, self.labels, self.device, self.dtype = stored, labels, device, dtype
@@ -232,7 +234,7 @@ class DatasetSource(Source):
             raise DataError(
                 f"the y of the items of {self.name} are no tensors or numbers, but {type(found[0]).__name__}"
             )
-        return y.to(self.device)
+        return y.detach().to(self.device)
 
 
 def require_dense(x: Tensor, what: str) -> None:
