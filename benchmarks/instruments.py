@@ -88,6 +88,7 @@ def run_cell(name: str, size: float) -> dict[str, Any]:
         "checks": checks,
         "seconds": round(time.perf_counter() - clock, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
+        "machine": described_machine(),
     }
 
 
@@ -109,9 +110,7 @@ def run_all(names: list[str], size: float, jobs: int, kept: dict[str, Any], out:
             found = kept[name] = future.result()
             verdict = "ok  " if found["passes"] else "FAIL"
             print(f"[{done}/{len(names)}] {verdict} {name} ({found['cpu_seconds']:.0f} s)", flush=True)
-            write(
-                out / "instruments.json", json.dumps({"cells": kept, "machine": described_machine()}, indent=1) + "\n"
-            )
+            write(out / "instruments.json", json.dumps({"cells": kept}, indent=1) + "\n")
 
 
 def write(path: Path, text: str) -> None:
@@ -197,7 +196,7 @@ def long_table(cells: dict[str, Any]) -> str:
                 "|---|---|---|---|---|---|---|---|",
                 *map(row, rows),
             ]
-    return "\n".join([*lines, "", f"{described_machine()}."])
+    return "\n".join([*lines, "", machines(cells)])
 
 
 def short_table(cells: dict[str, Any]) -> str:
@@ -228,7 +227,13 @@ def short_table(cells: dict[str, Any]) -> str:
             median_power(rows),
         ]
         lines.append("| " + " | ".join(columns) + " |")
-    return "\n".join([*lines, "", f"{described_machine()}."])
+    return "\n".join([*lines, "", machines(cells)])
+
+
+def machines(cells: dict[str, Any]) -> str:
+    """Where the cells were run, the most of them first."""
+    found = [c["machine"] for c in cells.values()]
+    return "; ".join(f"{name} ({found.count(name)} cells)" for name in sorted(set(found), key=found.count)[::-1]) + "."
 
 
 def median_power(cells: list[dict[str, Any]]) -> str:
