@@ -18,7 +18,7 @@ from pyro_vae.analysis.source import python_source
 from pyro_vae.declared import names
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import draw_terms
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.spec import Spec, construct, read
 
 
@@ -363,7 +363,7 @@ def first_that_fits(pairs):
 def test_the_printed_python_is_the_program(pairs):
     spec, built = first_that_fits(pairs)
     pasted: dict = {"__name__": "pasted"}
-    with seeded(0):
+    with seeded(derive_seed("initial weights", 0)):
         exec(python_source(spec, (1, 8, 8)), pasted)
     program = pasted["program"]
     state, own = built.state_dict(), program.state_dict()

@@ -89,7 +89,7 @@ def test_psis_has_the_closed_form_and_the_diagonal_guide_has_not(record_property
     spread = (np.square(weight)[..., None] * np.square(raw - expected)).sum((0, 1))
     assert_within_error(found.mean((0, 1)) - expected, np.sqrt(spread + variance / draws), record_property)
     error = np.abs(raw.mean((0, 1)) - expected) / np.sqrt(variance / draws)
-    assert error.max() > 20  # covariances that a diagonal guide cannot have
+    assert error.max() > 10  # standard errors: covariances that a diagonal guide cannot have
     assert float(guide.sample_stats["khat"].max()) < 0.7
     truth = conjugate.LinearGaussian().evidence(conjugate.data()).numpy()
     assert np.abs(guide.sample_stats["log_evidence"] - truth).max() < 0.1

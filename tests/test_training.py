@@ -142,13 +142,13 @@ def test_a_tensor_and_a_dataset_of_its_rows_train_alike() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (torch.zeros(5), r"tensor of shape \(5,\)"),
-        (torch.zeros(0, 5), "no rows"),
+        (torch.zeros(5), r"a lone datum of shape \(5,\)"),
+        (torch.zeros(0, 5), "at least one row"),
         ([[0.0, 1.0]], "got list"),
         (torch.full((9, 5), math.nan), "NaN or infinite"),
         (torch.full((9, 5), math.inf), "NaN or infinite"),
         (torch.full((9, 5), 0.25), "0.25"),
-        (torch.zeros(9, 4), r"shape \(4,\)"),
+        (torch.zeros(9, 4), r"got \(9, 4\)"),
         (torch.cat([torch.zeros(1500, 5), torch.full((1, 5), 0.5)]), "0.5"),
     ],
 )

@@ -19,8 +19,9 @@ Shape = tuple[int, ...]
 def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()) -> str:
     """A class with ``model(x)`` and ``guide(x)`` that is the program of a spec, block for block and name for name.
 
-    Executed, it defines ``program`` with the parameters of ``pyro_vae.spec.construct(spec, event_shape)``; under the same
-    torch seed, with the same values (a program built on data starts its output bias at their mean image besides).
+    Executed, it defines ``program`` with the parameters of ``pyro_vae.spec.construct(spec, event_shape)``; under
+    ``torch.manual_seed(derive_seed("initial weights", 0))`` with the values that it has there (a program built on data starts its
+    output bias at their mean image besides).
 
     Args:
         spec: a model and a guide.

@@ -138,7 +138,7 @@ class AnnealedLogLikelihood(LogLikelihood):
             found.append(
                 f"{self.num_samples} chains are too few to tell the error of their mean: use at least {FEW_CHAINS}"
             )
-        elif (single := float((self.ess < 2).double().mean())) > 0.01:
+        elif (single := float((self.ess < 2).to(torch.float64).mean())) > 0.01:
             found.append(
                 f"for {single:.1%} of {len(self)} images one of {self.num_samples} chains holds most of the weight: log p(x) is "
                 f"likely underestimated; use more intermediate distributions than {self.num_distributions}"

@@ -142,7 +142,7 @@ class LogLikelihood:
         """The fraction of images with k above the threshold; NaN where k is unknown."""
         known = ~self.khat.isnan()
         bad = self.khat[known] > self.khat_thresholds[known]
-        return float(bad.double().mean()) if bool(known.any()) else math.nan
+        return float(bad.to(torch.float64).mean()) if bool(known.any()) else math.nan
 
     @property
     def ess_share(self) -> Tensor:
@@ -152,7 +152,7 @@ class LogLikelihood:
     @property
     def target_met(self) -> float:
         """The fraction of images whose standard error is down to the target; NaN where none was aimed at."""
-        return math.nan if self.target_se is None else float((self.mc_se <= self.target_se).double().mean())
+        return math.nan if self.target_se is None else float((self.mc_se <= self.target_se).to(torch.float64).mean())
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -206,7 +206,7 @@ class LogLikelihood:
         plain: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         if self.draws is not None:
             plain |= {
-                "draws_mean": float(self.draws.double().mean()),
+                "draws_mean": float(self.draws.to(torch.float64).mean()),
                 "draws_min": int(self.draws.min()),
                 "draws_max": int(self.draws.max()),
                 "ess_share_median": median(self.ess_share) if bool(self.ess.isfinite().any()) else None,
@@ -259,7 +259,9 @@ class LogLikelihood:
             return f"exact, summed over {self.states:,} states of the latents"
         if self.draws is None:
             return f"K = {self.num_samples}{'' if self.noise == 'random' else f' ({self.noise} noise)'}"
-        mean, least, most = (float(n) for n in (self.draws.double().mean(), self.draws.min(), self.draws.max()))
+        mean, least, most = (
+            float(n) for n in (self.draws.to(torch.float64).mean(), self.draws.min(), self.draws.max())
+        )
         return f"K = {drawn_range(mean, least, most, self.num_samples)}"
 
     def _effective(self) -> str:

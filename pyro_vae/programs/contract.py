@@ -63,15 +63,28 @@ def require_program(program: Any) -> None:
         )
 
 
+def require_dense(x: Tensor, what: str) -> None:
+    """:class:`DataError` for a tensor that does not hold all its numbers, one after the other, as real ones."""
+    kind = (
+        "nested" if x.is_nested
+        else "complex" if x.is_complex()
+        else "quantized" if x.is_quantized
+        else "empty shell on the meta device" if x.device.type == "meta"
+        else str(x.layout).removeprefix("torch.").replace("_", " ") if x.layout != torch.strided
+        else None
+    )  # fmt: skip
+    if kind is not None:
+        remedy = {"complex": "give real and imaginary parts as numbers of their own, torch.view_as_real(x)"}.get(
+            kind, "convert it, x.to_dense() of a sparse one"
+        )
+        raise DataError(f"{what}: expected a dense tensor of real numbers, got a {kind} one; {remedy}")
+
+
 def require_rows(x: Any, program: Any = None) -> None:
     """:class:`UserError` unless ``x`` is a dense tensor ``(N, *event)`` of one row at least, of the event shape if known."""
     if not isinstance(x, Tensor):
         raise UserError(f"expected data as a torch tensor (N, *event), got {type(x).__name__}")
-    if x.layout != torch.strided or x.is_complex():
-        kind = "complex" if x.is_complex() else str(x.layout).removeprefix("torch.")
-        raise UserError(
-            f"expected data as a dense tensor of real numbers, got a {kind} one; convert it, e.g. x.to_dense()"
-        )
+    require_dense(x, "the data")
     shape, expected = tuple(x.shape), getattr(program, "event_shape", None)
     whole = f"(N, {', '.join(map(str, expected or ()))})"
     if expected is not None and shape == tuple(expected):

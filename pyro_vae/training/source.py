@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError
-from pyro_vae.programs.contract import require_rows
+from pyro_vae.programs.contract import require_dense, require_rows
 
 ON_DEVICE_BYTES = 2**31  # data up to this size are moved to the device whole
 AHEAD_BYTES = 2**20  # minibatches up to this size together are gathered at once
@@ -237,23 +237,6 @@ class DatasetSource(Source):
         return y.detach().to(self.device)
 
 
-def require_dense(x: Tensor, what: str) -> None:
-    """:class:`DataError` for a tensor that does not hold all its numbers, one after the other, as real ones."""
-    kind = (
-        "nested" if x.is_nested
-        else "complex" if x.is_complex()
-        else "quantized" if x.is_quantized
-        else "empty shell on the meta device" if x.device.type == "meta"
-        else str(x.layout).removeprefix("torch.").replace("_", " ") if x.layout != torch.strided
-        else None
-    )  # fmt: skip
-    if kind is not None:
-        remedy = {"complex": "give real and imaginary parts as numbers of their own, torch.view_as_real(x)"}.get(
-            kind, "convert it, x.to_dense() of a sparse one"
-        )
-        raise DataError(f"{what}: expected a dense tensor of real numbers, got a {kind} one; {remedy}")
-
-
 def make_source(
     data: Any, conditional: bool, device: torch.device, dtype: torch.dtype, required: bool = True
 ) -> Source:
@@ -265,7 +248,6 @@ def make_source(
         conditional = conditional and (required or data.labels.get("train") is not None)
         return DataSource(data, conditional, device, dtype)
     if isinstance(data, Tensor):
-        require_dense(data, "the data")
         require_rows(data)
         return TensorSource(data.detach(), None, conditional and required, device, dtype)
     if isinstance(data, Dataset):
