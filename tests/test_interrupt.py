@@ -22,7 +22,7 @@ from pyro_vae.evaluation.chunks import SmallerChunkWarning
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.interrupts import Interrupted
 
-CHECKED = 8 + 100  # rows that fit reads before the first step: a few for the contract, all for the support
+CHECKED = 8  # items that fit reads before the first step, to run the program on; the others are looked at as they are read
 
 
 class Rows(Dataset[Tensor]):
@@ -171,7 +171,7 @@ def test_the_last_good_checkpoint_is_kept(tmp_path: Path) -> None:
             self.left -= 1
             return self.x[index] * (1.8e19 if self.left == 0 else 1.0)
 
-    with pytest.raises(NumericalError, match=r"at step 30.*; the checkpoint in .* is from epoch 1"):
+    with pytest.raises(NumericalError, match=r"at step 20.*; the checkpoint in .* is from epoch 1"):
         fit(tmp_path / "run", Late(CHECKED + 200))
     run = pv.load(tmp_path / "run")
     assert len(run.metrics) == 1
