@@ -28,6 +28,14 @@ from pyro_vae.seeding import generator, seeded
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "compiled.md"
 STEPS, LIMIT = 200, 1e-8
+CHANGES = """
+## What changes while it runs
+
+A graph stands for the program as it was recorded. What was read while recording (attributes of its modules and of the objective, modes, hooks, `requires_grad`,
+globals and closures of your functions) is compared before every epoch. A program that a callback has changed is recorded anew, with one line that names the
+change; where it changes again and again, training goes on in plain steps, with one line. A program with hooks of yours, or that changes its own numbers as it
+runs, is not compiled. State in C code or in files is not seen.
+"""
 KINDS = ("priors", "posteriors", "likelihoods", "encoders", "decoders", "objectives")
 FAST = {("priors", "gaussian-mixture"), ("posteriors", "diagonal-normal"), ("objectives", "iwae")}
 BLOCKS = [
@@ -225,6 +233,7 @@ def test_the_list_stands_in_the_docs() -> None:
         f"and not, with the same random numbers: {len(wanted) - len(refused)} of {len(wanted)} blocks end with the same "
         f"parameters to {LIMIT:.0e} of their norm. "
         + (others + "\n" if lines else "All optimizers but Adam and AdamW, and several processes, take plain steps.\n")
+        + CHANGES
     )
     if os.environ.get("PYRO_VAE_WRITE_DOCS"):
         DOCS.write_text(text)
