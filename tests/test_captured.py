@@ -31,10 +31,11 @@ STEPS, LIMIT = 200, 1e-8
 CHANGES = """
 ## What changes while it runs
 
-A graph stands for the program as it was recorded. What was read while recording (attributes of its modules and of the objective, modes, hooks, `requires_grad`,
-globals and closures of your functions) is compared before every epoch. A program that a callback has changed is recorded anew, with one line that names the
-change; where it changes again and again, training goes on in plain steps, with one line. A program with hooks of yours, or that changes its own numbers as it
-runs, is not compiled. State in C code or in files is not seen.
+A graph stands for the program as it was recorded. What was read while recording (attributes of its modules and of the
+objective, modes, hooks, `requires_grad`, globals and closures of your functions) is compared before every epoch. A
+program that a callback has changed is recorded anew, with one line that names the change; where it changes again and
+again, training goes on in plain steps, with one line. A program with hooks of yours, or that changes its own numbers as
+it runs, is not compiled. State in C code or in files is not seen.
 """
 KINDS = ("priors", "posteriors", "likelihoods", "encoders", "decoders", "objectives")
 FAST = {("priors", "gaussian-mixture"), ("posteriors", "diagonal-normal"), ("objectives", "iwae")}
