@@ -14,7 +14,7 @@ from pyro.distributions import Delta
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.auxiliary import is_delta
 from pyro_vae.programs.supports import describe, narrower
-from pyro_vae.programs.trace import Traces, evaluating, innermost, isolated, latent_sites
+from pyro_vae.programs.trace import Traces, device_of, evaluating, innermost, isolated, latent_sites
 from pyro_vae.seeding import derive_seed, seeded
 
 OUTSIDE_DRAWS = 256  # of the guide, per row of the check, that are looked for outside of the model's support
@@ -28,20 +28,39 @@ def require_weights(traces: Traces) -> None:
             f"guide: the site {points[0]!r} is a Delta, a point estimate without a density, whose draws have no weights: "
             "give it a distribution (a normal around the point), or make it of an auxiliary site with its Jacobian as log_density"
         )
-    guide = latent_sites(traces.guide)
-    for name, site in latent_sites(traces.model).items():
-        ours, theirs = guide[name]["fn"], site["fn"]
+    for name, (ours, theirs) in _pairs(traces).items():
         if ours.support.is_discrete != theirs.support.is_discrete:
-            kinds = ["discrete" if fn.support.is_discrete else "continuous" for fn in (ours, theirs)]
-            raise ProgramError(
-                f"guide: the site {name!r} is {kinds[0]} ({type(innermost(ours)).__name__}), and the model's {kinds[1]}: their "
-                "ratio is no weight; draw it as the model does, and relax it in training mode alone"
-            )
-        if _scores_outside(traces, ours, theirs, guide[name]["value"]):
+            raise ProgramError(_of_two_kinds(name, ours, theirs))
+    require_scores(traces)
+
+
+def require_scores(traces: Traces) -> None:
+    """:class:`ProgramError` where the guide draws latents that cannot be, and the model gives them a density nevertheless.
+
+    An ELBO of such draws is of another model. A relaxation is let pass in training mode: programs are looked at in the other.
+    """
+    for name, (ours, theirs) in _pairs(traces).items():
+        if not is_delta(latent_sites(traces.guide)[name]) and _scores_outside(traces, ours, theirs):
+            if ours.support.is_discrete != theirs.support.is_discrete:
+                raise ProgramError(_of_two_kinds(name, ours, theirs))
             raise ProgramError(
                 f"guide: the site {name!r} draws outside of the model's {describe(theirs)}, where the model's log_prob is not "
                 f"-inf ({type(innermost(theirs)).__name__} does not look): give the guide the model's support"
             )
+
+
+def _pairs(traces: Traces) -> dict[str, tuple[Any, Any]]:
+    """The distributions of guide and model by site."""
+    guide = latent_sites(traces.guide)
+    return {name: (guide[name]["fn"], site["fn"]) for name, site in latent_sites(traces.model).items()}
+
+
+def _of_two_kinds(name: str, ours: Any, theirs: Any) -> str:
+    kinds = ["discrete" if fn.support.is_discrete else "continuous" for fn in (ours, theirs)]
+    return (
+        f"guide: the site {name!r} is {kinds[0]} ({type(innermost(ours)).__name__}), and the model's {kinds[1]}: their ratio is "
+        "no weight; draw it as the model does, and relax it in training mode alone"
+    )
 
 
 def point_masses(traces: Traces) -> list[str]:
@@ -93,15 +112,23 @@ def _unscored(site: dict[str, Any]) -> bool:
     return site["mask"] is not None and not bool(torch.as_tensor(site["mask"]).any())
 
 
-def _scores_outside(traces: Traces, ours: Any, theirs: Any, value: torch.Tensor) -> bool:
-    """Whether the guide draws where the model cannot be, and the model gives such draws a density nevertheless."""
-    with evaluating(traces.program), isolated(), seeded(derive_seed("draws outside of a support"), value.device):
+def _scores_outside(traces: Traces, ours: Any, theirs: Any) -> bool:
+    """Whether the guide draws where the model cannot be, and the model does not give such draws a density of zero."""
+    stream = derive_seed("draws outside of a support")
+    with evaluating(traces.program), isolated(), seeded(stream, device_of(traces.program)):
         try:
             if not narrower(theirs, ours):
                 return False
             drawn = ours.sample(torch.Size((OUTSIDE_DRAWS,)))
             inside = theirs.support.check(drawn)
-            log_prob = theirs.log_prob(drawn)
         except (NotImplementedError, RuntimeError, ValueError):
             return False
+        if bool(inside.all()):
+            return False
+        try:
+            log_prob = theirs.log_prob(drawn)
+        except ValueError:  # it looks, and refuses
+            return False
+        except (RuntimeError, IndexError):  # a number of no class
+            return True
     return inside.shape == log_prob.shape and bool((~inside & ~torch.isneginf(log_prob)).any())

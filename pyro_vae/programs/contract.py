@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from pyro_vae.errors import DataError, ProgramError, UserError
+from pyro_vae.errors import DataError, UserError
 from pyro_vae.programs.auxiliary import check_auxiliary
 from pyro_vae.programs.reading import check_reading
+from pyro_vae.programs.rows import check_rows
+from pyro_vae.programs.sites import check_latents, check_log_prob, check_shapes, check_sites
 from pyro_vae.programs.trace import (
     DATA_PLATE,
     OBSERVED,
@@ -27,12 +31,10 @@ from pyro_vae.programs.trace import (
     dtype_of,
     evaluating,
     innermost,
-    is_factor,
     is_random,
     isolated,
     latent_sites,
     needs_y,
-    site_log_prob,
     takes_y,
     to_program,
     trace,
@@ -41,11 +43,12 @@ from pyro_vae.seeding import derive_seed, seeded
 
 __all__ = [
     "DATA_PLATE", "OBSERVED", "SAMPLE_PLATE", "Program", "Terms", "Traced", "Traces", "admit", "arguments", "check",
-    "check_observed", "device_of", "draw_terms", "dtype_of", "evaluating", "is_random", "isolated", "latent_sites", "needs_y",
-    "require_program", "require_rows", "require_y", "takes_y", "trace",
+    "check_model", "check_observed", "device_of", "draw_terms", "dtype_of", "evaluating", "is_random", "isolated",
+    "latent_sites", "needs_y", "refuse_run", "require_program", "require_rows", "require_y", "takes_y", "trace",
 ]  # fmt: skip
 
 ROWS = 8  # of data that a program is run on to be checked
+ROWS_ALONE = 16  # that a model draws to be checked: numbers of two values must differ somewhere
 SCANNED_ROWS = 10_000  # of data whose values are looked at at once
 MISSING = (
     "the data have NaN or infinite values (first in row {0}); remove or impute them, or give the program a likelihood that "
@@ -166,10 +169,10 @@ def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = T
         except UserError:
             raise
         except Exception as error:
-            _refuse_run(program, x, error)
-        _check_sites(program, traces, x.shape[0])
-        _check_latents(traces)
-        _check_shapes(traces, x)
+            refuse_run(program, x, error)
+        check_sites(program, traces, x.shape[0])
+        check_latents(traces)
+        check_shapes(traces, x)
     # again, for what distributions say of values that are legal and not theirs: a guide may draw where the model cannot be
     with seeded(derive_seed("contract: densities"), x.device), evaluating(program), isolated():
         traces = trace(program, x, y, num_samples=2)
@@ -177,18 +180,61 @@ def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = T
         for part, traced in (("model", traces.model), ("guide", traces.guide)):
             for name, site in traced.nodes.items():
                 if is_random(site):
-                    _check_log_prob(part, name, site, x.shape[0])
+                    check_log_prob(part, name, site, x.shape[0])
         check_auxiliary(program, traces, x, y)
         few = slice(0, ROWS)
         latents = {n: s["value"][:, few] for n, s in latent_sites(traces.guide).items()}
-        check_reading(program, x[few], None if y is None else y[few], latents)
+        few_y = None if y is None else y[few]
+        check_reading(program, x[few], few_y, latents)
+        check_rows(program, x, y)
+    return traces
+
+
+def check_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None = None) -> None:
+    """Hold the model alone to the contract, on data that it draws itself: what functions that take no data begin with.
+
+    Args:
+        program: the Program.
+        event_shape: of one datum.
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+
+    Raises:
+        ProgramError, UserError: of :func:`check`, as far as the model goes.
+    """
+    y = None if y is None else y[torch.arange(ROWS_ALONE, device=y.device) % len(y)].to(device_of(program))
+    x = torch.zeros(ROWS_ALONE, *event_shape, device=device_of(program), dtype=dtype_of(program))
+    with seeded(derive_seed("contract of a model alone"), x.device), evaluating(program), isolated():
+        fn = _model_alone(program, x, y).model.nodes[OBSERVED]["fn"]
+        if fn.event_shape.numel() == x[0].numel():
+            drawn = fn.sample()
+            x = drawn.expand(2, len(x), *fn.event_shape)[0].reshape(x.shape).to(x.dtype)
+        traces = _model_alone(program, x, y)
+        check_shapes(traces, x)
+        for name, site in traces.model.nodes.items():
+            if is_random(site):
+                check_log_prob("model", name, site, len(x))
+        check_reading(program, x, y, {n: s["value"] for n, s in latent_sites(traces.model).items()})
+        check_rows(program, x, y, alone=True)
+
+
+def _model_alone(program: Any, x: Tensor, y: Tensor | None) -> Traces:
+    try:
+        with pyro.plate(SAMPLE_PLATE, 2, dim=-2):
+            traced = poutine.trace(program.model).get_trace(*arguments(x, y))
+    except UserError:
+        raise
+    except Exception as error:
+        refuse_run(program, x, error)
+    traces = Traces(traced, poutine.Trace(), program)
+    check_sites(program, traces, len(x))
     return traces
 
 
 _EVENT_AXES = "; every axis but that of the data plate is an event axis: write .to_event(n)"
 
 
-def _refuse_run(program: Any, x: Tensor, error: Exception) -> NoReturn:
+def refuse_run(program: Any, x: Tensor, error: Exception) -> NoReturn:
+    """:class:`UserError` that says why a program does not run on data x."""
     if not torch.isfinite(x).all():
         raise DataError(MISSING.format(_first_bad(x))) from error
     said = " ".join(str(error).partition("Trace Shapes:")[0].split())  # Pyro appends the whole trace
@@ -196,117 +242,6 @@ def _refuse_run(program: Any, x: Tensor, error: Exception) -> NoReturn:
         f"the program {type(program).__name__} does not run on data of shape {tuple(x.shape[1:])} per row: "
         f"{type(error).__name__}: {said}" + (_EVENT_AXES if "Shape mismatch inside plate" in said else "")
     ) from error
-
-
-def _check_sites(program: Any, traces: Traces, batch: int) -> None:
-    """Where the sites stand, and which are observed."""
-    own = {id(p) for p in program.parameters()}
-    for part, traced in (("model", traces.model), ("guide", traces.guide)):
-        for name, site in traced.nodes.items():
-            if (
-                site["type"] == "param"
-                and id(getattr(site["value"], "unconstrained", lambda v=site["value"]: v)()) not in own
-            ):
-                raise ProgramError(
-                    f"{part}: pyro.param({name!r}) belongs to no module; make it an nn.Parameter of {type(program).__name__}"
-                )
-            if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample" and name != SAMPLE_PLATE:
-                _check_plate(part, name, site)
-            if is_random(site):
-                _check_place(part, name, site, batch)
-    observed = traces.model.nodes.get(OBSERVED)
-    if observed is None or not is_random(observed) or not observed["is_observed"]:
-        raise ProgramError(f"model: no observed site; write pyro.sample({OBSERVED!r}, ..., obs=x)")
-    for part, traced in (("model", traces.model), ("guide", traces.guide)):
-        for name, site in traced.nodes.items():
-            if not is_random(site) or not site["is_observed"] or is_factor(site):
-                continue
-            if part == "guide":
-                raise ProgramError(
-                    f"guide: the site {name!r} is observed, and q(z | x) has none; leave obs out, or the site"
-                )
-            if name != OBSERVED:
-                raise ProgramError(
-                    f"model: a second observed site {name!r} beside {OBSERVED!r}: what would be reported is the density of both; "
-                    "make them one site, or hand it over as y and condition on it"
-                )
-
-
-def _check_latents(traces: Traces) -> None:
-    """The guide's sites are the model's, each of the same event shape."""
-    model, guide = latent_sites(traces.model), latent_sites(traces.guide)
-    missing = set(model) - set(guide)
-    if missing:
-        raise ProgramError(f"guide: no site for the model's latent {sorted(missing)[0]!r}; sample it under that name")
-    extra = [n for n, s in guide.items() if n not in model and not s["infer"].get("is_auxiliary")]
-    if extra:
-        raise ProgramError(f"guide: the site {extra[0]!r} is no latent of the model; rename it or mark it is_auxiliary")
-    for name, site in model.items():
-        ours, theirs = tuple(guide[name]["fn"].event_shape), tuple(site["fn"].event_shape)
-        if ours != theirs:
-            raise ProgramError(
-                f"guide: the site {name!r} has event shape {ours}, and the model's {theirs}; they would fit by broadcasting "
-                "alone: give both one shape, with .expand and .to_event(n)"
-            )
-
-
-def _check_plate(part: str, name: str, site: dict[str, Any]) -> None:
-    size, subsample = site["fn"].size, site["fn"].subsample_size
-    if subsample not in (None, size):
-        raise ProgramError(
-            f"{part}: the plate {name!r} is subsampled ({subsample} of {size}); the library does the minibatching: write "
-            f"pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1)"
-        )
-
-
-def _check_place(part: str, name: str, site: dict[str, Any], batch: int) -> None:
-    frames = [f for f in site["cond_indep_stack"] if f.name != SAMPLE_PLATE]
-    if not any(f.dim == -1 and f.size == batch for f in frames):
-        raise ProgramError(
-            f"{part}: the site {name!r} stands outside the data plate; write it inside "
-            f"pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1)"
-        )
-    if len(frames) > 1:
-        extra = next(f for f in frames if not (f.dim == -1 and f.size == batch))
-        raise ProgramError(
-            f"{part}: the site {name!r} is in a second plate {extra.name!r}; make that axis an event axis"
-        )
-
-
-def _check_shapes(traces: Traces, x: Tensor) -> None:
-    """The observation is x, and has the shape of its distribution without broadcasting."""
-    site = traces.model.nodes[OBSERVED]
-    fn, value = site["fn"], site["value"]
-    expected, got = (len(x), *fn.event_shape), tuple(value.shape)
-    if got != expected:
-        more = len(got) - len(expected)
-        remedy = "give them one shape, with .expand or .reshape"
-        if more > 0:
-            remedy = f"make the last {'axis an event axis' if more == 1 else 'axes event axes'} of the data with .to_event(n)"
-        elif more < 0:
-            remedy = "drop the axes that the data lack (.squeeze, or fewer in .to_event)"
-        raise ProgramError(
-            f"model: at the site {OBSERVED!r} the observation has shape {got}, and the distribution, with event shape "
-            f"{tuple(fn.event_shape)}, takes {expected}: they would fit by broadcasting alone; {remedy}"
-        )
-    if got != tuple(x.shape):
-        same = value.numel() == x.numel() and torch.equal(
-            value.to(x.dtype).nan_to_num(), x.nan_to_num().reshape(value.shape)
-        )
-        if not same:
-            raise ProgramError(
-                f"model: the site {OBSERVED!r} observes a tensor of shape {got}, and the data are {tuple(x.shape)}; write obs=x, "
-                "and prepare the data before they are handed over"
-            )
-
-
-def _check_log_prob(part: str, name: str, site: dict[str, Any], batch: int) -> None:
-    shape = tuple(site_log_prob(site).shape)
-    if len(shape) > 2 or any(have not in (1, want) for have, want in zip(shape[::-1], (batch, 2), strict=False)):
-        raise ProgramError(
-            f"{part}: log_prob of the site {name!r} has shape {shape} where (num_samples, batch) = (2, {batch}) was "
-            "expected; make the other axes event axes with .to_event(n)"
-        )
 
 
 def check_observed(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import admit, require_program, require_y
+from pyro_vae.programs.contract import admit, check_model, refuse_run, require_program, require_y
 from pyro_vae.programs.trace import (
     OBSERVED,
     SAMPLE_PLATE,
@@ -125,6 +125,7 @@ def decode(
             raise UserError(f"decode: expected latents as a torch tensor or a dict of them, got {type(value).__name__}")
     device, dtype = device_of(program), dtype_of(program)
     event_shape = event_shape_of(program, event_shape)
+    check_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("decoded data", seed), device):
         names = latent_sites(_prior_trace(program, 1, y[:1] if y is not None else None, event_shape))
         if isinstance(z, Tensor):
@@ -170,6 +171,7 @@ def sample(
     _require_count("sample", num_samples)
     require_y(program, num_samples, y)
     event_shape = event_shape_of(program, event_shape)
+    check_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("sampled data", seed), device_of(program)):
         traced = _prior_trace(program, num_samples, y, event_shape)
         if found := factors(traced):
@@ -193,6 +195,7 @@ def sample_latents(
     _require_count("sample_latents", num_samples)
     require_y(program, num_samples, y)
     event_shape = event_shape_of(program, event_shape)
+    check_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("latents of the prior", seed), device_of(program)):
         traced = _prior_trace(program, num_samples, y, event_shape)
     return {n: s["value"] for n, s in latent_sites(traced).items()}
@@ -241,6 +244,15 @@ def _require_count(what: str, num_samples: Any) -> None:
 def _prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...]) -> Traced:
     """The model on an empty x: nothing but its shape, device and dtype is read."""
     x = torch.zeros(batch, *event_shape, device=device_of(program), dtype=dtype_of(program))
+    try:
+        return _traced(program, x, y)
+    except (UserError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        refuse_run(program, x, error)
+
+
+def _traced(program: Program, x: Tensor, y: Tensor | None) -> Traced:
     return poutine.trace(program.model).get_trace(*arguments(x, None if y is None else y.to(x.device)))
 
 

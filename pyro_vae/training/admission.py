@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError
+from pyro_vae.evaluation.blind import require_scores
 from pyro_vae.programs.contract import OBSERVED, Traces, check, check_observed
 from pyro_vae.programs.trace import innermost
 from pyro_vae.seeding import ONE_THREAD
@@ -46,6 +47,7 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
     with ONE_THREAD, torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
         x, y = source.batch(torch.arange(min(FIRST_ROWS, source.num_rows)))
         traces = _checked(program, x, y, data if isinstance(data, Data) else None)
+        require_scores(traces)
         if isinstance(source, DatasetSource):
             source.look = lambda rows, x, y: _look_at(traces, source.prepare(x), y, rows)
         elif not (isinstance(data, Data) and _levels_fit(traces, data, x)):

@@ -1,0 +1,135 @@
+"""The sites of a program, held to the contract one by one: where they stand, which are observed, and what shapes they have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.masks import counted
+from pyro_vae.programs.rows import log_prob_of
+from pyro_vae.programs.trace import DATA_PLATE, OBSERVED, SAMPLE_PLATE, Traces, is_factor, is_random, latent_sites
+
+OBSERVED_SLACK = (
+    0.01  # of the largest number, by which a program may move what it observes (off an edge, within a level)
+)
+
+
+def check_sites(program: Any, traces: Traces, batch: int) -> None:
+    """Where the sites stand, and which are observed."""
+    own = {id(p) for p in program.parameters()}
+    for part, traced in (("model", traces.model), ("guide", traces.guide)):
+        for name, site in traced.nodes.items():
+            if (
+                site["type"] == "param"
+                and id(getattr(site["value"], "unconstrained", lambda v=site["value"]: v)()) not in own
+            ):
+                raise ProgramError(
+                    f"{part}: pyro.param({name!r}) belongs to no module; make it an nn.Parameter of {type(program).__name__}"
+                )
+            if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample" and name != SAMPLE_PLATE:
+                _check_plate(part, name, site)
+            if is_random(site):
+                _check_place(part, name, site, batch)
+    observed = traces.model.nodes.get(OBSERVED)
+    if observed is None or not is_random(observed) or not observed["is_observed"]:
+        raise ProgramError(f"model: no observed site; write pyro.sample({OBSERVED!r}, ..., obs=x)")
+    for part, traced in (("model", traces.model), ("guide", traces.guide)):
+        for name, site in traced.nodes.items():
+            if not is_random(site) or not site["is_observed"] or is_factor(site):
+                continue
+            if part == "guide":
+                raise ProgramError(
+                    f"guide: the site {name!r} is observed, and q(z | x) has none; leave obs out, or the site"
+                )
+            if name != OBSERVED:
+                raise ProgramError(
+                    f"model: a second observed site {name!r} beside {OBSERVED!r}: what would be reported is the density of both; "
+                    "make them one site, or hand it over as y and condition on it"
+                )
+
+
+def check_latents(traces: Traces) -> None:
+    """The guide's sites are the model's, each of the same event shape."""
+    model, guide = latent_sites(traces.model), latent_sites(traces.guide)
+    missing = set(model) - set(guide)
+    if missing:
+        raise ProgramError(f"guide: no site for the model's latent {sorted(missing)[0]!r}; sample it under that name")
+    extra = [n for n, s in guide.items() if n not in model and not s["infer"].get("is_auxiliary")]
+    if extra:
+        raise ProgramError(f"guide: the site {extra[0]!r} is no latent of the model; rename it or mark it is_auxiliary")
+    for name, site in model.items():
+        ours, theirs = tuple(guide[name]["fn"].event_shape), tuple(site["fn"].event_shape)
+        if ours != theirs:
+            raise ProgramError(
+                f"guide: the site {name!r} has event shape {ours}, and the model's {theirs}; they would fit by broadcasting "
+                "alone: give both one shape, with .expand and .to_event(n)"
+            )
+
+
+def _check_plate(part: str, name: str, site: dict[str, Any]) -> None:
+    size, subsample = site["fn"].size, site["fn"].subsample_size
+    if subsample not in (None, size):
+        raise ProgramError(
+            f"{part}: the plate {name!r} is subsampled ({subsample} of {size}); the library does the minibatching: write "
+            f"pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1)"
+        )
+
+
+def _check_place(part: str, name: str, site: dict[str, Any], batch: int) -> None:
+    frames = [f for f in site["cond_indep_stack"] if f.name != SAMPLE_PLATE]
+    if not any(f.dim == -1 and f.size == batch for f in frames):
+        raise ProgramError(
+            f"{part}: the site {name!r} stands outside the data plate; write it inside "
+            f"pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1)"
+        )
+    if len(frames) > 1:
+        extra = next(f for f in frames if not (f.dim == -1 and f.size == batch))
+        raise ProgramError(
+            f"{part}: the site {name!r} is in a second plate {extra.name!r}; make that axis an event axis"
+        )
+
+
+def check_shapes(traces: Traces, x: Tensor) -> None:
+    """The observation is x, and has the shape of its distribution without broadcasting."""
+    site = traces.model.nodes[OBSERVED]
+    fn, value = site["fn"], site["value"]
+    expected, got = (len(x), *fn.event_shape), tuple(value.shape)
+    if got != expected:
+        more = len(got) - len(expected)
+        remedy = "give them one shape, with .expand or .reshape"
+        if more > 0:
+            remedy = f"make the last {'axis an event axis' if more == 1 else 'axes event axes'} of the data with .to_event(n)"
+        elif more < 0:
+            remedy = "drop the axes that the data lack (.squeeze, or fewer in .to_event)"
+        raise ProgramError(
+            f"model: at the site {OBSERVED!r} the observation has shape {got}, and the distribution, with event shape "
+            f"{tuple(fn.event_shape)}, takes {expected}: they would fit by broadcasting alone; {remedy}"
+        )
+    if value.numel() != x.numel():
+        raise ProgramError(
+            f"model: the site {OBSERVED!r} observes a tensor of shape {got}, and the data are {tuple(x.shape)}; write obs=x, "
+            "and prepare the data before they are handed over"
+        )
+    given, seen = x.reshape(value.shape), value.to(x.dtype)
+    off = (
+        (seen - given).abs() > OBSERVED_SLACK * float(x[torch.isfinite(x)].abs().amax()) if x.isfinite().any() else None
+    )
+    if off is not None and (mask := counted(site)) is not None:
+        off = off & mask.expand((2, *off.shape))[0] if mask.dim() > off.dim() else off & mask
+    if off is not None and bool(off.any()):
+        raise ProgramError(
+            f"model: the site {OBSERVED!r} observes {float(seen[off][0]):.4g} where the data hold {float(given[off][0]):.4g}: "
+            "what would be reported is the density of other data; write obs=x, and prepare the data before they are handed over"
+        )
+
+
+def check_log_prob(part: str, name: str, site: dict[str, Any], batch: int) -> None:
+    shape = tuple(log_prob_of(part, name, site).shape)
+    if len(shape) > 2 or any(have not in (1, want) for have, want in zip(shape[::-1], (batch, 2), strict=False)):
+        raise ProgramError(
+            f"{part}: log_prob of the site {name!r} has shape {shape} where (num_samples, batch) = (2, {batch}) was "
+            "expected; make the other axes event axes with .to_event(n)"
+        )
