@@ -22,6 +22,7 @@ class Row:
     log_guide: Tensor
     score: Tensor
     observed: Tensor  # the part of the likelihood that is of x itself
+    discrete: Tensor  # the part of log_guide that is of those sites: the score, but where they are masked
     auxiliary: Tensor  # log q of the guide's own site
 
     @property
@@ -59,7 +60,7 @@ class Plain:
         d, twist = self.declared, self.declared.twist
         sites = [draws[f"z{j}"].double().reshape(len(draws[f"z{j}"]), -1) for j in range(len(d.sites))]
         kept = twist != "latent mask" or y is None or y > 0
-        prior = guide = score = auxiliary = torch.zeros(1, dtype=torch.float64)
+        prior = guide = score = discrete = auxiliary = torch.zeros(1, dtype=torch.float64)
         for j, site in enumerate(d.sites):
             prior = prior + kept * density(site.prior, self.prior(j, sites[:j], y), sites[j])
             a = self.guide(j, sites[:j], x, y)
@@ -73,6 +74,7 @@ class Plain:
                 q = density(site.guide, a, sites[j])
             guide = guide + kept * q
             if site.guide in DISCRETE and not (j == 0 and twist == "point"):
+                discrete = discrete + kept * q
                 score = score + q  # what is drawn moves what comes after it, masked or not
         each = density(d.likelihood, self.loc(sites, y), x.reshape(1, -1), by_element=True)
         if twist == "element mask":
@@ -80,7 +82,7 @@ class Plain:
         observed = each.sum(1) * (twist != "row mask" or y is None or y > 0)
         total = sum((z.sum(1) for z in sites), torch.zeros(1, dtype=torch.float64))
         bonus = {"factor": -0.1 * total**2, "factor of x": -0.1 * (x.sum() - total) ** 2}.get(twist, 0.0)
-        return Row(observed + bonus, prior, guide, score, observed, auxiliary)
+        return Row(observed + bonus, prior, guide, score, observed, discrete, auxiliary)
 
     def log_likelihood(self, x: Tensor, y: float | None, draws: dict[str, Tensor]) -> float:
         """log (1/K) sum of w, or the sum over all states where every latent is discrete and has few."""
@@ -147,7 +149,7 @@ def trained(
             elbo = terms.log_weight + more
             loss = loss - elbo.detach() / len(x)
             reward = (elbo + terms.auxiliary).detach()  # of a discrete draw, which comes after the auxiliary site
-            objective = elbo + terms.score + terms.score * reward  # no path leads through discrete draws
+            objective = elbo + terms.discrete + terms.score * reward  # no path leads through discrete draws
             surrogate = surrogate - objective / len(x)
         grads = torch.autograd.grad(surrogate, [leaves[n] for n in leaves if n not in frozen], allow_unused=True)
         for n, g in zip([n for n in leaves if n not in frozen], grads, strict=True):

@@ -79,6 +79,10 @@ class Declared:
         else:
             x = torch.randn(shape, generator=generator, dtype=torch.float64)
             x = (x * (3 if self.data_dtype == torch.int64 else 1)).to(self.data_dtype)
+        if self.twist == "missing value" and x.is_floating_point():
+            x[-1] = math.nan
+        if self.twist == "outside the support" and x.is_floating_point():
+            x[-1] = -1.5
         y = torch.randint(3, (self.rows,), generator=generator)
         return x, y if self.y != "none" and (self.y_given or self.y == "required") else None
 
@@ -148,11 +152,18 @@ class Drawn(nn.Module):
                 pyro.factor("bonus", -0.1 * self._total(values, x) ** 2)
             if twist == "factor of x":
                 pyro.factor("bonus", -0.1 * (x.reshape(len(x), -1).sum(1) - self._total(values, x)) ** 2)
+            if twist == "deterministic":
+                pyro.deterministic("total", self._total(values, x))
+            if twist == "second plate":
+                with pyro.plate("again", 2, dim=-2):
+                    pyro.sample("more", dist.Normal(x.new_zeros(()), 1.0))
             if twist == "second observation":
                 pyro.sample("w", dist.Normal(self._total(values, x), 1.0), obs=x.reshape(len(x), -1).sum(1))
             seen = self._rows(y) if twist == "row mask" else True
             with poutine.scale(scale=2.0 if twist == "scale" else 1.0), poutine.mask(mask=seen):
-                pyro.sample("x", self._likelihood(x, y, values), obs=self._observed(x))
+                pyro.sample(
+                    "x", self._likelihood(x, y, values), obs=self._observed(x) if twist != "no observation" else None
+                )
 
     def _likelihood(self, x: Tensor, y: Tensor | None, values: list[Tensor]) -> Any:
         d, twist = self.declared, self.declared.twist
@@ -211,6 +222,10 @@ class Drawn(nn.Module):
                 a = (x.reshape(len(x), -1) @ getattr(self, f"encoder{j}")).reshape(len(x), *site.shape)
                 a = self._real(a, values, y, site)
                 first = j == 0
+                if first and twist == "guide couples rows":
+                    a = a - 2 * a.mean(-1 - len(site.shape), keepdim=True)
+                if first and twist == "hidden noise in the guide":
+                    a = a + torch.randn_like(a)
                 if first and twist in ("change of variables", "wrong Jacobian"):
                     own = pyro.sample("a", dist.Normal(a, 1.0).to_event(len(site.shape)), infer={"is_auxiliary": True})
                     det = site.size * math.log(2.0) * (-1 if twist == "change of variables" else 1)
@@ -230,6 +245,8 @@ class Drawn(nn.Module):
                 with poutine.mask(mask=self._rows(y) if twist == "latent mask" else True):
                     values.append(pyro.sample(f"z{j}", fn.to_event(len(site.shape))))
                 drawn[f"z{j}"] = values[-1]
+            if twist == "factor in the guide":
+                pyro.factor("bonus", -0.1 * self._total(values, x) ** 2)
         self.calls.append((x, y, {n: v.detach() for n, v in drawn.items()}))
 
     def _real(self, a: Tensor, values: list[Tensor], y: Tensor | None, site: Site) -> Tensor:

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -29,30 +28,22 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 
 LEGAL = (
-    "none",
-    "factor",
-    "factor of x",
-    "row mask",
-    "latent mask",
-    "element mask",
-    "scale",
-    "change of variables",
+    "none", "factor", "factor of x", "row mask", "latent mask", "deterministic", "element mask", "scale", "change of variables",
     "point",
-)
+)  # fmt: skip
 ILLEGAL = (
     "second observation", "prior reads x", "model reads x", "model reads the mean of x", "rows coupled", "coupled by y",
     "rows across", "place of a row", "number of rows", "hidden noise", "one element for all", "axis too many", "axis too few",
     "transposed observation", "observation of other units", "observation of the first row", "auxiliary noise",
     "wrong Jacobian", "guide of one element", "missing in the guide", "param store", "outside the plate", "subsampled",
-    "lone datum",
+    "lone datum", "missing value", "outside the support", "guide couples rows", "hidden noise in the guide",
+    "factor in the guide", "second plate", "no observation",
 )  # fmt: skip
 OF_THE_GUIDE = (
-    "lone datum",
-    "auxiliary noise",
-    "wrong Jacobian",
-    "guide of one element",
-    "missing in the guide",
-)  # or of data
+    "auxiliary noise", "wrong Jacobian", "guide of one element", "missing in the guide", "guide couples rows",
+    "hidden noise in the guide", "factor in the guide",
+)  # fmt: skip
+OF_DATA = ("lone datum", "missing value", "outside the support")
 SEEN: Counter[str] = Counter()
 DRAWS = 5
 
@@ -67,7 +58,9 @@ def applies(d: Declared) -> bool:
         "coupled by y": given_y and d.rows > 1 and len(set(d.data()[1].tolist())) > 1,  # type: ignore[union-attr]
         "rows across": given_y and d.rows > 1,
         "one element for all": d.size > 1,
-        "transposed observation": len(d.event) == 2 and not d.flat,
+        "transposed observation": len(d.event) == 2
+        and not d.flat
+        and bool(d.size == 2 or (d.data()[0] != d.data()[0].mT).any()),
         "observation of the first row": d.rows > 1 and bool((d.data()[0][1:] != d.data()[0][:1]).any()),
         "auxiliary noise": bool(d.sites),
         "change of variables": real,
@@ -76,16 +69,26 @@ def applies(d: Declared) -> bool:
         "guide of one element": bool(d.sites) and (d.sites[0].width or 1) > 1,
         "missing in the guide": bool(d.sites),
         "subsampled": d.rows > 1,
+        "missing value": d.data_dtype.is_floating_point,
+        "outside the support": d.likelihood in DISCRETE and d.data_dtype.is_floating_point,
+        "guide couples rows": bool(d.sites) and d.rows > 1,
+        "hidden noise in the guide": bool(d.sites),
+        "factor in the guide": bool(d.sites),
         "row mask": given_y,
         "latent mask": given_y,
     }
-    if d.twist in needs:
-        return bool(needs[d.twist])
-    return True
+    return bool(needs.get(d.twist, True))
 
 
 def program_from(random: Random) -> Declared:
-    """Any program; all of its parts are as likely whatever was drawn before."""
+    """Any program; all of its parts are as likely whatever was drawn before, but for what the twist needs."""
+    twist = random.choice([*["none"] * 6, *LEGAL, *ILLEGAL])
+    while not applies(declared := untwisted(random, twist)):
+        pass
+    return declared
+
+
+def untwisted(random: Random, twist: str) -> Declared:
     families = list(SUPPORT_OF)
 
     def site() -> Site:
@@ -95,7 +98,7 @@ def program_from(random: Random) -> Declared:
 
     likelihood = random.choice(["normal", "student", "bernoulli", "poisson", "categorical"])
     dtypes = [torch.float32, torch.float64, torch.int64]
-    declared = Declared(
+    return Declared(
         rows=random.randint(1, 4),
         event=random.choice([(1,), (2,), (3,), (3,), (2, 2), (1, 2), (2, 1), ()]),
         flat=random.random() < 0.5,
@@ -107,10 +110,9 @@ def program_from(random: Random) -> Declared:
         tensors=random.choice(["trained", "trained", "frozen", "buffers"]),
         y=random.choice(["none", "none", "optional", "required"]),
         y_given=random.random() < 0.7,
-        twist=random.choice([*["none"] * 6, *LEGAL, *ILLEGAL]),
+        twist=twist,
         seed=random.randrange(10**6),
     )
-    return declared if applies(declared) else replace(declared, twist="none")
 
 
 def kinds(d: Declared) -> set[str]:
@@ -205,11 +207,11 @@ def require_likelihood(d: Declared, x: Tensor, y: Tensor | None, chunk: int | No
 def require_encoding(d: Declared, x: Tensor, y: Tensor | None) -> None:
     program = program_of(d)
     found, said = answer(lambda: pv.encode(program, x, y))
-    if d.twist not in LEGAL or d.event == ():
+    if d.twist not in (*LEGAL, "outside the support") or d.event == ():
         assert found is None, f"encode took {d}"
         return
     if found is None:
-        assert "other" in kinds(d), f"encode refused {d}: {said}"
+        assert kinds(d), f"encode refused {d}: {said}"
         return
     plain = plain_of(d, program)
     sites = {f"z{j}": s for j, s in enumerate(d.sites)}
@@ -229,7 +231,7 @@ def require_encoding(d: Declared, x: Tensor, y: Tensor | None) -> None:
 def require_samples(d: Declared, y: Tensor | None) -> None:
     program, number = program_of(d), d.rows if y is not None else 50
     means, said = answer(lambda: pv.sample(program, number, y, mean=True))
-    if d.twist not in LEGAL and d.twist not in OF_THE_GUIDE:
+    if d.twist not in LEGAL and d.twist not in (*OF_THE_GUIDE, *OF_DATA):
         assert means is None, f"sample took {d}"
         return
     if means is None:
@@ -261,7 +263,7 @@ def require_training(d: Declared, x: Tensor, y: Tensor | None, steps: int, batch
     program = program_of(d)
     before = {n: t.detach().double().clone() for n, t in program.state_dict().items()}
     frozen = {n for n, t in before.items() if n not in {m for m, p in program.named_parameters() if p.requires_grad}}
-    data: Any = x if y is None or len(x) != len(y) else torch.utils.data.TensorDataset(x, y)
+    data: Any = x if y is None or x.shape[:1] != y.shape else torch.utils.data.TensorDataset(x, y)
     how: dict[str, Any] = {"steps": steps, "batch_size": batch, "optimizer": "sgd", "lr": 0.01, "schedule": "constant"}
     run, said = answer(lambda: pv.fit(program, data, average=None, compile="off", **how))
     if d.twist not in LEGAL or d.event == () or len(frozen) == len(before):

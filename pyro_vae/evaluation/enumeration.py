@@ -8,6 +8,7 @@ For programs all of whose latents are discrete and have at most 1,024 joint valu
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import torch
@@ -73,7 +74,18 @@ def _terms(program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tens
     """Terms ``(states, batch)`` with the latents at these values."""
     size = len(next(iter(states.values())))
     values = {n: s[:, None].expand(size, len(x), *s.shape[1:]) for n, s in states.items()}
-    with casts(precision, x.device), isolated(), pyro.plate(SAMPLE_PLATE, size, dim=-2), AtValues(values):
-        guide = poutine.trace(program.guide).get_trace(*arguments(x, y))
-        model = poutine.trace(program.model).get_trace(*arguments(x, y))
+    with casts(precision, x.device), isolated(), pyro.plate(SAMPLE_PLATE, size, dim=-2):
+        with _AsDrawn(values):
+            guide = poutine.trace(program.guide).get_trace(*arguments(x, y))
+        with AtValues(values):
+            model = poutine.trace(program.model).get_trace(*arguments(x, y))
     return Traces(model, guide).terms(size, len(x))
+
+
+class _AsDrawn(AtValues):
+    """Give the guide's sites the model's values in the guide's dtype: class numbers are integers, and bits are floats."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if msg["name"] in self.values and msg["done"]:
+            msg["value"] = msg["value"].to(msg["fn"].sample().dtype)

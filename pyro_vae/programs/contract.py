@@ -175,6 +175,8 @@ def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = T
         check_shapes(traces, x)
     # again, for what distributions say of values that are legal and not theirs: a guide may draw where the model cannot be
     with seeded(derive_seed("contract: densities"), x.device), evaluating(program), isolated():
+        if not support:
+            x = _inside(traces.model.nodes[OBSERVED]["fn"], x)
         traces = trace(program, x, y, num_samples=2)
         check_observed(traces, x, y, support=support)  # before a log-density is asked for values that it need not have
         for part, traced in (("model", traces.model), ("guide", traces.guide)):
@@ -265,6 +267,17 @@ def check_observed(
         raise DataError(MISSING.format(_number(first, _first_bad(x))))
     if support:
         _check_support(traces.model.nodes[OBSERVED]["fn"], x, first)
+
+
+def _inside(fn: Any, x: Tensor) -> Tensor:
+    """Rows of data, those outside of the likelihood's support replaced by draws of it."""
+    if fn.event_shape.numel() != x[0].numel():
+        return x
+    rows = fn.support.check(x.reshape(len(x), *fn.event_shape))
+    if rows.shape != x.shape[:1] or bool(rows.all()):
+        return x
+    drawn = fn.sample().expand(2, len(x), *fn.event_shape)[0].reshape(x.shape).to(x.dtype)
+    return torch.where(rows.reshape(-1, *[1] * (x.dim() - 1)) | ~torch.isfinite(x), x, drawn)
 
 
 def _number(first: int | Tensor, row: int) -> int:

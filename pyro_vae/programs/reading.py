@@ -43,12 +43,17 @@ def check_reading(program: Program, x: Tensor, y: Tensor | None, latents: dict[s
         y: what a conditional program is conditioned on.
         latents: values of every latent site, ``(2, batch, *latent)``.
     """
-    other = torch.zeros_like(x) if bool(x.nan_to_num().any()) else torch.ones_like(x)
-    try:
-        first, second = (_run(program, values, y, latents) for values in (x, torch.where(x.isnan(), x, other)))
-    except (RuntimeError, ValueError, IndexError):  # other data that this program cannot be run on: nothing can be said
-        return
-    reading = _changed(first, second)
+    reading = set()
+    for value in (0.0, 1.0):  # two, one of which is not the mean, or whatever is read, of the first
+        try:
+            first, second = (_run(program, v, y, latents) for v in (x, torch.where(x.isnan(), x, value)))
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ):  # other data that this program cannot be run on: nothing can be said
+            continue
+        reading |= _changed(first, second)
     if OBSERVED in reading:
         raise ProgramError(
             f"model: the distribution of {OBSERVED!r} reads x itself, and {RULE}: let it depend on latents, and on y; one over "
