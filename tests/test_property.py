@@ -52,6 +52,7 @@ def applies(d: Declared) -> bool:
     """Whether a twist changes the program at all."""
     given_y = d.y == "required" or (d.y == "optional" and d.y_given)
     real = bool(d.sites) and SUPPORT_OF[d.sites[0].prior] == "real"
+    differ = d.rows > 1 and bool((d.data()[0][1:] != d.data()[0][:1]).any())
     needs = {
         "prior reads x": bool(d.sites),
         "rows coupled": bool(d.sites) and d.rows > 1,
@@ -61,7 +62,7 @@ def applies(d: Declared) -> bool:
         "transposed observation": len(d.event) == 2
         and not d.flat
         and bool(d.size == 2 or (d.data()[0] != d.data()[0].mT).any()),
-        "observation of the first row": d.rows > 1 and bool((d.data()[0][1:] != d.data()[0][:1]).any()),
+        "observation of the first row": differ,
         "auxiliary noise": bool(d.sites),
         "change of variables": real,
         "wrong Jacobian": real,
@@ -71,7 +72,7 @@ def applies(d: Declared) -> bool:
         "subsampled": d.rows > 1,
         "missing value": d.data_dtype.is_floating_point,
         "outside the support": d.likelihood in DISCRETE and d.data_dtype.is_floating_point,
-        "guide couples rows": bool(d.sites) and d.rows > 1,
+        "guide couples rows": bool(d.sites) and differ,
         "hidden noise in the guide": bool(d.sites),
         "factor in the guide": bool(d.sites),
         "row mask": given_y,
