@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
 CASE_SECONDS = 60.0
@@ -38,6 +41,18 @@ def guarded(outside: Path) -> Iterator[None]:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most) / 1024
     assert grown < CASE_MEGABYTES, f"the case took {grown:.0f} MB"
     assert listing(outside) == before, "the case wrote outside its folder"
+
+
+def no_room(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Let every file that is to be written, and every folder that is to be made, fail as the system says it with a number."""
+
+    def refuse(*args: Any, **how: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(args[0]) if args else None)
+
+    patch.setattr("tempfile.mkstemp", refuse)
+    patch.setattr(Path, "mkdir", refuse)
+    patch.setattr(Path, "write_bytes", refuse)
+    patch.setattr(Path, "write_text", refuse)
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -213,3 +228,117 @@ values = st.recursive(
     max_leaves=8,
 )
 tables = st.dictionaries(st.sampled_from(KEYS), values, max_size=6)
+
+
+# Command lines: RUN, OTHER, DATA, FILE, FOLDER, MISSING and LONG are places; what else is a value is right, wrong or absurd.
+
+COUNTS = ["1", "2", "3", "0", "-1", "1.5", "x", "", "nan"]
+OUT = [
+    "FOLDER/o",
+    "FOLDER/a/o",
+    "FILE/below",
+    "FILE",
+    "LONG",
+    "MISSING/x/y",
+    "",
+    "FOLDER",
+    "~nobody-of-that-name/o",
+    "a\0b",
+]
+SOME = {
+    "--seed": ["0", "7", "-1", "x", str(2**63), str(2**70)],
+    "--device": ["cpu", "auto", "cuda", "mps", "abacus", ""],
+    "--data-root": ["FOLDER", "MISSING", "FILE"],
+    "--model": ["FILE", "MISSING", "FOLDER", "x.py"],
+}
+PICTURE = {**SOME, "--num": COUNTS, "--out": [f"{o}.png" for o in OUT] + OUT}
+SPLITS = ["train", "validation", "test", "tets", ""]
+FEW = {"--samples": COUNTS, "--limit": COUNTS}
+FLAGS = ("--json", "--quiet", "--python", "--draws", "--resume", "--verbose")
+LINES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
+    "evaluate": (
+        ["RUN", "--distributions", "3", "--leapfrog", "1", "--chains", "2"],
+        {**SOME, **FEW, "--split": SPLITS, "--method": ["iw", "ais", "bdmc", "magic"], "--start": ["prior", "guide", "end"],
+         "--precision": ["full", "tf32", "bf16", "half"], "--noise": ["random", "sobol", "pink"],
+         "--target-error": ["0.1", "0", "-1", "nan", "x"], "--json": [], "--quiet": []},
+    ),
+    "compare": (["RUN", "OTHER"], {**SOME, **FEW, "--split": SPLITS, "--json": [], "--report": [f"{o}.html" for o in OUT]}),
+    "sample": (["RUN"], {**PICTURE, "--draws": []}),
+    "reconstruct": (["RUN"], {**PICTURE, "--split": SPLITS}),
+    "interpolate": (["RUN"], {**PICTURE, "--split": SPLITS, "--steps": COUNTS, "--path": ["line", "sphere", "crow"]}),
+    "manifold": (["RUN"], PICTURE),
+    "posterior": (
+        ["RUN", "--samples", "4", "--warmup", "3", "--chains", "2", "--images", "1", "--quiet"],
+        {**SOME, "--source": ["guide", "psis", "mcmc", "x"], "--mcmc": ["1", "0", "x"], "--predictive": COUNTS,
+         "--split": SPLITS, "--out": [f"{o}.nc" for o in OUT] + OUT},
+    ),
+    "anomaly": (["RUN", "DATA"], {**SOME, **FEW, "--json": [], "--out": [f"{o}.png" for o in OUT]}),
+    "report": (["RUN", "--samples", "3", "--limit", "2", "--quiet"], {**SOME, "--out": [f"{o}.html" for o in OUT]}),
+    "export": (["RUN"], {**SOME, "--out": OUT, "--only": ["encoder", "decoder", "codec"]}),
+    "list": ([], {"--json": []}),
+    "show": (["mlp"], {"--shape": ["1,8,8", "3", "0", "-1,2", "x", ""], "--set": ["latent_dim=3", "latent_dim=0", "=", "a.b=1"],
+                       "--python": []}),
+    "train": (
+        ["DATA", "--model", "mlp", "--set", "latent_dim=2", "--encoder", "mlp:hidden=[4]", "--decoder", "mlp:hidden=[4]",
+         "--steps", "1", "--out", "FOLDER/new", "--quiet"],
+        {**SOME, "--likelihood": ["normal", "bernoulli", "normal:scale=shared", "x", "normal:", "normal:x=1"],
+         "--prior": ["standard-normal", "vamp:components=2", "vamp:components=0", "\u00e9"],
+         "--posterior": ["full-rank-normal", ""],
+         "--guide": ["linear", "spline", "FILE", "MISSING"], "--objective": ["iwae", "elbo:beta=0", "elbo:beta=2", "x:y"],
+         "--batch-size": COUNTS, "--lr": ["0.1", "0", "-1", "nan", "inf", "x"], "--patience": COUNTS,
+         "--average": ["0", "1", "x"],
+         "--clip-norm": ["1", "0", "nan"], "--optimizer": ["sgd", "lion"], "--schedule": ["cosine", "x"], "--out": [*OUT, "RUN"],
+         "--resume": [], "--binarization": ["static", "dynamic", "none", "x"], "--validation": COUNTS, "--compile": ["off", "x"]},
+    ),
+}  # fmt: skip
+ODD = [
+    [], ["--version"], ["--help"], ["evaluate", "--help"], ["evaluat"], ["--json"], ["list", "nothing"], ["show"],
+    ["compare", "RUN"], ["train", "--steps", "1", "--epochs", "1"], ["\udcff"], [""], ["show", "FILE"],
+    ["train", "FILE", "--steps", "1"],
+]  # fmt: skip
+
+
+def command_line(random: Random) -> list[str]:
+    """A command and its arguments, in which places are still words."""
+    if random.random() < 0.08:
+        return list(random.choice(ODD))
+    name = random.choice(list(LINES))
+    arguments, options = LINES[name]
+    line = [name, *(random.choice(["RUN", "DATA", "FILE", "MISSING", "LONG", "FOLDER"]) if
+                    a in ("RUN", "DATA", "OTHER") and random.random() < 0.15 else a for a in arguments)]  # fmt: skip
+    if name == "list":
+        line += [random.choice(["priors", "posteriors", "models", "likelihoods", "data", "x"])]
+    for option in random.sample(list(options), min(len(options), random.choice([0, 0, 1, 1, 2, 3]))):
+        line += [option, random.choice(options[option])] if options[option] else [option]
+    if random.random() < 0.05:
+        line += [random.choice([*FLAGS, "stray"])]
+    return line
+
+
+def folder_state(random: Random) -> Ruin | None:
+    """What becomes of a whole run directory; None where that is nothing."""
+
+    def emptied(path: Path) -> None:
+        for file in path.iterdir():
+            file.unlink()
+
+    def gone(path: Path) -> None:
+        emptied(path)
+        path.rmdir()
+
+    def a_file(path: Path) -> None:
+        gone(path)
+        path.write_text("no run")
+
+    def of_the_future(path: Path) -> None:
+        spec = path / "spec.toml"
+        text = re.sub(r"(?m)^(\S*pyro.vae\S*) = .*$", r'\1 = "99.0"', spec.read_text())
+        spec.write_text(text.replace("[training]", "[training]\nwarp = 9") + "\n[future]\nx = 1\n")
+
+    def without_one(path: Path) -> None:
+        random.choice(sorted(path.iterdir())).unlink()
+
+    def foreign(path: Path) -> None:
+        random.choice(sorted(path.iterdir())).write_bytes(random.randbytes(random.choice([0, 1, 50, 5000])))
+
+    return random.choice([None, None, None, emptied, gone, a_file, of_the_future, without_one, foreign])

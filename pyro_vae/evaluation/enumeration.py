@@ -7,6 +7,7 @@ For programs all of whose latents are discrete and have at most 1,024 joint valu
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from pyro_vae.evaluation.estimators import Estimate
 from pyro_vae.evaluation.weights import Reduced
 from pyro_vae.precision import casts
-from pyro_vae.programs.trace import SAMPLE_PLATE, AtValues, Program, Terms, Traces, arguments, isolated
+from pyro_vae.programs.trace import SAMPLE_PLATE, AtValues, Program, Terms, Traces, arguments, innermost, isolated
 
 LOST = 1e-3  # of the guide's probability on states that the model lacks: its KL to the prior is infinite
 
@@ -88,4 +89,5 @@ class _AsDrawn(AtValues):
     def _pyro_sample(self, msg: Any) -> None:
         super()._pyro_sample(msg)
         if msg["name"] in self.values and msg["done"]:
-            msg["value"] = msg["value"].to(msg["fn"].sample().dtype)
+            with contextlib.suppress(NotImplementedError):
+                msg["value"] = msg["value"].to(innermost(msg["fn"]).enumerate_support(expand=False).dtype)

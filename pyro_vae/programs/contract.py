@@ -157,7 +157,8 @@ def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = T
     Raises:
         ProgramError: a site outside the plate, a subsampled plate, ``pyro.param``, no observed site ``x`` or a second one, a
             latent that the guide lacks, a random site that the model lacks, an observation or latent whose shape fits its
-            distribution by broadcasting alone, a log-density of the wrong shape, a model that reads x.
+            distribution by broadcasting alone, a log-density of the wrong shape, a model that reads x,
+            an observation that is other than x, a density of one row that depends on other rows or is random.
         UserError: the program cannot take a tensor of this shape, or values like these.
     """
     require_program(program)

@@ -7,6 +7,8 @@ conditional), in which
 * every other axis is an event axis;
 * the observation is ``pyro.sample("x", ..., obs=x)``, and the guide samples every latent of the model;
 * the model uses x for nothing else but its shape, device and dtype;
+* each row stands for itself: no density depends on other rows, on their order or number, or on draws outside of
+  ``pyro.sample`` (:mod:`pyro_vae.programs.rows`);
 * parameters are parameters of the module.
 
 The library adds an outer plate at dim -2 for samples: latents then arrive as ``(num_samples, batch, *event)`` while x
