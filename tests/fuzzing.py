@@ -249,7 +249,6 @@ SOME = {
     "--seed": ["0", "7", "-1", "x", str(2**63), str(2**70)],
     "--device": ["cpu", "auto", "cuda", "mps", "abacus", ""],
     "--data-root": ["FOLDER", "MISSING", "FILE"],
-    "--model": ["FILE", "MISSING", "FOLDER", "x.py"],
 }
 PICTURE = {**SOME, "--num": COUNTS, "--out": [f"{o}.png" for o in OUT] + OUT}
 SPLITS = ["train", "validation", "test", "tets", ""]
@@ -257,15 +256,15 @@ FEW = {"--samples": COUNTS, "--limit": COUNTS}
 FLAGS = ("--json", "--quiet", "--python", "--draws", "--resume", "--verbose")
 LINES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     "evaluate": (
-        ["RUN", "--distributions", "3", "--leapfrog", "1", "--chains", "2"],
-        {**SOME, **FEW, "--split": SPLITS, "--method": ["iw", "ais", "bdmc", "magic"], "--start": ["prior", "guide", "end"],
+        ["RUN", "--samples", "3"],
+        {**SOME, **FEW, "--split": SPLITS, "--method": ["iw", "ais --distributions 3 --leapfrog 1", "bdmc --distributions 3 --leapfrog 1", "magic"], "--start": ["prior", "guide", "end"],
          "--precision": ["full", "tf32", "bf16", "half"], "--noise": ["random", "sobol", "pink"],
          "--target-error": ["0.1", "0", "-1", "nan", "x"], "--json": [], "--quiet": []},
     ),
     "compare": (["RUN", "OTHER"], {**SOME, **FEW, "--split": SPLITS, "--json": [], "--report": [f"{o}.html" for o in OUT]}),
-    "sample": (["RUN"], {**PICTURE, "--draws": []}),
-    "reconstruct": (["RUN"], {**PICTURE, "--split": SPLITS}),
-    "interpolate": (["RUN"], {**PICTURE, "--split": SPLITS, "--steps": COUNTS, "--path": ["line", "sphere", "crow"]}),
+    "sample": (["RUN", "--num", "2"], {**PICTURE, "--draws": []}),
+    "reconstruct": (["RUN", "--num", "2"], {**PICTURE, "--split": SPLITS}),
+    "interpolate": (["RUN", "--num", "2"], {**PICTURE, "--split": SPLITS, "--steps": COUNTS, "--path": ["line", "sphere", "crow"]}),
     "manifold": (["RUN"], PICTURE),
     "posterior": (
         ["RUN", "--samples", "4", "--warmup", "3", "--chains", "2", "--images", "1", "--quiet"],
@@ -279,7 +278,7 @@ LINES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     "show": (["mlp"], {"--shape": ["1,8,8", "3", "0", "-1,2", "x", ""], "--set": ["latent_dim=3", "latent_dim=0", "=", "a.b=1"],
                        "--python": []}),
     "train": (
-        ["DATA", "--model", "mlp", "--set", "latent_dim=2", "--encoder", "mlp:hidden=[4]", "--decoder", "mlp:hidden=[4]",
+        ["DATA", "--model", "mlp", "--likelihood", "normal", "--set", "latent_dim=2", "--encoder", "mlp:hidden=[4]", "--decoder", "mlp:hidden=[4]",
          "--steps", "1", "--out", "FOLDER/new", "--quiet"],
         {**SOME, "--likelihood": ["normal", "bernoulli", "normal:scale=shared", "x", "normal:", "normal:x=1"],
          "--prior": ["standard-normal", "vamp:components=2", "vamp:components=0", "\u00e9"],
@@ -305,11 +304,12 @@ def command_line(random: Random) -> list[str]:
     name = random.choice(list(LINES))
     arguments, options = LINES[name]
     line = [name, *(random.choice(["RUN", "DATA", "FILE", "MISSING", "LONG", "FOLDER"]) if
-                    a in ("RUN", "DATA", "OTHER") and random.random() < 0.15 else a for a in arguments)]  # fmt: skip
+                    a in ("RUN", "DATA", "OTHER") and random.random() < 0.08 else a for a in arguments)]  # fmt: skip
     if name == "list":
         line += [random.choice(["priors", "posteriors", "models", "likelihoods", "data", "x"])]
-    for option in random.sample(list(options), min(len(options), random.choice([0, 0, 1, 1, 2, 3]))):
-        line += [option, random.choice(options[option])] if options[option] else [option]
+    for option in random.sample(list(options), min(len(options), random.choice([0, 0, 1, 1, 2]))):
+        likely = options[option][:2] if random.random() < 0.6 else options[option]  # the first are right
+        line += [option, *(random.choice(likely).split(" ") if likely else [])]
     if random.random() < 0.05:
         line += [random.choice([*FLAGS, "stray"])]
     return line
@@ -341,4 +341,4 @@ def folder_state(random: Random) -> Ruin | None:
     def foreign(path: Path) -> None:
         random.choice(sorted(path.iterdir())).write_bytes(random.randbytes(random.choice([0, 1, 50, 5000])))
 
-    return random.choice([None, None, None, emptied, gone, a_file, of_the_future, without_one, foreign])
+    return random.choice([None] * 14 + [emptied, gone, a_file, of_the_future, without_one, foreign])

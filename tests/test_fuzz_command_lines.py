@@ -40,7 +40,7 @@ class Taken(io.StringIO):
 
 def lines_and_places(number: int) -> st.SearchStrategy[Any]:
     """A source of command lines, what is broken in the run, and what in its surroundings."""
-    surroundings = ["none"] * 4 + [
+    surroundings = ["none"] * 9 + [
         "full disk",
         "read-only",
         "full output",
@@ -48,9 +48,7 @@ def lines_and_places(number: int) -> st.SearchStrategy[Any]:
         "no output",
         "no error output",
     ]
-    return st.tuples(
-        st.randoms(use_true_random=True), st.none() | st.none() | broken_runs, st.sampled_from(surroundings)
-    )
+    return st.tuples(st.randoms(use_true_random=True), broken_runs, st.sampled_from(surroundings))
 
 
 def laid_out(case: tuple[Random, Any, str], lay: Callable[[], Path], ground: Path) -> tuple[list[str], Path]:
@@ -62,7 +60,7 @@ def laid_out(case: tuple[Random, Any, str], lay: Callable[[], Path], ground: Pat
     places["FOLDER"].mkdir()
     places["FILE"].write_text(random.choice(["", "x = [", "import nothing", "\0"]))
     shutil.copytree(ground / "whole", path.parent / "other")
-    if broken is not None:
+    if random.random() < 0.2:
         broken[1](path / broken[0])
     elif (change := fuzzing.folder_state(random)) is not None:
         change(path)
@@ -104,7 +102,8 @@ def test_command_lines(number: int, ground: Path, lay: Callable[[], Path], monke
             assert sum(text.startswith("error: ") for text in said.splitlines()) == 1, (line, said)
 
     fuzz(number, lines_and_places(number), check, "command lines")
-    assert min(STATUS[0], STATUS[2]) >= sum(STATUS.values()) / 5, STATUS  # neither all good nor all bad
+    if number >= 300:  # neither all good nor all bad
+        assert min(STATUS[0], STATUS[2]) >= number / 6, STATUS
 
 
 @cases(2, 20)
