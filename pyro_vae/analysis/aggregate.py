@@ -20,11 +20,13 @@ from pyro_vae.evaluation.information import LatentInformation
 from pyro_vae.evaluation.means import by_site, flat, unit_names
 from pyro_vae.programs.contract import Program, device_of, require_rows
 from pyro_vae.programs.latents import encode, sample_latents
+from pyro_vae.signatures import checked
 
 NAMES = {"prior $p(z)$": "0.6", "aggregate posterior $q(z)$": "tab:blue"}
 LABELLED_UNITS = 30  # beyond which the names of the units are left out
 
 
+@checked
 def aggregate_posterior(program: Program, x: Tensor, y: Tensor | None = None, *, seed: int = 0) -> Figure:
     """Draw one z of q(z | x) for every datum, and as many of the prior: in the plane, and unit by unit.
 

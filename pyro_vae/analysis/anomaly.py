@@ -29,6 +29,7 @@ from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import Program, require_rows
+from pyro_vae.signatures import checked
 
 SCORES = ("nll", "negative_elbo", "reconstruction", "typicality")
 FAILS = 0.5  # an AUROC below by more than two standard errors ranks the anomalies the wrong way round
@@ -91,6 +92,7 @@ class Anomalies:
         return {"scores": rows, **sizes, "num_samples": self.num_samples, "warnings": self.warnings}
 
 
+@checked
 def scores(
     program: Program,
     x: Tensor,
@@ -154,6 +156,7 @@ def auroc(normal: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return area, math.sqrt(variance)
 
 
+@checked
 def detect(
     program: Program,
     reference: Tensor,

@@ -29,6 +29,7 @@ from pyro_vae.programs.contract import check
 from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
 from pyro_vae.programs.trace import Program, device_of, dtype_of, to_program
 from pyro_vae.seeding import derive_seed
+from pyro_vae.signatures import checked
 
 SIMULATIONS = 10_000  # of uniform ranks, from which the test's p-values and the bands are taken
 DATA_QUANTITY = "log_likelihood"
@@ -131,6 +132,7 @@ class Calibration:
         return f"<Calibration: {self}>"
 
 
+@checked
 def sbc(
     program: Program,
     num_simulations: int = 500,

@@ -20,12 +20,14 @@ from pyro_vae.analysis.drawing import finish, legend_beside, new_figure, plain
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.means import guide_means
 from pyro_vae.programs.contract import Program, require_rows
+from pyro_vae.signatures import checked
 
 METHODS = ("pca", "tsne")
 MANY_CLASSES = 10  # beyond which labels are a scale of colours, not a legend
 PERPLEXITY = 30.0
 
 
+@checked
 def embedding(
     program: Program,
     x: Tensor,

@@ -42,6 +42,7 @@ from pyro_vae.programs.trace import (
     to_program,
 )
 from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.signatures import checked
 
 
 class WithMissing(nn.Module):
@@ -116,6 +117,7 @@ class Imputation:
     acceptance: Tensor
 
 
+@checked
 def impute(
     program: Program,
     x: Tensor,
@@ -178,7 +180,7 @@ def impute(
             "ones at every filling: draw the latents themselves"
         )
     for message in blind_spots(traces):
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
+        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
     total, accepted = torch.zeros(event, dtype=torch.float64), torch.zeros(num_chains, len(x), dtype=torch.float64)
     with evaluating(program), isolated(), seeded(derive_seed("imputation", seed), x.device):
         filled = torch.where(mask, known, _prior_draw(program, filled, y))

@@ -25,6 +25,7 @@ from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.programs.contract import admit, check
 from pyro_vae.programs.trace import Program, device_of, evaluating, latent_sites, to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
+from pyro_vae.signatures import checked
 
 GUIDE_DRAWS = 64  # from which the guide's mean and scale are taken
 OVERDISPERSED = 2.0  # the spread of the starting points, in units of the guide's
@@ -60,6 +61,7 @@ class Chains:
     chunk_size: int
 
 
+@checked
 def sample_chains(
     program: Program,
     x: Tensor,

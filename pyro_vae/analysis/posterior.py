@@ -33,6 +33,7 @@ from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
 from pyro_vae.programs.contract import admit, require_rows
 from pyro_vae.programs.trace import OBSERVED, Program, Traces, device_of, to_program
 from pyro_vae.seeding import derive_seed
+from pyro_vae.signatures import checked
 
 SOURCES = ("guide", "psis", "nuts", "hmc", "prior")
 PREDICTIVE = ("draws", "mean", "none")
@@ -41,6 +42,7 @@ PPC_DRAWS = 50  # that ArviZ's predictive checks draw, and that are kept in any 
 VERSIONS = ("torch", "pyro-ppl", "arviz-base", "arviz-stats", "xarray")
 
 
+@checked
 def posterior(
     program: Program,
     x: Tensor,
@@ -164,7 +166,7 @@ def posterior(
         }
     )
     for message in [*_blind(traces, source), *_doubts(built, source)]:
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
+        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
     return built
 
 

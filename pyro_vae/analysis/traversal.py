@@ -20,11 +20,13 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.means import by_site, flat, unit_names
 from pyro_vae.programs.contract import Program, device_of, require_rows
 from pyro_vae.programs.latents import decode, encode, sample_latents
+from pyro_vae.signatures import checked
 
 PRIOR_DRAWS = 1000  # from which a unit's range is taken
 COLUMNS = 3  # of panels, for vectors
 
 
+@checked
 def traversals(
     program: Program,
     x: Tensor,

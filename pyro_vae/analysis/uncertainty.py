@@ -20,11 +20,13 @@ from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_besid
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import Program, device_of, require_rows
 from pyro_vae.programs.latents import reconstruct
+from pyro_vae.signatures import checked
 
 MAP = "magma"
 CURVES = 3  # vectors that are drawn, one panel each
 
 
+@checked
 def reconstruction_uncertainty(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int = 100, seed: int = 0
 ) -> Figure:

@@ -22,6 +22,7 @@ from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.path import Start
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits
 from pyro_vae.programs.contract import Program, require_rows
+from pyro_vae.signatures import checked
 
 GUIDE_DRAWS = 128  # per image, for the reconstruction, the KL and a bound that annealing must not fall below
 FEW_CHAINS = 8  # fewer give a jackknife error that is itself off by more than a quarter
@@ -29,6 +30,7 @@ AT_EDGE = 1e-3  # of the draws: about as many nats
 GOOD_ACCEPTANCE = (0.4, 0.9)
 
 
+@checked
 def annealed_log_likelihood(
     program: Program,
     x: Tensor,
@@ -91,7 +93,7 @@ def annealed_log_likelihood(
     weights = run(program, x, y, settings, progress=progress, checkpoint=checkpoint)
     result = from_weights(weights, settings, bound)
     for message in result.warnings:
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
+        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
     return result
 
 

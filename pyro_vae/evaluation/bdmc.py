@@ -27,8 +27,10 @@ from pyro_vae.evaluation.path import Start
 from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
 from pyro_vae.programs.trace import Program
 from pyro_vae.seeding import derive_seed
+from pyro_vae.signatures import checked
 
 
+@checked
 def bidirectional(
     program: Program,
     num_images: int = 20,

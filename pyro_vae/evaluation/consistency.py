@@ -108,7 +108,7 @@ def forbidden(claims: Iterable[Claim], level: float = FAMILY_LEVEL) -> tuple[str
     return tuple(found)
 
 
-def warn(messages: Sequence[str], stacklevel: int = 3) -> None:
+def warn(messages: Sequence[str], stacklevel: int = 4) -> None:
     """Issue :class:`InconsistentResultWarning` for each line."""
     for message in messages:
         warnings.warn(message, InconsistentResultWarning, stacklevel=stacklevel)

@@ -24,6 +24,7 @@ from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import admit
 from pyro_vae.programs.trace import Program, device_of, draw_terms, evaluating, to_program
 from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.signatures import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,7 @@ def curve(log_weight: Tensor) -> BoundCurve:
     return BoundCurve(torch.tensor(sizes), torch.stack(bounds), torch.stack(errors))
 
 
+@checked
 def bound_curve(
     program: Program,
     x: Tensor,
@@ -122,7 +124,7 @@ def bound_curve(
     traces = admit(program, x, y)
     require_weights(traces)
     for message in blind_spots(traces):
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
+        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
     images, samples = block_shape(x, num_samples, chunk_size)
     parts = []
     for first in range(0, len(x), images):

@@ -18,11 +18,13 @@ from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.contract import check
 from pyro_vae.programs.trace import OBSERVED, Program, needs_y, takes_y, to_program
+from pyro_vae.signatures import checked
 
 ACTIVE_IMAGES = 500
 SUBSET_SEED = 20_140_414  # of --limit: the same images for every run
 
 
+@checked
 def evaluate(
     program: Program,
     data: Data,

@@ -30,6 +30,7 @@ from pyro_vae.programs.freed import SAME_FAMILY as SAME_FAMILY
 from pyro_vae.programs.freed import FreedGuide, free_guide
 from pyro_vae.programs.trace import Program, device_of, draw_terms, evaluating, to_program
 from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.signatures import checked
 
 BLOCK_IMAGES = 100
 FAST = 0.05  # the least rate of the faster ascent that tries to go on: raw parameters differ by about 1
@@ -150,6 +151,7 @@ class InferenceGaps:
         return "\n".join([line, *(f"warning: {w}" for w in (*self.forbidden, *self.warnings))])
 
 
+@checked
 def inference_gaps(
     program: Program,
     x: Tensor,
@@ -218,7 +220,7 @@ def inference_gaps(
     )  # fmt: skip
     consistency.warn(gaps.forbidden)
     for message in gaps.warnings:
-        warnings.warn(message, NotConvergedWarning, stacklevel=2)
+        warnings.warn(message, NotConvergedWarning, stacklevel=3)
     return gaps
 
 

@@ -37,12 +37,14 @@ from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.states import joint_states
 from pyro_vae.programs.trace import Program, device_of, dtype_of, evaluating, latent_sites, to_program
 from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.signatures import checked
 
 # Decoder outputs held at once, in elements: 4 MB in float32, so that a block of activations stays near the cache.
 BLOCK_ELEMENTS = 2**20
 WORTH_COMPILING = 10_000_000  # draws: what a graph saves on them is about what it takes to compile it
 
 
+@checked
 def log_likelihood(
     program: Program,
     x: Tensor,
@@ -124,7 +126,7 @@ def log_likelihood(
     length = length_of(num_samples) if noise == "sobol" else None
     if noise == "sobol":
         if compile == "on":
-            warnings.warn("evaluating uncompiled: Sobol noise is not made in graphs", CaptureWarning, stacklevel=2)
+            warnings.warn("evaluating uncompiled: Sobol noise is not made in graphs", CaptureWarning, stacklevel=3)
         compiled = False
     draw = _Passes(program, samples, precision, compiled=compiled)
     fitting = Chunks(images, samples)
@@ -171,7 +173,7 @@ def log_likelihood(
     result = _held_to_theory(result, kl_is_one=latents_have_densities(traces))
     consistency.warn(result.forbidden)
     for message in result.warnings:
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
+        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
     return result
 
 
@@ -217,7 +219,7 @@ class _Passes:
             warnings.warn(
                 f"evaluating goes on uncompiled: {changed} while the program was evaluated",
                 CaptureWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         args = [*self.leaves, x] if y is None else [*self.leaves, x, y]
         if self.graph is not None and num_samples == self.samples and self.graph.fits(args):
@@ -247,7 +249,7 @@ class _Passes:
         try:
             self.graph = capture(function, (tensors, x, [] if y is None else [y]), self.bound.program)
         except Uncapturable as error:
-            warnings.warn(f"evaluating uncompiled: {error}", CaptureWarning, stacklevel=5)
+            warnings.warn(f"evaluating uncompiled: {error}", CaptureWarning, stacklevel=6)
 
 
 def _block(

@@ -45,6 +45,7 @@ from pyro_vae.programs.latents import AtValues, to_program
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.scoring import scores_any
 from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.signatures import checked
 
 BLOCK_IMAGES = 250
 PAIR_ELEMENTS = 2**22  # numbers in the latents of one block of pairs (draw, image)
@@ -183,6 +184,7 @@ class LatentInformation:
         )
 
 
+@checked
 def latent_information(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int = 8, seed: int = 0
 ) -> LatentInformation:

@@ -32,6 +32,7 @@ from pyro_vae.programs.trace import (
     to_program,
 )
 from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.signatures import checked
 
 __all__ = [
     "AtValues", "Latents", "decode", "encode", "mean_of", "point_of", "reconstruct", "require_joint_draws", "sample",
@@ -65,6 +66,7 @@ def point_of(fn: Any) -> Tensor:
     return mean_of(fn)
 
 
+@checked
 def encode(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
 ) -> Latents:
@@ -99,6 +101,7 @@ def encode(
     return _one_or_dict({n: s["value"] for n, s in latent_sites(traced).items() if n in sites})
 
 
+@checked
 def decode(
     program: Program, z: Latents, y: Tensor | None = None, *, mean: bool = True, event_shape: Any = None, seed: int = 0
 ) -> Tensor:
@@ -153,6 +156,7 @@ def decode(
         return _observation(traced, mean, tuple(leading), event_shape)
 
 
+@checked
 def sample(
     program: Program,
     num_samples: int = 64,
@@ -179,11 +183,12 @@ def sample(
                 f"the model's pyro.factor {found[0]!r} has no part in samples: they are draws of p(z) p(x | z) alone; draw from "
                 "posteriors (pv.posterior), which it has a part in",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return _observation(traced, mean, (num_samples,), event_shape)
 
 
+@checked
 def sample_latents(
     program: Program, num_samples: int, y: Tensor | None = None, *, event_shape: Any = None, seed: int = 0
 ) -> dict[str, Tensor]:
@@ -208,6 +213,7 @@ def sample_latents_like(program: Program, x: Tensor, y: Tensor | None = None) ->
     return {n: s["value"] for n, s in latent_sites(traced).items()}
 
 
+@checked
 def reconstruct(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
 ) -> Tensor:

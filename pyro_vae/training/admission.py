@@ -156,5 +156,5 @@ def _warn_lattice(data: Data) -> None:
         f"a density is put on {data.name}, whose values lie on {data.levels} levels: its log-likelihood grows without bound as "
         'scales shrink, and has no bits per dimension; load the data with dequantization="uniform"',
         UserWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

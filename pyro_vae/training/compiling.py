@@ -68,7 +68,7 @@ class Compiling:
             self._go_on_plain(f"{changed} since the step was compiled; {why}")
             return
         trainer.captured.finish()
-        warnings.warn(f"the compiled step is recorded anew: {changed}", CaptureWarning, stacklevel=6)
+        warnings.warn(f"the compiled step is recorded anew: {changed}", CaptureWarning, stacklevel=7)
         self._record(rows)
 
     def within_epoch(self) -> None:
@@ -100,7 +100,7 @@ class Compiling:
                 trainer.captured = CapturedStep(trainer, *trainer.source.stored(rows), averages=resident is not None)
                 self._launch()
         except Uncapturable as error:
-            warnings.warn(f"training uncompiled: {error}", CaptureWarning, stacklevel=7)
+            warnings.warn(f"training uncompiled: {error}", CaptureWarning, stacklevel=8)
 
     def _launch(self) -> None:
         trainer, resident = self.trainer, self.trainer._launchable()
@@ -112,4 +112,4 @@ class Compiling:
         if self.trainer.captured is not None:
             self.trainer.captured.finish()
         self.trainer.captured = self.trainer.launches = None
-        warnings.warn(f"training goes on uncompiled: {why}", CaptureWarning, stacklevel=7)
+        warnings.warn(f"training goes on uncompiled: {why}", CaptureWarning, stacklevel=8)

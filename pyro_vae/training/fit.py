@@ -17,6 +17,7 @@ from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.contract import require_program, require_rows
 from pyro_vae.programs.trace import dtype_of, needs_y, takes_y
+from pyro_vae.signatures import checked
 from pyro_vae.spec import parse_block, validated
 from pyro_vae.training.admission import admit
 from pyro_vae.training.checkpoint import resume_from, save_checkpoint
@@ -43,6 +44,7 @@ from pyro_vae.training.source import make_source
 Callback = Callable[[dict[str, Any]], Any]
 
 
+@checked
 def fit(
     program: Any,
     data: Any,

@@ -58,7 +58,7 @@ def rehearse(program: Any, objective: Objective, x: Tensor, y: Tensor | None, ba
             f"training changes the buffer {lost[0]!r}, which is not kept with the weights (persistent=False), so that a run "
             "loaded or resumed is another: register it as a persistent buffer if it matters",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return moved
 

@@ -22,6 +22,7 @@ from pyro_vae.data import Data
 from pyro_vae.data.content import Changed
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import LogLikelihood
+from pyro_vae.signatures import checked
 from pyro_vae.training.run import Run
 
 NAME = "report.html"
@@ -29,6 +30,7 @@ LIMIT, NUM_SAMPLES = 200, 500
 PARTS = 8  # sections, of which progress is told
 
 
+@checked
 def report(
     run: Run,
     path: str | os.PathLike[str] | None = None,

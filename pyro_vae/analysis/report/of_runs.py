@@ -17,6 +17,7 @@ from pyro_vae.analysis.report.subject import Subject
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.compare import Comparison
 from pyro_vae.evaluation.result import LogLikelihood, digits
+from pyro_vae.signatures import checked
 from pyro_vae.training.run import Run
 
 TABLES = ("program", "model", "guide", "data", "training")  # of a record, that runs are compared by
@@ -24,6 +25,7 @@ SAMPLES = 36  # images of each run
 VECTORS = {True: 500, False: 10}  # points, other vectors
 
 
+@checked
 def compare_report(
     runs: Mapping[str, Run],
     results: Mapping[str, LogLikelihood],
