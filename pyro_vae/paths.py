@@ -20,6 +20,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
         raise UserError(f"expected a path, got {type(path).__name__}")
     text = os.fspath(path)
+    if not text:
+        raise UserError("expected a path, got an empty one; write . for the folder one is in")
     if "\0" in text:
         raise UserError(f"{text!r} is no path: it has a zero byte in it")
     try:

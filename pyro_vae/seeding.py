@@ -9,6 +9,7 @@ chain once had its own starting point as the first of its momenta, and the bound
 from __future__ import annotations
 
 import hashlib
+import operator
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def derive_seed(*parts: str | int) -> int:
     >>> len({derive_seed("a", 3), derive_seed("a", 3, 0), derive_seed("a", 0, 3), derive_seed("a", -3), derive_seed("b", 3)})
     5
     """
-    written = repr(tuple(part if isinstance(part, str) else int(part) for part in parts))
+    written = repr(tuple(part if isinstance(part, str) else operator.index(part) for part in parts))
     return int.from_bytes(hashlib.blake2b(written.encode(), digest_size=8).digest()) >> 1
 
 

@@ -32,6 +32,7 @@ from pyro_vae.priors.base import Prior
 from pyro_vae.programs.legality import require_fit
 from pyro_vae.programs.vae import VAE
 from pyro_vae.seeding import derive_seed, generator, seeded
+from pyro_vae.signatures import checked, whole
 
 DEFAULT_MODEL = "mixture"
 DEFAULT_GUIDE = "diagonal"
@@ -227,7 +228,7 @@ def declared(kind: Literal["models", "guides"]) -> list[str]:
 def event_shape_of(data: Any) -> Shape:
     """The shape of one datum: of a data set of ours, a tensor ``(N, *event)``, or a tuple, which is the shape itself."""
     if isinstance(data, (tuple, list, torch.Size)):
-        shape = tuple(int(n) for n in data)
+        shape = tuple(whole("build: expected every axis of the event shape", n) for n in data)
     elif isinstance(data, Tensor):
         shape = tuple(data.shape[1:])
     elif hasattr(data, "event_shape"):
@@ -239,6 +240,7 @@ def event_shape_of(data: Any) -> Shape:
     return shape
 
 
+@checked
 def build(
     model: str | Path | dict[str, Any] | ModelSpec = DEFAULT_MODEL,
     guide: str | Path | dict[str, Any] | GuideSpec = DEFAULT_GUIDE,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from scipy import sparse
 
+import pyro_vae as pv
 from pyro_vae.data import arrays, load_data
 from pyro_vae.errors import UserError
 
@@ -215,3 +216,35 @@ def test_archives_that_are_no_data(content: dict[str, Any], expected: str, tmp_p
     with pytest.raises(UserError) as caught:
         load_data(tmp_path / "own.npz")
     assert expected in str(caught.value)
+
+
+def test_folders_named_like_splits_are_no_classes(tmp_path: Path) -> None:
+    """They would be mixed and cut anew: what the user calls training data would be in the test split."""
+    for name in ("Train", "test"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(np.full((4, 4), 20 * i, dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    with pytest.raises(UserError, match=r"named like splits .*Train.*would be read as classes"):
+        pv.load_data(tmp_path)
+    assert len(pv.load_data(tmp_path / "Train").train) == 2
+    (tmp_path / "test").rename(tmp_path / "cats")  # one name of a class is enough
+    assert set(pv.load_data(tmp_path).labels["train"].tolist()) <= {0, 1}  # type: ignore[union-attr]
+
+
+def test_labels_that_int64_does_not_hold_are_refused(tmp_path: Path) -> None:
+    y = np.array([2**63, 1, 2, 3], dtype=np.uint64)  # which would be -2^63
+    np.savez(tmp_path / "a.npz", x=np.zeros((4, 3), np.float32), y=y)
+    with pytest.raises(UserError, match="reach 9223372036854775808"):
+        pv.load_data(tmp_path / "a.npz")
+
+
+def test_rows_and_seeds_of_a_split_are_checked() -> None:
+    data = pv.load_data("digits")
+    for seed in (None, "a", 1.5, True):
+        with pytest.raises(UserError, match="observed: expected seed to be a whole number"):
+            data.observed("test", seed=seed)  # type: ignore[arg-type]
+    for rows in (slice(0, 3), "01", [[0], [1, 2]]):
+        with pytest.raises(UserError, match="rows must be a list of row numbers"):
+            data.observed("test", rows=rows)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="every axis of the event shape to be a whole number"):
+        pv.build("mlp", "diagonal", (1, 8, 8.5))

@@ -22,7 +22,9 @@ from pyro_vae.evaluation.chunks import SmallerChunkWarning
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.interrupts import Interrupted
 
-CHECKED = 8  # items that fit reads before the first step, to run the program on; the others are looked at as they are read
+CHECKED = (
+    8  # items that fit reads before the first step, to run the program on; the others are looked at as they are read
+)
 
 
 class Rows(Dataset[Tensor]):

@@ -55,7 +55,7 @@ def test_every_plain_argument_of_every_public_function_is_held_to_its_kind() -> 
         for other, parameter in inspect.signature(FUNCTIONS[name]).parameters.items():
             if other in needed and str(parameter.annotation) == "int":
                 needed[other] = 50  # type: ignore[assignment]
-        with pytest.raises(UserError, match=f"{name}: expected {argument} to be a") as caught:
+        with pytest.raises(UserError, match=f"{name}: expected {argument} to be ") as caught:
             FUNCTIONS[name](**{**needed, argument: wrong})
         assert "\n" not in str(caught.value), (name, argument, kind, wrong)
 

@@ -46,7 +46,7 @@ def test_statistics_of_one_row_are_refused(n: int, batch_size: int) -> None:
     [
         (Tensor.to_sparse, "a sparse coo one"),
         (lambda x: x.to(torch.complex64), "a complex one"),
-        (lambda x: x.to("meta"), "on the meta device one"),
+        (lambda x: x.to("meta"), "a meta one"),
     ],
 )
 def test_data_that_are_no_real_numbers_are_refused(change: Callable[[Tensor], Tensor], message: str) -> None:

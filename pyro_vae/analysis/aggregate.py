@@ -18,8 +18,9 @@ from pyro_vae.analysis.drawing import finish, new_figure, plain
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.information import LatentInformation
 from pyro_vae.evaluation.means import by_site, flat, unit_names
-from pyro_vae.programs.contract import Program, device_of, require_rows
+from pyro_vae.programs.contract import Program, admit, require_latents
 from pyro_vae.programs.latents import encode, sample_latents
+from pyro_vae.programs.trace import y_to_program
 from pyro_vae.signatures import checked
 
 NAMES = {"prior $p(z)$": "0.6", "aggregate posterior $q(z)$": "tab:blue"}
@@ -46,10 +47,10 @@ def aggregate_posterior(program: Program, x: Tensor, y: Tensor | None = None, *,
         >>> len(aggregate_posterior(vae, torch.randn(50, 3)).axes)
         2
     """
-    require_rows(x, program)
+    require_latents(admit(program, x, y, support=False), "an aggregate posterior")
     if len(x) < 3:
         raise UserError(f"an aggregate posterior needs three data at least, got {len(x)}")
-    y = None if y is None else y.to(device_of(program))
+    y = y_to_program(program, y)
     prior = sample_latents(program, len(x), y, event_shape=tuple(x.shape[1:]), seed=seed)
     drawn = by_site(program, encode(program, x, y, num_samples=1, seed=seed + 1), x, y)
     ours = {n: drawn[n].expand(1, *v.shape)[0] for n, v in prior.items()}

@@ -27,7 +27,7 @@ from pyro_vae.analysis.scoring import Arrays, draw_from_guide, score
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import check
 from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
-from pyro_vae.programs.trace import Program, device_of, dtype_of, to_program
+from pyro_vae.programs.trace import Program, dtype_of, to_program, y_to_program
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
@@ -175,12 +175,12 @@ def sbc(
         program, num_simulations, y, event_shape=event_shape, seed=derive_seed("calibration: latents", seed)
     )
     x = decode(program, truth, y, mean=False, event_shape=event_shape, seed=derive_seed("calibration: data", seed))
-    check(program, to_program(program, x[:2]), None if y is None else y[:2])
+    check(program, to_program(program, x[:2]), y_to_program(program, y, slice(0, 2)))
     size = max(1, BLOCK_DRAWS // num_draws)
     ranks = []
     for first in range(0, num_simulations, size):
         rows = slice(first, first + size)
-        block, block_y = x[rows].to(dtype_of(program)), None if y is None else y[rows].to(device_of(program))
+        block, block_y = x[rows].to(dtype_of(program)), y_to_program(program, y, rows)
         values, _ = draw_from_guide(program, block, block_y, num_draws, derive_seed("calibration: guide", seed, first))
         true = {n: v[rows].unsqueeze(0).cpu().numpy() for n, v in truth.items()}
         values[DATA_QUANTITY] = score(program, block, block_y, values)[0]

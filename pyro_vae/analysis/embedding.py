@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.analysis.drawing import finish, legend_beside, new_figure, plain
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.means import guide_means
-from pyro_vae.programs.contract import Program, require_rows
+from pyro_vae.programs.contract import Program, admit, require_latents
 from pyro_vae.signatures import checked
 
 METHODS = ("pca", "tsne")
@@ -62,7 +62,7 @@ def embedding(
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: {nearest(method, METHODS)}")
-    require_rows(x, program)
+    require_latents(admit(program, x, y, support=False), "an embedding")
     if labels is not None and len(labels) != len(x):
         raise UserError(f"expected one label for each of {len(x)} data, got {len(labels)}")
     names, means = guide_means(program, x, y)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.blind import blind_spots, require_weights
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
+from pyro_vae.programs.conditions import check_conditions
 from pyro_vae.programs.contract import check, require_rows, require_y
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.trace import (
@@ -40,6 +41,7 @@ from pyro_vae.programs.trace import (
     latent_sites,
     needs_y,
     to_program,
+    y_to_program,
 )
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
@@ -167,10 +169,12 @@ def impute(
     seen = seen.to(x.device, torch.bool).expand(x.shape)
     event = (num_chains, *x.shape)
     wide = lambda t: t.expand(num_chains, *t.shape).flatten(0, 1)  # noqa: E731  # chains times images in one batch
-    y = None if y is None else wide(y.to(x.device))
+    y = None if y is None else wide(y_to_program(program, y))
     known, mask = wide(x), wide(seen)
     filled = torch.where(mask, known, torch.zeros_like(known))
     traces = check(program, filled[:2], None if y is None else y[:2])
+    if y is not None:
+        check_conditions(program, y[: len(x)], lambda rows: (filled[rows], y[rows]))
     _elements(traces.model.nodes[OBSERVED]["fn"])
     require_weights(traces)
     own = sorted(set(latent_sites(traces.guide)) - set(latent_sites(traces.model)))

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.precision import wide
 from pyro_vae.programs.contract import (
     Program,
-    arguments,
     device_of,
     dtype_of,
     evaluating,
@@ -28,6 +26,7 @@ from pyro_vae.programs.contract import (
     latent_sites,
     require_program,
 )
+from pyro_vae.programs.latents import prior_trace
 from pyro_vae.seeding import derive_seed, seeded
 
 DRAWS = 20_000  # from the prior, to find its range and where its mass is
@@ -89,9 +88,8 @@ def prior_sites(program: Program, y: Tensor | None = None, event_shape: Any = No
         raise UserError(
             f"{type(program).__name__} does not say the shape of a datum: set program.event_shape or pass event_shape="
         )
-    x = torch.zeros(1, *shape, device=device_of(program), dtype=dtype_of(program))
     with evaluating(program), isolated(), seeded(derive_seed("site names"), device_of(program)):
-        traced = poutine.trace(program.model).get_trace(*arguments(x, y))
+        traced = prior_trace(program, 1, y, tuple(shape))
     return {name: site["fn"] for name, site in latent_sites(traced).items()}
 
 

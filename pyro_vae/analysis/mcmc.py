@@ -22,8 +22,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.anneal import BLOCK_ELEMENTS
 from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import admit, check
-from pyro_vae.programs.trace import Program, device_of, evaluating, latent_sites, to_program
+from pyro_vae.programs.contract import admit, check, require_gradients
+from pyro_vae.programs.trace import Program, device_of, evaluating, latent_sites, to_program, y_to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.signatures import checked
 
@@ -116,6 +116,7 @@ def sample_chains(
     if not 0 < target_accept < 1:
         raise UserError(f"expected target_accept between 0 and 1, got {target_accept}")
     admit(program, x, y)
+    require_gradients(program)
     device = device_of(program)
     if chunk_size is None:
         elements = BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["other"])
@@ -123,7 +124,7 @@ def sample_chains(
     fitting = Chunks(max(1, chunk_size // num_chains), num_chains, whole=True)
 
     def move(x: Tensor, y: Tensor | None, first: int, num_chains: int) -> _Block:
-        block, block_y = to_program(program, x), None if y is None else y.to(device)
+        block, block_y = to_program(program, x), y_to_program(program, y)
         require_continuous(program, block, block_y)
         with evaluating(program):
             density = Unconstrained(program, block, block_y)

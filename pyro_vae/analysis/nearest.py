@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from pyro_vae.analysis.drawing import curves, image_grid, is_image, new_axes, new_figure, points, require_drawable
+from pyro_vae.analysis.scoring import host
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import require_rows
 
@@ -34,8 +35,8 @@ def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
         require_rows(data)
     if x.shape[1:] != train.shape[1:] or len(x) < 1 or len(train) < 1:
         raise UserError(f"expected data of one shape, got {tuple(x.shape)} and training data {tuple(train.shape)}")
-    search = NearestNeighbors(n_neighbors=1).fit(train.flatten(1).cpu().numpy())
-    distance, index = search.kneighbors(x.flatten(1).cpu().numpy())
+    search = NearestNeighbors(n_neighbors=1).fit(host(train.flatten(1)))
+    distance, index = search.kneighbors(host(x.flatten(1)))
     return torch.from_numpy(index[:, 0]), torch.from_numpy(distance[:, 0])
 
 
@@ -58,7 +59,7 @@ def nearest_training(x: Tensor, train: Tensor) -> Figure:
     shape = tuple(x.shape[1:])
     require_drawable(shape)
     near = train[nearest_neighbours(x, train)[0]]
-    sets = {"samples": x.cpu(), "nearest training data": near.cpu()}
+    sets = {name: torch.from_numpy(host(t)) for name, t in (("samples", x), ("nearest training data", near))}
     if not is_image(shape):
         figure = new_figure((8.5, 4.5))
         ax = figure.add_subplot()

@@ -23,15 +23,15 @@ from torch import Tensor
 from pyro_vae import __version__
 from pyro_vae.analysis.convergence import Convergence
 from pyro_vae.analysis.mcmc import sample_chains
-from pyro_vae.analysis.schema import Tree, event_dims
-from pyro_vae.analysis.scoring import Arrays, draw_from_guide, draw_from_prior, predict, score
+from pyro_vae.analysis.schema import Tree, event_dims, require_names
+from pyro_vae.analysis.scoring import Arrays, draw_from_guide, draw_from_prior, host, predict, score
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, narrow_sites, point_masses, require_weights
 from pyro_vae.evaluation.estimators import estimate, good_khat
 from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
-from pyro_vae.programs.contract import admit, require_rows
-from pyro_vae.programs.trace import OBSERVED, Program, Traces, device_of, to_program
+from pyro_vae.programs.contract import admit, require_latents, require_rows
+from pyro_vae.programs.trace import OBSERVED, Program, Traces, to_program, y_to_program
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
@@ -117,6 +117,8 @@ def posterior(
     tree = Tree(index)
     shape = (num_chains, num_samples)
     traces = admit(program, x, y)
+    require_latents(traces, "a posterior")
+    require_names(traces)
     if source == "psis":
         require_weights(traces)
     if source != "prior":
@@ -124,7 +126,7 @@ def posterior(
         images = len(x) if source in ("nuts", "hmc") else max(1, BLOCK_ELEMENTS // (8 * math.prod(x.shape[1:])))
         for first in range(0, len(x), images):
             rows = slice(first, first + images)
-            block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device_of(program))
+            block, block_y = to_program(program, x[rows]), y_to_program(program, y, rows)
             found = _draws(
                 program, block, block_y, source, shape, derive_seed("posterior: block", seed, first), mcmc, progress
             )
@@ -137,13 +139,11 @@ def posterior(
         _add_predictive(tree, "posterior", program, x, y, values, shape, kept, predictive, seed)
     if prior or source == "prior":
         _add_prior(tree, program, x, y, shape, kept, predictive, seed)
-    tree.add(
-        "observed_data", {OBSERVED: x.detach().cpu().numpy()}, {OBSERVED: ["image", *event_dims(OBSERVED, x.shape[1:])]}
-    )
+    tree.add("observed_data", {OBSERVED: host(x)}, {OBSERVED: ["image", *event_dims(OBSERVED, x.shape[1:])]})
     constant = {} if labels is None else {"label": _column("labels", labels, len(x))}
     dims = {"label": ["image"]}
     if y is not None:
-        constant["y"] = y.detach().cpu().numpy()
+        constant["y"] = host(y)
         dims["y"] = ["image", *event_dims("y", y.shape[1:])]
     if constant:
         tree.add("constant_data", constant, dims)
@@ -317,7 +317,7 @@ def _add_predictive(
     rows = (np.arange(shape[0])[:, None] * shape[1] + kept).ravel()
     chosen = {n: v[rows] for n, v in latents.items()}
     found = predict(
-        program, to_program(program, x), None if y is None else y.to(device_of(program)), chosen,
+        program, to_program(program, x), y_to_program(program, y), chosen,
         mean=predictive == "mean", seed=derive_seed("posterior: prediction", seed),
     )  # fmt: skip
     name = "x_mean" if predictive == "mean" else OBSERVED
@@ -339,7 +339,7 @@ def _add_prior(
     axes = ["image"] if y is not None else []
     if not axes:  # the prior is the same for every image
         x = torch.zeros_like(x[:1])
-    block_y = None if y is None else y.to(device_of(program))
+    block_y = y_to_program(program, y)
     latents = draw_from_prior(
         program, to_program(program, x), block_y, math.prod(shape), derive_seed("posterior: prior", seed)
     )

@@ -16,7 +16,9 @@ import numpy as np
 import xarray as xr
 from arviz_base import from_dict
 
+from pyro_vae.errors import UserError
 from pyro_vae.paths import replacing, writable
+from pyro_vae.programs.trace import Traces, latent_sites
 
 IMAGE_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 SAMPLE_DIMS = ("chain", "draw")
@@ -32,6 +34,14 @@ def event_dims(name: str, shape: Sequence[int]) -> list[str]:
     if name == "x" and len(shape) in IMAGE_DIMS:
         return list(IMAGE_DIMS[len(shape)])
     return [f"{name}_dim"] if len(shape) == 1 else [f"{name}_dim_{i}" for i in range(len(shape))]
+
+
+def require_names(traces: Traces) -> None:
+    """:class:`UserError` where a latent has a name that a variable of a tree cannot have."""
+    for name in latent_sites(traces.model):
+        if "/" in name or name in (*SAMPLE_DIMS, "image"):
+            why = "a '/' parts groups" if "/" in name else "it is the name of an axis"
+            raise UserError(f"the latent {name!r} cannot stand in a DataTree, where {why}: rename the site")
 
 
 class Tree:

@@ -50,11 +50,9 @@ def draw_from_guide(
             ):
                 traced: Traced = poutine.trace(program.guide).get_trace(*arguments(x, y))
             total = sum(site_log_prob(site) for site in traced.nodes.values() if is_random(site))
-            log_guide.append(_host(torch.as_tensor(total).expand(size, len(x))))
+            log_guide.append(host(torch.as_tensor(total).expand(size, len(x))))
             sites = latent_sites(traced)
-            values.append(
-                {n: _host(sites[n]["value"].expand(size, len(x), *sites[n]["fn"].event_shape)) for n in names}
-            )
+            values.append({n: host(sites[n]["value"].expand(size, len(x), *sites[n]["fn"].event_shape)) for n in names})
     return {n: np.concatenate([v[n] for v in values]) for n in names}, np.concatenate(log_guide)
 
 
@@ -70,7 +68,7 @@ def draw_from_prior(program: Program, x: Tensor, y: Tensor | None, num_samples: 
                 traced = poutine.trace(program.model).get_trace(*arguments(x, y))
             values.append(
                 {
-                    n: _host(s["value"].expand(size, len(x), *s["fn"].event_shape))
+                    n: host(s["value"].expand(size, len(x), *s["fn"].event_shape))
                     for n, s in latent_sites(traced).items()
                 }
             )
@@ -88,9 +86,9 @@ def score(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> tup
         terms = {n: site_log_prob(s).expand(size, len(x)) for n, s in traced.nodes.items() if is_random(s)}
         latents_of = latent_sites(traced)
         log_likelihood.append(
-            _host(sum((t for n, t in terms.items() if n not in latents_of), torch.zeros(size, len(x)).to(x)))
+            host(sum((t for n, t in terms.items() if n not in latents_of), torch.zeros(size, len(x)).to(x)))
         )
-        log_prior.append({n: _host(t) for n, t in terms.items() if n in latents_of})
+        log_prior.append({n: host(t) for n, t in terms.items() if n in latents_of})
     joined = {n: np.concatenate([t[n] for t in log_prior]) for n in log_prior[0]}
     return np.concatenate(log_likelihood), joined
 
@@ -102,7 +100,7 @@ def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, m
         fn = traced.nodes[OBSERVED]["fn"]
         with seeded(derive_seed("predictions", seed, index), x.device):
             value = mean_of(fn) if mean else fn.sample()
-        found.append(_host(value.reshape(*fn.batch_shape, *x.shape[1:]).expand(size, *x.shape)))
+        found.append(host(value.reshape(*fn.batch_shape, *x.shape[1:]).expand(size, *x.shape)))
     return np.concatenate(found)
 
 
@@ -123,5 +121,7 @@ def _traces(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> I
             yield traced, size
 
 
-def _host(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+def host(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array on the host, in its dtype (bfloat16, which NumPy lacks, in float32)."""
+    tensor = tensor.detach().cpu().resolve_neg()
+    return np.ascontiguousarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())

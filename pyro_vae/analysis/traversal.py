@@ -18,8 +18,9 @@ from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_besid
 from pyro_vae.analysis.manifold import prior_sites
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.means import by_site, flat, unit_names
-from pyro_vae.programs.contract import Program, device_of, require_rows
+from pyro_vae.programs.contract import Program, admit, require_latents
 from pyro_vae.programs.latents import decode, encode, sample_latents
+from pyro_vae.programs.trace import y_to_program
 from pyro_vae.signatures import checked
 
 PRIOR_DRAWS = 1000  # from which a unit's range is taken
@@ -63,14 +64,14 @@ def traversals(
         >>> len(traversals(vae, torch.rand(20, 1, 8, 8).round()).axes)
         3
     """
-    require_rows(x, program)
+    require_latents(admit(program, x, y, support=False), "a traversal")
     shape = tuple(x.shape[1:])
     require_drawable(shape)
     if len(x) < 2 or steps < 2 or num_units < 1:
         raise UserError(
             f"traversals: expected two data, two steps and one unit at least; got {len(x)}, {steps} and {num_units}"
         )
-    y = None if y is None else y.to(device_of(program))
+    y = y_to_program(program, y)
     fns = prior_sites(program, None if y is None else y[:1], shape)
     means = by_site(program, encode(program, x, y), x, y)
     sites = {name: means[name] for name in fns}

@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_beside, new_figure, require_drawable
+from pyro_vae.analysis.scoring import host
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import Program, device_of, require_rows
+from pyro_vae.programs.contract import Program, admit
 from pyro_vae.programs.latents import reconstruct
+from pyro_vae.programs.trace import y_to_program
 from pyro_vae.signatures import checked
 
 MAP = "magma"
@@ -49,14 +51,14 @@ def reconstruction_uncertainty(
         >>> len(reconstruction_uncertainty(vae, torch.randn(3, 5)).axes)
         3
     """
-    require_rows(x, program)
+    admit(program, x, y, support=False)
     shape = tuple(x.shape[1:])
     require_drawable(shape)
     if len(x) < 1 or num_samples < 2:
         raise UserError(f"expected a datum and two draws at least, got {len(x)} and num_samples = {num_samples}")
-    y = None if y is None else y.to(device_of(program))
+    y = y_to_program(program, y)
     draws = reconstruct(program, x, y, num_samples=num_samples, seed=seed).cpu().double()
-    mean, sd, data = draws.mean(0).numpy(), draws.std(0).numpy(), x.detach().cpu().numpy()
+    mean, sd, data = draws.mean(0).numpy(), draws.std(0).numpy(), host(x)
     if is_image(shape):
         return _images(data, mean, sd)
     return _points(data, mean, sd) if shape == (2,) else _curves(data, mean, sd)

@@ -146,6 +146,8 @@ def _labels(name: str, y: np.ndarray, n: int) -> Tensor:
         y = y[:, 0]
     if len(y.shape) != 0 and len(y) != n:
         raise UserError(f"{name} has {n} rows and {len(y)} labels: expected as many labels as rows; save both again")
+    if y.dtype.kind == "u" and y.size and int(y.max()) > np.iinfo(np.int64).max:
+        raise UserError(f"the labels of {name} reach {int(y.max())}: expected class numbers that int64 holds; relabel")
     if y.shape != (n,) or y.dtype.kind not in "bui":
         raise UserError(
             f"the labels of {name} are {y.dtype} of shape {y.shape}: expected integers of shape ({n},); "

@@ -15,6 +15,7 @@ from pyro_vae.data.names import SPLITS
 from pyro_vae.data.preparation import BLOCK, binarize_once, block_generator, check_preparation, is_random, prepare
 from pyro_vae.data.rows import Rows
 from pyro_vae.errors import UserError, nearest
+from pyro_vae.signatures import whole
 
 MEAN_ROWS = 60_000
 
@@ -124,7 +125,7 @@ class Data:
         Raises:
             UserError: an unknown split, or a row that the split does not have.
         """
-        stored = self.stored(split)
+        stored, seed = self.stored(split), whole("observed: expected seed", seed)
         index = self._checked(rows, split, len(stored))
         out = torch.empty((len(index), *self.event_shape), dtype=torch.float32)
         order = torch.argsort(index // BLOCK, stable=True)
@@ -177,7 +178,12 @@ class Data:
     def _checked(self, rows: Tensor | Sequence[int] | None, split: str, n: int) -> Tensor:
         if rows is None:
             return torch.arange(n)
-        index = torch.as_tensor(rows).cpu()
+        try:
+            index = torch.as_tensor(rows).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(
+                f"rows must be a list of row numbers, not {type(rows).__name__}: give int64 of shape (n,)"
+            ) from None
         if index.numel() == 0:
             return torch.zeros(0, dtype=torch.int64)
         if index.dim() != 1 or index.dtype == torch.bool or index.is_floating_point() or index.is_complex():

@@ -14,6 +14,8 @@ from pyro_vae.errors import UserError
 
 MODES = ("L", "RGB", "1")
 
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "holdout"}  # no names of classes
+
 
 def load(folder: Path) -> Filed:
     """Images of one size and mode as uint8 ``(N, C, H, W)``, C = 1 (modes L and 1) or 3 (RGB), sorted by path.
@@ -66,6 +68,11 @@ def _list(folder: Path) -> tuple[list[Path], list[str]]:
         raise UserError(
             f"{str(folder)!r} has the file {files[0].name!r} beside the sub-folder {subfolders[0].name!r}: "
             "expected images in the folder itself or in one sub-folder per class; move them"
+        )
+    if subfolders and all(subfolder.name.lower() in SPLITS for subfolder in subfolders):
+        raise UserError(
+            f"the sub-folders of {str(folder)!r} are named like splits ({', '.join(s.name for s in subfolders)}), and would be "
+            "read as classes, whose rows are split anew: give one of them, or both as x_train and x_test in a .npz file"
         )
     for subfolder in subfolders:
         inside = _visible(subfolder)

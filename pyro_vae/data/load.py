@@ -16,6 +16,7 @@ from pyro_vae.data.roots import data_root
 from pyro_vae.data.splits import Filed, split
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.paths import expanded
+from pyro_vae.signatures import checked
 
 LOADERS: dict[str, Callable[[Path], Filed]] = {
     "digits": digits.load,
@@ -29,6 +30,7 @@ LOADERS: dict[str, Callable[[Path], Filed]] = {
 }
 
 
+@checked
 def load_data(
     name: str | os.PathLike[str],
     root: str | os.PathLike[str] | None = None,

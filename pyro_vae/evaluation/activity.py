@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_vae.evaluation.means import unit_names
 from pyro_vae.programs.contract import SAMPLE_PLATE, Program, arguments, device_of, evaluating, isolated, latent_sites
 from pyro_vae.programs.latents import to_program
+from pyro_vae.programs.trace import y_to_program
 from pyro_vae.seeding import derive_seed, seeded
 
 ACTIVE_VARIANCE = 0.01
@@ -125,7 +126,7 @@ def told(activity: Activity) -> Activity:
 
 def _estimate(program: Program, x: Tensor, y: Tensor | None, num_draws: int, seed: int) -> Activity:
     blocks = [
-        _moments(program, x[rows], None if y is None else y[rows].to(device_of(program)), num_draws, seed, rows.start)
+        _moments(program, x[rows], y_to_program(program, y, rows), num_draws, seed, rows.start)
         for rows in (slice(first, first + BLOCK_IMAGES) for first in range(0, len(x), BLOCK_IMAGES))
     ]
     shapes = {name: mean for name, (mean, _, _) in blocks[0].items()}

@@ -30,6 +30,7 @@ from pyro_vae.evaluation.shares import everyones, own_stretch
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.programs.contract import Program, device_of, evaluating
 from pyro_vae.programs.latents import to_program
+from pyro_vae.programs.trace import y_to_program
 from pyro_vae.seeding import derive_seed, generator
 
 Progress = Callable[[float], None]
@@ -170,7 +171,7 @@ def run(
         first = begin + at
         work.begin_block(fitting.images)
         report.begin_block(len(x))
-        block, block_y = to_program(program, x), None if y is None else y.to(device)
+        block, block_y = to_program(program, x), y_to_program(program, y)
         with evaluating(program):
             density = Unconstrained(program, block, block_y)
             path = Path(density, chains, settings.start)
@@ -373,5 +374,5 @@ def _fingerprint(program: Any, x: Tensor, y: Tensor | None, settings: Settings, 
     tensors = [x, *([] if y is None else [y]), *(exact or {}).values(), *program.state_dict().values()]
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -111,6 +111,11 @@ def compare(a: LogLikelihood, b: LogLikelihood, names: tuple[str, str] = ("a", "
         >>> compare(result, result).mean
         0.0
     """
+    for one in (a, b):
+        if not isinstance(one, LogLikelihood):
+            raise UserError(f"expected two results of log_likelihood, got {type(one).__name__}")
+    if not isinstance(names, tuple | list) or len(names) != 2:
+        raise UserError(f"expected names of the two results, got {names!r}")
     if len(a) != len(b):
         raise UserError(f"expected results on the same images, got {len(a)} images and {len(b)}")
     difference = corrected(a) - corrected(b)

@@ -22,7 +22,7 @@ from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import block_shape
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import admit
-from pyro_vae.programs.trace import Program, device_of, draw_terms, evaluating, to_program
+from pyro_vae.programs.trace import Program, draw_terms, evaluating, to_program, y_to_program
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
@@ -130,7 +130,7 @@ def bound_curve(
     for first in range(0, len(x), images):
         rows = slice(first, first + images)
         block = to_program(program, x[rows])
-        block_y = None if y is None else y[rows].to(device_of(program))
+        block_y = y_to_program(program, y, rows)
         log_weight = []
         for first_sample in range(0, num_samples, samples):
             drawn = min(samples, num_samples - first_sample)

@@ -25,10 +25,10 @@ from pyro_vae.evaluation.free_normals import DIAGONAL_NORMAL, FreeNormals
 from pyro_vae.evaluation.importance import log_likelihood as importance_weighted
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.ascent import ascend
-from pyro_vae.programs.contract import admit
+from pyro_vae.programs.contract import admit, require_gradients
 from pyro_vae.programs.freed import SAME_FAMILY as SAME_FAMILY
 from pyro_vae.programs.freed import FreedGuide, free_guide
-from pyro_vae.programs.trace import Program, device_of, draw_terms, evaluating, to_program
+from pyro_vae.programs.trace import Program, draw_terms, evaluating, to_program, y_to_program
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
@@ -197,6 +197,11 @@ def inference_gaps(
     if min(num_steps, num_draws) < 1 or num_final_draws < 2:
         raise UserError("expected num_steps and num_draws of at least 1, and num_final_draws of at least 2")
     admit(program, x, y)
+    require_gradients(program)
+    if log_likelihood is not None and not isinstance(log_likelihood, LogLikelihood):
+        raise UserError(f"expected the result of log_likelihood of these images, got {type(log_likelihood).__name__}")
+    if not 0 < lr < math.inf:
+        raise UserError(f"expected lr above 0, got {lr}")
     own = log_likelihood or importance_weighted(program, x, y, num_samples=5000, seed=seed)
     if len(own) != len(x):
         raise UserError(f"expected the log-likelihood of the same {len(x)} images, got {len(own)}")
@@ -204,7 +209,7 @@ def inference_gaps(
     for first in range(0, len(x), BLOCK_IMAGES):
         part = slice(first, first + BLOCK_IMAGES)
         block = to_program(program, x[part])
-        block_y = None if y is None else y[part].to(device_of(program))
+        block_y = y_to_program(program, y, part)
         with evaluating(program), seeded(derive_seed("inference gaps", seed, first), block.device):
             free: FreedGuide | FreeNormals = free_guide(program, block, block_y) or FreeNormals(program, block, block_y)
             before = _final(lambda count: _guide(program, block, block_y, count), num_final_draws, num_draws)  # noqa: B023

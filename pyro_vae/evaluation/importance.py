@@ -35,7 +35,7 @@ from pyro_vae.precision import products, require_precision
 from pyro_vae.programs.contract import admit
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.states import joint_states
-from pyro_vae.programs.trace import Program, device_of, dtype_of, evaluating, latent_sites, to_program
+from pyro_vae.programs.trace import Program, device_of, dtype_of, evaluating, latent_sites, to_program, y_to_program
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
@@ -133,7 +133,7 @@ def log_likelihood(
     blocks: dict[int, list[Reduced]] = {}
     for first in own_share(range(0, len(x), images)):
         rows = slice(first, first + images)
-        block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device)
+        block, block_y = to_program(program, x[rows]), y_to_program(program, y, rows)
         with evaluating(program), products(precision):
 
             def reduce(x: Tensor, y: Tensor | None, at: int, samples: int, first: int = first) -> Reduced:
@@ -149,7 +149,7 @@ def log_likelihood(
     parts = [part for first in sorted(blocks) for part in blocks[first]]
     error = None
     if precision != "full":
-        few = None if y is None else y[:IMAGES].to(device)
+        few = y_to_program(program, y, slice(0, IMAGES))
         error = rounding_error(program, to_program(program, x[:IMAGES]), few, precision, seed)
     names = ("log_likelihood", "bias", "mc_se", "ess", "khat", "interval")
     columns: dict[str, Any] = {name: torch.cat([getattr(part.estimate, name) for part in parts]) for name in names}

@@ -32,18 +32,17 @@ from pyro_vae.programs.contract import (
     Program,
     Traced,
     Traces,
-    check,
-    check_observed,
-    device_of,
+    admit,
     evaluating,
     isolated,
     latent_sites,
-    require_rows,
+    require_latents,
     trace,
 )
 from pyro_vae.programs.latents import AtValues, to_program
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.scoring import scores_any
+from pyro_vae.programs.trace import y_to_program
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
@@ -209,7 +208,7 @@ def latent_information(
         >>> found.names, found.kl.shape
         (('z[0]', 'z[1]'), torch.Size([2]))
     """
-    require_rows(x, program)
+    require_latents(admit(program, x, y), "latent_information")
     if len(x) < 2:
         raise UserError(f"expected data (N, *event) with at least two rows, got {tuple(getattr(x, 'shape', ()))}")
     if num_samples < 1:
@@ -251,8 +250,7 @@ def _block(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Rate and distortion ``(batch,)`` and the units' KL ``(batch, D)`` of one block of data, over the draws."""
     rows = slice(first, first + BLOCK_IMAGES)
-    block, block_y = to_program(program, x[rows]), None if y is None else y[rows].to(device_of(program))
-    check_observed(check(program, block, block_y), block)
+    block, block_y = to_program(program, x[rows]), y_to_program(program, y, rows)
     with evaluating(program), isolated(), seeded(derive_seed("rate and distortion", seed, first), block.device):
         traces = trace(program, block, block_y, num_samples=num_samples)
         terms = traces.terms(num_samples, len(block))

@@ -8,7 +8,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.programs.contract import Program, arguments, device_of, evaluating, isolated, latent_sites, require_rows
+from pyro_vae.programs.given import require_y
 from pyro_vae.programs.latents import Latents, encode, to_program
+from pyro_vae.programs.trace import y_to_program
 from pyro_vae.seeding import derive_seed, seeded
 
 BLOCK = 2000
@@ -32,10 +34,11 @@ def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[t
         (('z[0]', 'z[1]'), torch.Size([5, 2]))
     """
     require_rows(x, program)
+    require_y(program, len(x), y)
     parts: list[Tensor] = []
     names: tuple[str, ...] = ()
     for first in range(0, len(x), BLOCK):
-        block_y = None if y is None else y[first : first + BLOCK].to(device_of(program))
+        block_y = y_to_program(program, y, slice(first, first + BLOCK))
         found = by_site(program, encode(program, x[first : first + BLOCK], block_y), x, y)
         names = unit_names(found)
         parts.append(flat(found))
@@ -46,7 +49,7 @@ def by_site(program: Program, z: Latents, x: Tensor, y: Tensor | None = None) ->
     """What ``encode`` returned by the names of the sites, also where there is one; x and y are asked for the name."""
     if isinstance(z, dict):
         return z
-    row_y = None if y is None else y[:1].to(device_of(program))
+    row_y = y_to_program(program, y, slice(0, 1))
     with evaluating(program), isolated(), seeded(derive_seed("site names"), device_of(program)):
         traced = poutine.trace(program.guide).get_trace(*arguments(to_program(program, x[:1]), row_y))
     return {next(iter(latent_sites(traced))): z}

@@ -142,7 +142,7 @@ class LogLikelihood:
         """The fraction of images with k above the threshold; NaN where k is unknown."""
         known = ~self.khat.isnan()
         bad = self.khat[known] > self.khat_thresholds[known]
-        return float(bad.to(torch.float64).mean()) if bool(known.any()) else math.nan
+        return float(bad.float().mean()) if bool(known.any()) else math.nan
 
     @property
     def ess_share(self) -> Tensor:

@@ -30,7 +30,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.blind import narrow_sites
-from pyro_vae.programs.contract import check
+from pyro_vae.programs.contract import check, require_gradients, require_latents
 from pyro_vae.programs.trace import (
     SAMPLE_PLATE,
     AtValues,
@@ -66,6 +66,8 @@ class Unconstrained:
 
     def __init__(self, program: Program, x: Tensor, y: Tensor | None = None) -> None:
         traces = check(program, x, y)
+        require_gradients(program)
+        require_latents(traces, "a Markov chain")
         self._narrow = narrow_sites(traces)
         self.has_edge = any(has_edge(site["fn"].support) for site in latent_sites(traces.model).values())
         wide = _in_double(program, x, y) if self.has_edge and x.dtype == torch.float32 else None

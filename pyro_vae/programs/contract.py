@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import DataError, UserError
 from pyro_vae.programs.auxiliary import check_auxiliary
+from pyro_vae.programs.conditions import check_conditions
+from pyro_vae.programs.given import require_rows, require_y
 from pyro_vae.programs.reading import check_reading
 from pyro_vae.programs.rows import check_rows
 from pyro_vae.programs.sites import check_latents, check_log_prob, check_shapes, check_sites
@@ -24,7 +26,6 @@ from pyro_vae.programs.trace import (
     Terms,
     Traced,
     Traces,
-    accepts_y,
     arguments,
     device_of,
     draw_terms,
@@ -38,13 +39,15 @@ from pyro_vae.programs.trace import (
     takes_y,
     to_program,
     trace,
+    y_to_program,
 )
 from pyro_vae.seeding import derive_seed, seeded
 
 __all__ = [
     "DATA_PLATE", "OBSERVED", "SAMPLE_PLATE", "Program", "Terms", "Traced", "Traces", "admit", "arguments", "check",
     "check_model", "check_observed", "device_of", "draw_terms", "dtype_of", "evaluating", "is_random", "isolated",
-    "latent_sites", "needs_y", "refuse_run", "require_program", "require_rows", "require_y", "takes_y", "trace",
+    "latent_sites", "needs_y", "refuse_run", "require_gradients", "require_latents", "require_program",
+    "require_rows", "require_y", "takes_y", "trace",
 ]  # fmt: skip
 
 ROWS = 8  # of data that a program is run on to be checked
@@ -66,52 +69,20 @@ def require_program(program: Any) -> None:
         )
 
 
-def require_dense(x: Tensor, what: str) -> None:
-    """:class:`DataError` for a tensor that does not hold all its numbers, one after the other, as real ones."""
-    kind = (
-        "nested" if x.is_nested
-        else "complex" if x.is_complex()
-        else "quantized" if x.is_quantized
-        else "empty shell on the meta device" if x.device.type == "meta"
-        else str(x.layout).removeprefix("torch.").replace("_", " ") if x.layout != torch.strided
-        else None
-    )  # fmt: skip
-    if kind is not None:
-        remedy = {"complex": "give real and imaginary parts as numbers of their own, torch.view_as_real(x)"}.get(
-            kind, "convert it, x.to_dense() of a sparse one"
-        )
-        raise DataError(f"{what}: expected a dense tensor of real numbers, got a {kind} one; {remedy}")
+def require_gradients(program: Any) -> None:
+    """:class:`UserError` where a program's tensors were made in inference mode, and no derivative can pass through them."""
+    for name, tensor in (*program.named_parameters(), *program.named_buffers()):
+        if tensor.is_inference():
+            raise UserError(
+                f"{name!r} was made inside of torch.inference_mode(), and derivatives are needed here: make the program "
+                "outside of it, or hand over copy.deepcopy(program)"
+            )
 
 
-def require_rows(x: Any, program: Any = None) -> None:
-    """:class:`UserError` unless ``x`` is a dense tensor ``(N, *event)`` of one row at least, of the event shape if known."""
-    if not isinstance(x, Tensor):
-        raise UserError(f"expected data as a torch tensor (N, *event), got {type(x).__name__}")
-    require_dense(x, "the data")
-    shape, expected = tuple(x.shape), getattr(program, "event_shape", None)
-    whole = f"(N, {', '.join(map(str, expected or ()))})"
-    if expected is not None and shape == tuple(expected):
-        raise UserError(f"expected data {whole}, got a lone datum of shape {shape}: give it a batch axis, x[None]")
-    if x.dim() < 2 or len(x) == 0:
-        lone = (
-            "; a lone datum needs a batch axis, x[None], and N numbers an event axis, x[:, None]" if x.dim() < 2 else ""
-        )
-        raise UserError(f"expected data (N, *event) with at least one row, got {shape}{lone}")
-    if expected is not None and shape[1:] != tuple(expected):
-        raise UserError(f"expected data {whole}, as {type(program).__name__}.event_shape says, got {shape}")
-
-
-def require_y(program: Any, num_rows: int, y: Any) -> None:
-    """:class:`UserError` unless ``y`` is what the program takes: a tensor of as many rows as x, or None."""
-    if y is None:
-        if needs_y(program):
-            raise UserError("the program is conditional, model(x, y): give y, one row for each row of x")
-        return
-    if not accepts_y(program):
-        raise UserError(f"{type(program).__name__} takes no y: its model has one argument; leave y out")
-    if not isinstance(y, Tensor) or y.dim() < 1 or len(y) != num_rows:
-        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise UserError(f"expected y as a torch tensor ({num_rows}, ...), one row for each row of x, got {got}")
+def require_latents(traces: Traces, what: str) -> None:
+    """:class:`UserError` where a program has no latents, or none of any element, and ``what`` is about them."""
+    if not any(site["fn"].event_shape.numel() for site in latent_sites(traces.model).values()):
+        raise UserError(f"{what} is about latents, and the program has none: log_likelihood and sample do without")
 
 
 def admit(program: Any, x: Any, y: Any = None, *, support: bool = True) -> Traces:
@@ -134,11 +105,13 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True) -> Trace
     require_y(program, len(x), y)
 
     def part(rows: slice) -> tuple[Tensor, Tensor | None]:
-        return to_program(program, x[rows]), None if y is None else y[rows].to(device_of(program))
+        return to_program(program, x[rows]), y_to_program(program, y, rows)
 
     traces = check(program, *part(slice(0, ROWS)), support=support)
     for first in range(0, len(x), SCANNED_ROWS):
         check_observed(traces, *part(slice(first, first + SCANNED_ROWS)), first=first, support=support)
+    if y is not None:
+        check_conditions(program, y, lambda rows: (to_program(program, x[rows]), y_to_program(program, y[rows])))
     return traces
 
 
@@ -170,7 +143,7 @@ def check(program: Any, x: Tensor, y: Tensor | None = None, *, support: bool = T
         except UserError:
             raise
         except Exception as error:
-            refuse_run(program, x, error)
+            refuse_run(program, x, y, error)
         check_sites(program, traces, x.shape[0])
         check_latents(traces)
         check_shapes(traces, x)
@@ -204,7 +177,7 @@ def check_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None = N
     Raises:
         ProgramError, UserError: of :func:`check`, as far as the model goes.
     """
-    y = None if y is None else y[torch.arange(ROWS_ALONE, device=y.device) % len(y)].to(device_of(program))
+    y = None if y is None else y_to_program(program, y[torch.arange(ROWS_ALONE, device=y.device) % len(y)])
     x = torch.zeros(ROWS_ALONE, *event_shape, device=device_of(program), dtype=dtype_of(program))
     with seeded(derive_seed("contract of a model alone"), x.device), evaluating(program), isolated():
         fn = _model_alone(program, x, y).model.nodes[OBSERVED]["fn"]
@@ -227,7 +200,7 @@ def _model_alone(program: Any, x: Tensor, y: Tensor | None) -> Traces:
     except UserError:
         raise
     except Exception as error:
-        refuse_run(program, x, error)
+        refuse_run(program, x, y, error)
     traces = Traces(traced, poutine.Trace(), program)
     check_sites(program, traces, len(x))
     return traces
@@ -236,13 +209,20 @@ def _model_alone(program: Any, x: Tensor, y: Tensor | None) -> Traces:
 _EVENT_AXES = "; every axis but that of the data plate is an event axis: write .to_event(n)"
 
 
-def refuse_run(program: Any, x: Tensor, error: Exception) -> NoReturn:
-    """:class:`UserError` that says why a program does not run on data x."""
+def refuse_run(program: Any, x: Tensor, y: Tensor | None, error: Exception) -> NoReturn:
+    """:class:`UserError` that says why a program does not run on data x, given y."""
     if not torch.isfinite(x).all():
         raise DataError(MISSING.format(_first_bad(x))) from error
-    said = " ".join(str(error).partition("Trace Shapes:")[0].split())  # Pyro appends the whole trace
+    if y is not None and y.is_floating_point() and not torch.isfinite(y).all():
+        raise DataError(
+            f"y has NaN or infinite values (first in row {_first_bad(y)}), which the program does not take: impute them, or "
+            "leave such rows out"
+        ) from error
+    said = " ".join(str(error).partition("Trace Shapes:")[0].split())[:300]  # Pyro appends the whole trace
+    kind = None if y is None else str(y.dtype).removeprefix("torch.")
+    beside = "" if y is None else f" and y of shape {tuple(y.shape[1:])} per row, {kind}"
     raise UserError(
-        f"the program {type(program).__name__} does not run on data of shape {tuple(x.shape[1:])} per row: "
+        f"the program {type(program).__name__} does not run on data of shape {tuple(x.shape[1:])} per row{beside}: "
         f"{type(error).__name__}: {said}" + (_EVENT_AXES if "Shape mismatch inside plate" in said else "")
     ) from error
 

@@ -33,6 +33,7 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_sites,
     needs_y,
+    y_to_program,
 )
 
 PARTS = ("encoder", "decoder")
@@ -86,7 +87,7 @@ def export(
     modules: dict[str, nn.Module] = {"encoder": _Encoder(program), "decoder": _Decoder(program, shape)}
     found = {}
     for part in parts:
-        args = (examples[part],) if y is None else (examples[part], y.to(device_of(program)))
+        args = (examples[part],) if y is None else (examples[part], y_to_program(program, y))
         with evaluating(program), isolated():
             found[part] = _exported(part, modules[part], args)
     if folder is not None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import admit, check_model, refuse_run, require_program, require_y
+from pyro_vae.programs.contract import admit, check_model, require_program, require_y
+from pyro_vae.programs.given import require_dense
 from pyro_vae.programs.trace import (
     OBSERVED,
     SAMPLE_PLATE,
@@ -30,6 +31,7 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_sites,
     to_program,
+    y_to_program,
 )
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
@@ -90,7 +92,7 @@ def encode(
     if num_samples is not None:
         _require_count("encode", num_samples)
     sites = latent_sites(admit(program, x, y, support=False).model)
-    args = arguments(to_program(program, x), None if y is None else y.to(device_of(program)))
+    args = arguments(to_program(program, x), y_to_program(program, y))
     with evaluating(program), isolated(), seeded(derive_seed("encoded latents", seed), device_of(program)):
         if num_samples is None:
             with AtValues({}, default=point_of):
@@ -126,11 +128,13 @@ def decode(
     for value in z.values() if isinstance(z, dict) else [z]:
         if not isinstance(value, Tensor):
             raise UserError(f"decode: expected latents as a torch tensor or a dict of them, got {type(value).__name__}")
+        require_dense(value, "latents")
+    require_y(program, None, y)
     device, dtype = device_of(program), dtype_of(program)
     event_shape = event_shape_of(program, event_shape)
     check_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("decoded data", seed), device):
-        names = latent_sites(_prior_trace(program, 1, y[:1] if y is not None else None, event_shape))
+        names = latent_sites(prior_trace(program, 1, y[:1] if y is not None else None, event_shape))
         if isinstance(z, Tensor):
             if len(names) != 1:
                 raise UserError(f"the program has the latents {list(names)}: give decode a dict of them by name")
@@ -142,7 +146,7 @@ def decode(
         name, value = next(iter(values.items()))
         event = names[name]["fn"].event_shape
         leading = value.shape[: value.dim() - len(event)]
-        if tuple(value.shape[len(leading) :]) != tuple(event) or len(leading) not in (1, 2):
+        if tuple(value.shape[len(leading) :]) != tuple(event) or len(leading) not in (1, 2) or 0 in leading:
             raise UserError(
                 f"decode: expected {name!r} of shape (N, {', '.join(map(str, event))}), got {tuple(value.shape)}"
             )
@@ -150,9 +154,9 @@ def decode(
         with AtValues(values):
             if len(leading) == 2:
                 with pyro.plate(SAMPLE_PLATE, leading[0], dim=-2):
-                    traced = _prior_trace(program, leading[1], y, event_shape)
+                    traced = prior_trace(program, leading[1], y, event_shape)
             else:
-                traced = _prior_trace(program, leading[0], y, event_shape)
+                traced = prior_trace(program, leading[0], y, event_shape)
         return _observation(traced, mean, tuple(leading), event_shape)
 
 
@@ -177,7 +181,7 @@ def sample(
     event_shape = event_shape_of(program, event_shape)
     check_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("sampled data", seed), device_of(program)):
-        traced = _prior_trace(program, num_samples, y, event_shape)
+        traced = prior_trace(program, num_samples, y, event_shape)
         if found := factors(traced):
             warnings.warn(
                 f"the model's pyro.factor {found[0]!r} has no part in samples: they are draws of p(z) p(x | z) alone; draw from "
@@ -202,7 +206,7 @@ def sample_latents(
     event_shape = event_shape_of(program, event_shape)
     check_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("latents of the prior", seed), device_of(program)):
-        traced = _prior_trace(program, num_samples, y, event_shape)
+        traced = prior_trace(program, num_samples, y, event_shape)
     return {n: s["value"] for n, s in latent_sites(traced).items()}
 
 
@@ -228,9 +232,12 @@ def require_joint_draws(program: Program, what: str, y: Tensor | None = None, *,
     ``what`` needs such draws, and is named in the message. A second observed site is refused everywhere.
     """
     require_program(program)
+    require_y(program, None, y)
     event_shape = event_shape_of(program, event_shape)
     with evaluating(program), isolated(), seeded(derive_seed("factors of the model"), device_of(program)):
-        traced = _prior_trace(program, 1, None if y is None else y[:1], event_shape)
+        traced = prior_trace(program, 1, None if y is None else y[:1], event_shape)
+    if not any(site["fn"].event_shape.numel() for site in latent_sites(traced).values()):
+        raise UserError(f"{what} is about latents, and the program has none: log_likelihood and sample do without")
     if found := factors(traced):
         raise UserError(
             f"{what} needs draws of the joint p(x, z), and the model's pyro.factor {found[0]!r} weighs the draws of p(z) "
@@ -238,28 +245,25 @@ def require_joint_draws(program: Program, what: str, y: Tensor | None = None, *,
         )
 
 
-def _require_count(what: str, num_samples: Any) -> None:
-    try:
-        whole = operator.index(num_samples)
-    except TypeError:
-        whole = 0
-    if whole < 1:
-        raise UserError(f"{what}: expected num_samples of at least 1, a whole number, got {num_samples!r}")
+def _require_count(what: str, num_samples: int) -> None:
+    if num_samples < 1:
+        raise UserError(f"{what}: expected num_samples of at least 1, got {num_samples}")
 
 
-def _prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...]) -> Traced:
+def prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...]) -> Traced:
     """The model on an empty x: nothing but its shape, device and dtype is read."""
     x = torch.zeros(batch, *event_shape, device=device_of(program), dtype=dtype_of(program))
     try:
-        return _traced(program, x, y)
-    except (UserError, torch.OutOfMemoryError, MemoryError):
+        return poutine.trace(program.model).get_trace(*arguments(x, y_to_program(program, y)))
+    except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
-        refuse_run(program, x, error)
-
-
-def _traced(program: Program, x: Tensor, y: Tensor | None) -> Traced:
-    return poutine.trace(program.model).get_trace(*arguments(x, None if y is None else y.to(x.device)))
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+        said = " ".join(str(error).partition("Trace Shapes:")[0].split())[:240]
+        beside = "" if y is None else f" and y of shape {tuple(y.shape)}, {str(y.dtype).removeprefix('torch.')}"
+        raise UserError(
+            f"the model of {type(program).__name__} does not run on {batch} rows of event_shape {tuple(event_shape)}{beside}: "
+            f"{type(error).__name__}: {said}"
+        ) from error
 
 
 def _observation(traced: Traced, mean: bool, leading: tuple[int, ...], event_shape: tuple[int, ...]) -> Tensor:
@@ -269,8 +273,18 @@ def _observation(traced: Traced, mean: bool, leading: tuple[int, ...], event_sha
         raise UserError(
             f"the model makes data of shape {tuple(fn.event_shape)}, and event_shape is {tuple(event_shape)}"
         )
+    rows = tuple(fn.batch_shape)
+    if len(rows) > len(leading) or any(n not in (1, of) for n, of in zip(rows[::-1], leading[::-1], strict=False)):
+        raise UserError(
+            f"the model makes data of batch shape {rows} where {tuple(leading)} was expected: latents, or y, have an axis that "
+            "it spreads over the rows; give them the shape that it was written for"
+        )
     found: Tensor = mean_of(fn) if mean else fn.sample()
-    return found.reshape(*fn.batch_shape, *event_shape).expand(*leading, *event_shape)
+    if bool(found.isnan().any()):
+        raise UserError(
+            "the model makes data that are NaN: expected latents, y and parameters that are finite; look for missing ones there"
+        )
+    return found.reshape(*rows, *event_shape).expand(*leading, *event_shape)
 
 
 def event_shape_of(program: Any, event_shape: Any) -> tuple[int, ...]:
@@ -280,7 +294,13 @@ def event_shape_of(program: Any, event_shape: Any) -> tuple[int, ...]:
         raise UserError(
             f"{type(program).__name__} does not say the shape of a datum: set program.event_shape or pass event_shape="
         )
-    return tuple(int(n) for n in shape)
+    try:
+        found = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        found = (-1,)
+    if isinstance(shape, str) or any(n < 1 for n in found):
+        raise UserError(f"expected event_shape as whole numbers of at least 1, (C, H, W), say, got {shape!r}")
+    return found
 
 
 def _one_or_dict(values: dict[str, Tensor]) -> Latents:

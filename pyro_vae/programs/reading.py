@@ -41,7 +41,7 @@ def check_reading(program: Program, x: Tensor, y: Tensor | None, latents: dict[s
         program: the Program.
         x: a few rows of data; missing entries (NaN) stay missing.
         y: what a conditional program is conditioned on.
-        latents: values of every latent site, ``(2, batch, *latent)``.
+        latents: values of every latent site, ``(num_samples, batch, *latent)``.
     """
     reading = set()
     for value in (0.0, 1.0):  # two, one of which is not the mean, or whatever is read, of the first
@@ -73,7 +73,12 @@ def check_reading(program: Program, x: Tensor, y: Tensor | None, latents: dict[s
 
 
 def _run(program: Program, x: Tensor, y: Tensor | None, latents: dict[str, Tensor]) -> Traced:
-    with seeded(derive_seed("does the model read x"), x.device), pyro.plate(SAMPLE_PLATE, 2, dim=-2), AtValues(latents):
+    draws = len(next(iter(latents.values()))) if latents else 2
+    with (
+        seeded(derive_seed("does the model read x"), x.device),
+        pyro.plate(SAMPLE_PLATE, draws, dim=-2),
+        AtValues(latents),
+    ):
         return poutine.trace(program.model).get_trace(*arguments(x, y))
 
 

@@ -155,6 +155,13 @@ def to_program(program: Any, x: Tensor) -> Tensor:
     return x.to(device=device_of(program), dtype=dtype_of(program))
 
 
+def y_to_program(program: Any, y: Tensor | None, rows: slice = slice(None)) -> Tensor | None:
+    """Rows of what a program is conditioned on, on its device; floats in its dtype, labels and flags as they are."""
+    if y is None:
+        return None
+    return y[rows].detach().to(device=device_of(program), dtype=dtype_of(program) if y.is_floating_point() else None)
+
+
 @dataclass(frozen=True)
 class Terms:
     """The log-density terms of one pass, each ``(num_samples, batch)``, in nats.

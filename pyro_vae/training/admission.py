@@ -17,11 +17,12 @@ from torch import Tensor
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError
 from pyro_vae.evaluation.blind import require_scores
+from pyro_vae.programs.conditions import check_conditions
 from pyro_vae.programs.contract import OBSERVED, Traces, check, check_observed
-from pyro_vae.programs.trace import innermost
+from pyro_vae.programs.trace import innermost, to_program, y_to_program
 from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.training.rehearsal import rehearse
-from pyro_vae.training.source import DatasetSource, Source
+from pyro_vae.training.source import Batch, DatasetSource, Source
 
 FIRST_ROWS = 8  # on which a program is run to be checked
 BLOCK_ELEMENTS = 2**22  # of rows that are looked at together
@@ -55,6 +56,8 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
                 _look_at(traces, *source.batch(rows), rows, data if isinstance(data, Data) else None)
             if isinstance(data, Data):
                 _look_at_validation(traces, data, x)
+        if y is not None:
+            _look_at_conditions(program, source, data)
         moving = rehearse(program, objective, x, y, batch)
     if isinstance(data, Data) and data.levels and data.binarization == "none" and data.dequantization == "none":
         support = traces.model.nodes[OBSERVED]["fn"].support
@@ -104,6 +107,18 @@ def _place(x: Tensor, row: int, data: Data | None) -> str:
         if kept is None or data is None
         else f"{column}; row {row} of the training split is row {int(kept[row])} of {data.name}"
     )
+
+
+def _look_at_conditions(program: Any, source: Source, data: Any) -> None:
+    """Hold the labels of all splits that training reads to what the program takes."""
+    if source.labels is not None:
+        check_conditions(program, source.labels, source.batch)
+    if isinstance(data, Data) and (labels := data.labels.get("validation")) is not None and len(data.validation):
+
+        def part(rows: Tensor) -> Batch:
+            return to_program(program, data.observed("validation", rows=rows)), y_to_program(program, labels[rows])
+
+        check_conditions(program, labels, part, where=" of the validation split")
 
 
 def _look_at_validation(traces: Traces, data: Data, like: Tensor) -> None:

@@ -15,7 +15,7 @@ from pyro_vae import memory, registry
 from pyro_vae.errors import DataError, UserError
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
-from pyro_vae.programs.contract import require_program, require_rows
+from pyro_vae.programs.contract import require_gradients, require_program, require_rows
 from pyro_vae.programs.trace import dtype_of, needs_y, takes_y
 from pyro_vae.signatures import checked
 from pyro_vae.spec import parse_block, validated
@@ -100,6 +100,7 @@ def fit(
         2
     """
     require_program(program)
+    require_gradients(program)
     if callback is not None and not callable(callback):
         raise UserError(f"expected callback to be a function of an epoch's metrics, got {type(callback).__name__}")
     if out is not None and not isinstance(out, (str, os.PathLike)):

@@ -59,3 +59,8 @@ class Interrupts:
         if self._at_once or self.pending is not None:
             raise Interrupted(signum)
         self.pending = signum
+
+
+def stops(answer: Any) -> bool:
+    """Whether what a callback returned asks to stop: True does (NumPy's too), not a list or figure that it happens to return."""
+    return type(answer).__name__ in ("bool", "bool_") and bool(answer)

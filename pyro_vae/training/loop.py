@@ -23,6 +23,7 @@ from pyro_vae.objectives.base import Objective
 from pyro_vae.precision import casts, no_denormals, products
 from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.programs.latents import to_program
+from pyro_vae.programs.trace import dtype_of, y_to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training.average import Average
 from pyro_vae.training.captured import CapturedStep
@@ -40,7 +41,7 @@ from pyro_vae.training.checkpoint import (
 from pyro_vae.training.compiling import Compiling
 from pyro_vae.training.distributed import ALONE, Ranks, parallel, told
 from pyro_vae.training.faults import ADVICE, Fault, examine
-from pyro_vae.training.interrupts import Interrupted, Interrupts
+from pyro_vae.training.interrupts import Interrupted, Interrupts, stops
 from pyro_vae.training.launch import Launches
 from pyro_vae.training.modes import in_training
 from pyro_vae.training.progress import Progress
@@ -122,7 +123,7 @@ class Trainer:
                     append_metrics(self.path, metrics)
                 if callback is not None or self.finished or time.perf_counter() >= self.checkpoint_due:
                     self._save()
-                if self.ranks.shared(callback is not None and self.ranks.first and bool(callback(dict(metrics)))):
+                if self.ranks.shared(callback is not None and self.ranks.first and stops(callback(dict(metrics)))):
                     break
                 self._heed(None)
         self.optimizer.zero_grad(set_to_none=True)
@@ -201,6 +202,10 @@ class Trainer:
 
     def _take_in(self) -> None:
         """Train what is to be trained now: a callback may have frozen or freed parameters, or replaced a part of the program."""
+        if (dtype := dtype_of(self.program)) != self.source.dtype:
+            raise UserError(
+                f"the callback made the program {dtype}, and training began in {self.source.dtype}: leave it so"
+            )
         flags = self._flags()
         same = len(flags) == len(self.all_parameters) and all(
             p is q and r == s for (p, r), (q, s) in zip(flags, self.all_parameters, strict=True)
@@ -367,7 +372,7 @@ class Trainer:
         with self._averaged(), evaluating(self.program), seeded(derive_seed("validation"), self.device):
             for first in range(0, len(x), VALIDATION_ROWS):
                 rows = slice(first, first + VALIDATION_ROWS)
-                block_y = None if y is None else y[rows].to(self.device)
+                block_y = y_to_program(self.program, y, rows)
                 terms = draw_terms(self.program, to_program(self.program, x[rows]), block_y, num_samples=1)
                 kl = terms.log_guide - terms.log_prior
                 sums += torch.stack([terms.log_likelihood.sum(), kl.sum()]).cpu().double()

@@ -35,6 +35,7 @@ from pyro_vae.data import Data
 from pyro_vae.data.content import Content
 from pyro_vae.errors import UserError
 from pyro_vae.paths import expanded
+from pyro_vae.programs.contract import require_program
 from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.files import (
@@ -316,6 +317,8 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
         UserError: no run there, a file missing or damaged, weights that do not match the program by name, shape and dtype.
     """
     path = expanded(path)
+    if program is not None:
+        require_program(program)
     record = read_record(path)
     target = resolve_device(device)
     shape = tuple(record["program"]["event_shape"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from pyro_vae.errors import UserError
 from pyro_vae.spec import Block, parse_block
@@ -50,6 +50,14 @@ class Settings(BaseModel):
     compile: Literal["auto", "on", "off"] = "auto"
     precision: Literal["full", "tf32", "bf16"] = "full"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flags(cls, value: Any) -> Any:
+        """``True`` is no number: who writes ``epochs=True`` meant something else."""
+        if isinstance(value, bool):
+            raise ValueError(f"expected a number, a name or None, got {value}")
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without what is None."""

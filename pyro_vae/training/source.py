@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError
-from pyro_vae.programs.contract import require_dense, require_rows
+from pyro_vae.programs.given import require_dense, require_rows
 
 ON_DEVICE_BYTES = 2**31  # data up to this size are moved to the device whole
 AHEAD_BYTES = 2**20  # minibatches up to this size together are gathered at once
@@ -45,6 +45,8 @@ class Source(ABC):
     """
 
     fresh = True
+    dtype: torch.dtype  # of the program
+    labels: Tensor | None = None  # of all rows, where they are known and the program takes them
 
     def __init__(self, num_rows: int, conditional: bool) -> None:
         if num_rows < 1:
@@ -88,7 +90,7 @@ class _Rows(Source):
         if conditional and labels is None:
             raise UserError("the program is conditional, model(x, y), and the data have no labels")
         if isinstance(stored, Tensor):  # no gradient reaches the data, whatever they come from
-            stored, labels = stored.detach(), None if labels is None else labels.detach()
+            stored, labels = stored.detach(), None if labels is None else _condition(labels, dtype)
         if isinstance(stored, Tensor) and stored.numel() * stored.element_size() <= ON_DEVICE_BYTES:
             stored = stored.to(device)
         self.rows, self.labels, self.device, self.dtype = stored, labels, device, dtype
@@ -172,12 +174,18 @@ class DatasetSource(Source):
 
     def stored(self, rows: Tensor) -> Batch:
         """The items, one after the other in a batch, on the device; of those parts alone that the program takes."""
-        items = [(int(i), self.dataset[int(i)]) for i in rows]
+        items = [(int(i), self._item(int(i))) for i in rows]
         x = torch.stack([self._x(i, item) for i, item in items]).to(self.device)
         y = self._y(items) if self.conditional else None
         if self.look is not None:
             self.look(rows, x, y)
         return x, y
+
+    def _item(self, row: int) -> Any:
+        try:
+            return self.dataset[row]
+        except Exception as error:
+            raise DataError(f"item {row} of {self.name} cannot be read: {type(error).__name__}: {error}") from error
 
     def _x(self, row: int, item: Any) -> Tensor:
         if isinstance(item, Mapping):
@@ -234,7 +242,12 @@ class DatasetSource(Source):
             raise DataError(
                 f"the y of the items of {self.name} are no tensors or numbers, but {type(found[0]).__name__}"
             )
-        return y.detach().to(self.device)
+        return _condition(y, self.dtype).to(self.device)
+
+
+def _condition(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a program is conditioned on: floats in its dtype, labels and flags as they are."""
+    return y.detach().to(dtype) if y.is_floating_point() else y.detach()
 
 
 def make_source(

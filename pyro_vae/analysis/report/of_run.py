@@ -61,13 +61,17 @@ def report(
     Raises:
         UserError: a place that cannot be written to.
     """
+    if not isinstance(run, Run):
+        raise UserError(f"expected a run, what fit and load return, got {type(run).__name__}")
+    if data is not None and not isinstance(data, Data):
+        raise UserError(f"expected data as a data set of load_data, got {type(data).__name__}")
     if path is None:
         if run.path is None:
             raise UserError("the run has no directory: say where the report goes, report(run, path)")
         path = run.path / NAME
     if limit < 2 or num_samples < 2:
         raise UserError(f"expected a limit and num_samples of at least 2, got {limit} and {num_samples}")
-    target = page.destination(os.fspath(path))
+    target = page.destination(path)
     if data is not None:
         _require_its_preparation(run, data)
     data, missing = (data, "") if data is not None else _data(run)

@@ -55,7 +55,7 @@ def compare_report(
     """
     if len(runs) < 2 or list(runs) != list(results):
         raise UserError(f"expected two runs or more and a result for each, got {list(runs)} and {list(results)}")
-    target = page.destination(os.fspath(path))
+    target = page.destination(path)
     sections = [
         _declared(runs),
         _likelihood(results, comparisons),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     return environment.from_string(text).render(title=title, subtitle=subtitle, sections=shown, version=__version__)
 
 
-def destination(path: str | Path) -> Path:
+def destination(path: str | os.PathLike[str]) -> Path:
     """``path`` if a page can be written there; else a :class:`UserError`, before any work is done."""
     return writable(path, ".html", "reports are written as HTML")
 

@@ -14,6 +14,7 @@ from pyro_vae.data import Data
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.evaluate import chosen_rows, y_of
 from pyro_vae.programs.contract import device_of, needs_y, takes_y
+from pyro_vae.programs.trace import y_to_program
 from pyro_vae.training.run import Run
 
 
@@ -96,7 +97,7 @@ class Subject:
         index = chosen_rows(len(stored), num)
         labels = self.data.labels.get(split)
         y = y_of(self.program, self.data, split, index)
-        y = None if y is None else y.to(device_of(self.program))
+        y = y_to_program(self.program, y)
         return Rows(self.data.observed(split, rows=index), y, None if labels is None else labels[index], index)
 
     @cached_property
