@@ -257,14 +257,17 @@ FLAGS = ("--json", "--quiet", "--python", "--draws", "--resume", "--verbose")
 LINES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     "evaluate": (
         ["RUN", "--samples", "3"],
-        {**SOME, **FEW, "--split": SPLITS, "--method": ["iw", "ais --distributions 3 --leapfrog 1", "bdmc --distributions 3 --leapfrog 1", "magic"], "--start": ["prior", "guide", "end"],
+        {**SOME, **FEW, "--split": SPLITS,
+         "--method": ["iw", "ais --distributions 3 --leapfrog 1", "bdmc --distributions 3 --leapfrog 1", "magic"],
+         "--start": ["prior", "guide", "end"],
          "--precision": ["full", "tf32", "bf16", "half"], "--noise": ["random", "sobol", "pink"],
          "--target-error": ["0.1", "0", "-1", "nan", "x"], "--json": [], "--quiet": []},
     ),
     "compare": (["RUN", "OTHER"], {**SOME, **FEW, "--split": SPLITS, "--json": [], "--report": [f"{o}.html" for o in OUT]}),
     "sample": (["RUN", "--num", "2"], {**PICTURE, "--draws": []}),
     "reconstruct": (["RUN", "--num", "2"], {**PICTURE, "--split": SPLITS}),
-    "interpolate": (["RUN", "--num", "2"], {**PICTURE, "--split": SPLITS, "--steps": COUNTS, "--path": ["line", "sphere", "crow"]}),
+    "interpolate": (["RUN", "--num", "2"], {**PICTURE, "--split": SPLITS, "--steps": COUNTS,
+                                               "--path": ["line", "sphere", "crow"]}),
     "manifold": (["RUN"], PICTURE),
     "posterior": (
         ["RUN", "--samples", "4", "--warmup", "3", "--chains", "2", "--images", "1", "--quiet"],
@@ -278,7 +281,8 @@ LINES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     "show": (["mlp"], {"--shape": ["1,8,8", "3", "0", "-1,2", "x", ""], "--set": ["latent_dim=3", "latent_dim=0", "=", "a.b=1"],
                        "--python": []}),
     "train": (
-        ["DATA", "--model", "mlp", "--likelihood", "normal", "--set", "latent_dim=2", "--encoder", "mlp:hidden=[4]", "--decoder", "mlp:hidden=[4]",
+        ["DATA", "--model", "mlp", "--likelihood", "normal", "--set", "latent_dim=2",
+         "--encoder", "mlp:hidden=[4]", "--decoder", "mlp:hidden=[4]",
          "--steps", "1", "--out", "FOLDER/new", "--quiet"],
         {**SOME, "--likelihood": ["normal", "bernoulli", "normal:scale=shared", "x", "normal:", "normal:x=1"],
          "--prior": ["standard-normal", "vamp:components=2", "vamp:components=0", "\u00e9"],
