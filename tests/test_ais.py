@@ -100,9 +100,9 @@ def test_weights_average_to_the_likelihood(start: Any, num_distributions: int) -
     """
     program = LinearGaussian(10, 8, noise=4.0)
     x = pv.sample(program, 20, seed=1)
-    z, error, chi2 = excess(
-        program, x, program.exact(x), num_chains=1000, num_distributions=num_distributions, start=start
-    )
+    chains = 1000 if start == "prior" else 300  # the guide's weights vary less
+    how: dict[str, Any] = {"num_chains": chains, "num_distributions": num_distributions, "start": start}
+    z, error, chi2 = excess(program, x, program.exact(x), **how)
     assert 4 * error < 0.05
     assert abs(z) < 4
     assert chi2 > 1e-4

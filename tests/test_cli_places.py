@@ -152,6 +152,7 @@ def test_a_standard_error_that_takes_no_more_is_no_reason_to_stop(
     assert command(["evaluate", str(copy / "nothing")]) == 2
 
 
+@pytest.mark.slow
 def test_processes_whose_streams_are_full_or_closed(copy: Path) -> None:
     """The interpreter too ends without a word of its own, and nothing is printed into a file."""
     close = "import os, sys; os.close(1); sys.stdout = None"

@@ -106,7 +106,7 @@ def test_command_lines(number: int, ground: Path, lay: Callable[[], Path], monke
         assert min(STATUS[0], STATUS[2]) >= number / 6, STATUS
 
 
-@cases(2, 20)
+@cases(1, 20)
 def test_command_lines_as_processes(number: int, ground: Path, lay: Callable[[], Path]) -> None:
     """The same by processes, whose outputs are closed or full indeed, and whose files may not grow."""
     preludes = {

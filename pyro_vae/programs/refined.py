@@ -7,11 +7,40 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.errors import UserError
 from pyro_vae.programs.ascent import ascend
 from pyro_vae.programs.vae import VAE
 from pyro_vae.seeding import derive_seed, seeded
+
+_ATEN = torch.ops.aten
+_DRAWS = {
+    _ATEN.normal_.default: _ATEN.normal_.default,
+    _ATEN.randn.default: _ATEN.normal_.default,
+    _ATEN.uniform_.default: _ATEN.uniform_.default,
+    _ATEN.rand.default: _ATEN.uniform_.default,
+}  # in place of which what is drawn
+
+
+class _OneNoise(TorchDispatchMode):
+    """While entered, normal and uniform draws ``(num_draws, batch, ...)`` are those of one row, for every row alike.
+
+    What a row's ascent finds is then a function of the row, whatever other rows there are. Draws of other kinds stay as they are.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Draws of one row in place of those of all."""
+        kwargs = kwargs or {}
+        if func not in _DRAWS:
+            return func(*args, **kwargs)
+        target = args[0]
+        if not isinstance(target, Tensor):
+            target = torch.empty(target, dtype=kwargs.get("dtype"), device=kwargs.get("device"))
+        if target.dim() < 2:
+            return func(*args, **kwargs)
+        one = target.new_empty((target.shape[0], 1, *target.shape[2:]))
+        return target.copy_(_DRAWS[func](one, *args[1:]))
 
 
 class Refined(nn.Module):
@@ -19,9 +48,9 @@ class Refined(nn.Module):
 
     The features that the encoder hands to the posterior are freed, per image, and climb; the family stays what it is, so
     that refinement closes the amortization part of the inference gap and no other. The noise of the ascent has a seed of its
-    own: h* is a function of x, and importance weights under q stay unbiased. In training mode the step h* - h counts as a
-    constant, so that the encoder is trained at the refined point, to first order. Kim et al. 2018, Semi-Amortized
-    Variational Autoencoders, https://arxiv.org/abs/1802.02550.
+    own and is the same for every row: h* is a function of x, and importance weights under q stay unbiased. In training mode
+    the step h* - h counts as a constant, so that the encoder is trained at the refined point, to first order. Kim et al.
+    2018, Semi-Amortized Variational Autoencoders, https://arxiv.org/abs/1802.02550.
 
     The objective ``elbo`` and the functions of this library take it in the place of the VAE; with ``compile="off"``, for
     an ascent is no graph.
@@ -71,7 +100,7 @@ class Refined(nn.Module):
             for_tensors, for_state, found = self._last
             if for_state == state and all(a is b for a, b in zip(for_tensors, tensors, strict=True)):
                 return found
-        with seeded(derive_seed("refinement", self.seed), x.device), torch.enable_grad():
+        with seeded(derive_seed("refinement", self.seed), x.device), torch.enable_grad(), _OneNoise():
             found = self._climb(x)
         self._last = (tensors, state, found)
         return found
