@@ -62,7 +62,7 @@ def check_reading(program: Program, x: Tensor, y: Tensor | None, latents: dict[s
     if not reading:
         return
     for name in reading:
-        latents = {**latents, name: first.nodes[name]["fn"].sample()}
+        latents = {**latents, name: first.nodes[name]["fn"].sample().expand_as(latents[name])}  # its draws may be one
     moved = _changed(first, _run(program, x, y, latents)) - reading
     if moved:
         name = sorted(reading)[0]
