@@ -110,7 +110,10 @@ def test_draws_have_the_frequencies_of_a_discrete_likelihood(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+SLOW = pytest.param("autoregressive-bernoulli", marks=pytest.mark.slow)  # drawn pixel by pixel
+
+
+@pytest.mark.parametrize("name", [SLOW if name == "autoregressive-bernoulli" else name for name in LIKELIHOODS])
 def test_the_mean_of_a_likelihood_is_the_mean_of_its_draws(name: str) -> None:
     p = make(name, (1, 2, 2), **({"df": 5.0} if name == "student-t" else {}))(features(3))
     with seeded(0):
