@@ -1,4 +1,4 @@
-"""E[w] = p(x): what annealed weights have to keep, whatever the number of distributions, tested with the power to see old seeds."""
+"""E[w] = p(x): what annealed weights have to keep at any number of distributions, with the power to see the seeds of 0.1."""
 
 from __future__ import annotations
 
