@@ -238,12 +238,16 @@ class InPyrosWay(PyroModule):
 
 
 @pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
-def test_pyro_modules_train_and_go_on_in_pyro() -> None:
+def test_pyro_modules_train_and_go_on_in_pyro(tmp_path: Path) -> None:
     with seeded(0):
         program, x = InPyrosWay(), rows(4, n=40).float()
-    before = program.scale.detach().clone()
-    pv.fit(program, x, epochs=2, lr=0.05)
-    assert not torch.equal(program.scale.detach(), before)
+    before = {n: p.detach().clone() for n, p in program.named_parameters()}
+    pv.fit(program, x, epochs=2, lr=0.05, out=tmp_path / "run")
+    assert all(not torch.equal(p, before[n]) for n, p in program.named_parameters())
+    with seeded(1):
+        other = InPyrosWay()
+    pv.load(tmp_path / "run", program=other)
+    assert torch.equal(pv.encode(other, x[:3]), pv.encode(program, x[:3]))
     assert math.isfinite(pv.log_likelihood(program, x, num_samples=50).nll)
     assert pv.sample(program, 3).shape == (3, 4)
     assert not hasattr(pyro.nn.module._Context, "param_state")

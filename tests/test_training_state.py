@@ -12,7 +12,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from by_hand import mlp
-from pyro.nn import PyroModule, PyroParam, pyro_method
 from small import digits, small_vae
 from torch import Tensor, nn
 
@@ -229,41 +228,6 @@ def test_a_run_with_moving_buffers_resumes_to_the_bit(tmp_path: Path) -> None:
 
 
 # Pyro's own modules, and devices without float64.
-
-
-class OfPyro(PyroModule):
-    """Layers as Pyro's tutorials write them, made while Pyro's settings are as they come."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = PyroModule[nn.Sequential](PyroModule[nn.Linear](4, 6), nn.Tanh(), PyroModule[nn.Linear](6, 4))
-        self.decoder = PyroModule[nn.Linear](2, 4)
-        self.scale = PyroParam(torch.ones(()), constraint=dist.constraints.positive)
-
-    @pyro_method
-    def model(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), self.scale).to_event(1), obs=x)
-
-    @pyro_method
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            loc, raw = self.encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, nn.functional.softplus(raw) + 1e-3).to_event(1))
-
-
-def test_a_program_of_pyro_modules(tmp_path: Path) -> None:
-    program = OfPyro()
-    before = {n: p.detach().clone() for n, p in program.named_parameters()}
-    pv.fit(program, data(), epochs=2, out=tmp_path / "run")
-    assert all(not torch.equal(p, before[n]) for n, p in program.named_parameters())
-    other = OfPyro()
-    pv.load(tmp_path / "run", program=other)
-    assert torch.equal(pv.encode(other, data()[:3]), pv.encode(program, data()[:3]))
-    with pyro.get_param_store().scope():  # and Pyro takes it back
-        svi = pyro.infer.SVI(program.model, program.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
-        assert svi.step(data()) > 0
 
 
 @pytest.mark.parametrize(
