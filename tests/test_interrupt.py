@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -125,15 +126,21 @@ class Broken(nn.Module):
 
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", x.shape[0], dim=-1):
+            if self.how == "masked":  # where it is drawn, this density is 0
+                with poutine.mask(mask=False):
+                    pyro.sample("left out", dist.Uniform(x.new_tensor(5.0), 6.0, validate_args=False))
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
             loc = self.decoder(z)
             if self.how == "gradient":
                 loc = loc + (self.raw * 0).abs().sqrt()  # 0 with a derivative of 0 / 0
-            scale = (self.raw - 1e3 * self.raw.square()).exp() if self.how == "scale" else 1.0
+            scale = (self.raw - 1e3 * self.raw.square()).exp() if self.how in ("scale", "masked") else 1.0
             pyro.sample("x", dist.Normal(loc, scale, validate_args=False).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
         with pyro.plate("data", x.shape[0], dim=-1):
+            if self.how == "masked":
+                with poutine.mask(mask=False):
+                    pyro.sample("left out", dist.Uniform(x.new_tensor(0.0), 1.0))
             loc, raw = self.encoder(x).chunk(2, -1)
             scale = raw.exp() if self.how == "guide" else nn.functional.softplus(raw)
             pyro.sample("z", dist.Normal(loc, scale, validate_args=False).to_event(1))
@@ -148,6 +155,7 @@ class Broken(nn.Module):
             r"^a gradient is NaN or infinite at step 1: at the site 'x' .* the parameter at fault is 'raw'",
         ),
         ("scale", 0.5, r"^the loss is NaN or infinite at step \d+: at the site 'x' .* the parameter at fault is 'raw'"),
+        ("masked", 0.5, r"^the loss is NaN or infinite at step \d+: at the site 'x' "),  # and not at the one left out
         (
             "guide",
             300.0,

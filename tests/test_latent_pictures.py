@@ -21,9 +21,9 @@ from pyro_vae.analysis.interpolation import slerp, straight
 from pyro_vae.analysis.nearest import nearest_neighbours
 from pyro_vae.analysis.pictures import interpolations
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.coordinates import coordinate_log_prob
 from pyro_vae.evaluation.means import guide_means
 from pyro_vae.priors.gaussian_mixture import DiagonalMixture
+from pyro_vae.programs.coordinates import coordinate_log_prob
 from pyro_vae.seeding import generator, seeded
 
 
@@ -106,8 +106,11 @@ def test_coordinates_have_the_marginals_of_the_joint() -> None:
     for fn in (wide(z), mixture, dist.Normal(pairs.new_zeros(2), 2.0).to_event(1)):
         joint = fn.log_prob(torch.stack([z[:, None].expand(-1, 4001), grid.expand(5, -1)], -1)).exp()
         marginal = torch.trapezoid(joint, grid, dim=1).log()
-        torch.testing.assert_close(coordinate_log_prob(fn, pairs)[:, 0], marginal, atol=1e-6, rtol=1e-5)
-    assert coordinate_log_prob(dist.Dirichlet(torch.ones(3)), torch.ones(2, 3) / 3) is None
+        torch.testing.assert_close(
+            coordinate_log_prob({"fn": fn, "mask": None}, pairs)[:, 0], marginal, atol=1e-6, rtol=1e-5
+        )
+    site = {"fn": dist.Dirichlet(torch.ones(3)), "mask": None}
+    assert coordinate_log_prob(site, torch.ones(2, 3) / 3) is None
 
 
 def test_slerp_keeps_the_length_and_the_ends() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 from torch import Tensor
-from torch.distributions import Independent
 
 from pyro_vae.programs import latents
 from pyro_vae.programs.contract import Program, check, is_random
+from pyro_vae.programs.trace import innermost
 
 ROWS = 3  # of the data that the sites are looked at with; the check draws two samples, so the axes can be told apart
 
@@ -82,9 +81,7 @@ def distribution_name(fn: Any) -> str:
     >>> distribution_name(dist.Normal(0.0, 1.0).expand([3, 2]).to_event(1))
     'Normal'
     """
-    while isinstance(fn, (Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
-        fn = fn.base_dist
-    return type(fn).__name__
+    return type(innermost(fn)).__name__
 
 
 def total(found: list[Parameter]) -> int:

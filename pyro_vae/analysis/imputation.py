@@ -16,10 +16,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -31,15 +29,14 @@ from pyro_vae.programs.contract import check, require_rows, require_y
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.trace import (
     OBSERVED,
-    SAMPLE_PLATE,
-    AtValues,
     Program,
     Traces,
-    arguments,
     evaluating,
     isolated,
     latent_sites,
+    latent_values,
     needs_y,
+    run,
     to_program,
     y_to_program,
 )
@@ -222,17 +219,13 @@ def _pass(
     program: Program, x: Tensor, y: Tensor | None, z: dict[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], Tensor, Any]:
     """Latents, drawn from the guide unless they are given, log p(x, z) - log q(z | x) ``(batch,)``, and p(x | z)."""
-    args = arguments(x, y)
-    with pyro.plate(SAMPLE_PLATE, 1, dim=-2), AtValues(z or {}):
-        guide = poutine.trace(program.guide).get_trace(*args)
-        model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(*args)
-    values = {n: s["value"].expand(1, len(x), *s["fn"].event_shape) for n, s in latent_sites(guide).items()}
+    guide = run(program.guide, x, y, num_samples=1, at=z)
+    model = run(program.model, x, y, num_samples=1, at=guide)
     weight = Traces(model, guide).terms(1, len(x)).log_weight[0]
-    return values, weight, model.nodes[OBSERVED]["fn"]
+    return latent_values(guide, 1, len(x)), weight, model.nodes[OBSERVED]["fn"]
 
 
 def _prior_draw(program: Program, x: Tensor, y: Tensor | None) -> Tensor:
     """Data drawn from the model, shaped like x."""
-    model: Any = poutine.trace(program.model).get_trace(*arguments(x, y))
-    drawn: Tensor = model.nodes[OBSERVED]["fn"].sample()
+    drawn: Tensor = run(program.model, x, y).nodes[OBSERVED]["fn"].sample()
     return drawn.expand(x.shape)

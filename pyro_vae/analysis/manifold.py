@@ -27,6 +27,7 @@ from pyro_vae.programs.contract import (
     require_program,
 )
 from pyro_vae.programs.latents import prior_trace
+from pyro_vae.programs.trace import innermost
 from pyro_vae.seeding import derive_seed, seeded
 
 DRAWS = 20_000  # from the prior, to find its range and where its mass is
@@ -110,9 +111,7 @@ def _prior(program: Program, y: Tensor | None, event_shape: Any) -> Any:
 
 def _closed_form(fn: Any, u: np.ndarray, like: Tensor) -> np.ndarray | None:
     """Quantiles ``(num, num, 2)`` where the coordinates are independent and know their own; else None."""
-    base = fn
-    while type(base).__name__ in ("Independent", "ExpandedDistribution"):
-        base = base.base_dist
+    base = innermost(fn)
     if base.event_shape:
         return None
     try:

@@ -6,25 +6,22 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.trace import (
     OBSERVED,
-    SAMPLE_PLATE,
-    AtValues,
     Program,
     Traced,
-    arguments,
     evaluating,
-    is_random,
     isolated,
     latent_sites,
-    site_log_prob,
+    latent_values,
+    log_probs,
+    run,
+    sum_log_prob,
 )
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -42,17 +39,13 @@ def draw_from_guide(
     log_guide: list[np.ndarray] = []
     with evaluating(program), isolated():
         with seeded(derive_seed("site names"), x.device):
-            names = list(latent_sites(poutine.trace(program.model).get_trace(*arguments(x, y))))
+            names = list(latent_sites(run(program.model, x, y)))
         for first, size in parts(num_samples, x):
-            with (
-                seeded(derive_seed("draws of the guide", seed, first), x.device),
-                pyro.plate(SAMPLE_PLATE, size, dim=-2),
-            ):
-                traced: Traced = poutine.trace(program.guide).get_trace(*arguments(x, y))
-            total = sum(site_log_prob(site) for site in traced.nodes.values() if is_random(site))
-            log_guide.append(host(torch.as_tensor(total).expand(size, len(x))))
-            sites = latent_sites(traced)
-            values.append({n: host(sites[n]["value"].expand(size, len(x), *sites[n]["fn"].event_shape)) for n in names})
+            with seeded(derive_seed("draws of the guide", seed, first), x.device):
+                traced = run(program.guide, x, y, num_samples=size)
+            log_guide.append(host(sum_log_prob(traced, size, len(x))))
+            drawn = latent_values(traced, size, len(x))
+            values.append({n: host(drawn[n]) for n in names})
     return {n: np.concatenate([v[n] for v in values]) for n in names}, np.concatenate(log_guide)
 
 
@@ -61,17 +54,9 @@ def draw_from_prior(program: Program, x: Tensor, y: Tensor | None, num_samples: 
     values: list[Arrays] = []
     with evaluating(program), isolated():
         for first, size in parts(num_samples, x):
-            with (
-                seeded(derive_seed("draws of the prior", seed, first), x.device),
-                pyro.plate(SAMPLE_PLATE, size, dim=-2),
-            ):
-                traced = poutine.trace(program.model).get_trace(*arguments(x, y))
-            values.append(
-                {
-                    n: host(s["value"].expand(size, len(x), *s["fn"].event_shape))
-                    for n, s in latent_sites(traced).items()
-                }
-            )
+            with seeded(derive_seed("draws of the prior", seed, first), x.device):
+                traced = run(program.model, x, y, num_samples=size)
+            values.append({n: host(v) for n, v in latent_values(traced, size, len(x)).items()})
     return {n: np.concatenate([v[n] for v in values]) for n in values[0]}
 
 
@@ -83,12 +68,10 @@ def score(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> tup
     log_likelihood: list[np.ndarray] = []
     log_prior: list[Arrays] = []
     for traced, size in _traces(program, x, y, latents):
-        terms = {n: site_log_prob(s).expand(size, len(x)) for n, s in traced.nodes.items() if is_random(s)}
-        latents_of = latent_sites(traced)
-        log_likelihood.append(
-            host(sum((t for n, t in terms.items() if n not in latents_of), torch.zeros(size, len(x)).to(x)))
-        )
-        log_prior.append({n: host(t) for n, t in terms.items() if n in latents_of})
+        terms, latent = log_probs(traced), latent_sites(traced)
+        zero = x.new_zeros(size, len(x))
+        log_likelihood.append(host(sum((t for n, t in terms.items() if n not in latent), zero)))
+        log_prior.append({n: host(terms[n].expand(size, len(x))) for n in latent})
     joined = {n: np.concatenate([t[n] for t in log_prior]) for n in log_prior[0]}
     return np.concatenate(log_likelihood), joined
 
@@ -116,9 +99,7 @@ def _traces(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> I
     for first, size in parts(num_samples, x):
         values = {n: torch.from_numpy(v[first : first + size]).to(x.device) for n, v in latents.items()}
         with evaluating(program), isolated():
-            with pyro.plate(SAMPLE_PLATE, size, dim=-2), AtValues(values):
-                traced = poutine.trace(program.model).get_trace(*arguments(x, y))
-            yield traced, size
+            yield run(program.model, x, y, num_samples=size, at=values), size
 
 
 def host(tensor: Tensor) -> np.ndarray:

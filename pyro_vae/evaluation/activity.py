@@ -13,15 +13,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.evaluation.means import unit_names
-from pyro_vae.programs.contract import SAMPLE_PLATE, Program, arguments, device_of, evaluating, isolated, latent_sites
-from pyro_vae.programs.latents import to_program
-from pyro_vae.programs.trace import y_to_program
+from pyro_vae.programs.trace import (
+    Program,
+    device_of,
+    evaluating,
+    innermost,
+    isolated,
+    latent_sites,
+    run,
+    to_program,
+    y_to_program,
+)
 from pyro_vae.seeding import derive_seed, seeded
 
 ACTIVE_VARIANCE = 0.01
@@ -160,21 +166,21 @@ def _moments(
     program: Program, x: Tensor, y: Tensor | None, num_draws: int, seed: int, first: int
 ) -> dict[str, tuple[Tensor, Tensor, str]]:
     """By site: the mean ``(batch, *event)``, the variance of its error, and the name of the distribution; float64, CPU."""
-    args = arguments(to_program(program, x), y)
+    x = to_program(program, x)
     total: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
     start: dict[str, Tensor] = {}
     families: dict[str, str] = {}
     for part, size in enumerate(_passes(num_draws)):
         stream = seeded(derive_seed("active units", seed, first, num_draws, part), device_of(program))
-        with evaluating(program), isolated(), stream, pyro.plate(SAMPLE_PLATE, size, dim=-2):
-            sites = latent_sites(poutine.trace(program.guide).get_trace(*args))
+        with evaluating(program), isolated(), stream:
+            sites = latent_sites(run(program.guide, x, y, num_samples=size))
         for name, site in sites.items():
             if site["infer"].get("is_auxiliary"):
                 continue
             value = mean_or_draw(site).expand(size, len(x), *site["fn"].event_shape).cpu().double()
             if part == 0:  # sums are taken from a point near the mean, where squares cancel least
-                start[name], families[name] = value.mean(0), _family(site["fn"])
+                start[name], families[name] = value.mean(0), type(innermost(site["fn"])).__name__
                 total[name], square[name] = torch.zeros_like(start[name]), torch.zeros_like(start[name])
             from_start = value - start[name]
             total[name] += from_start.sum(0)
@@ -200,9 +206,3 @@ def mean_or_draw(site: dict[str, Any]) -> Tensor:
 def _passes(num_draws: int) -> Iterator[int]:
     for first in range(0, num_draws, PASS_DRAWS):
         yield min(PASS_DRAWS, num_draws - first)
-
-
-def _family(fn: Any) -> str:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__

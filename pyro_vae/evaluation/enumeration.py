@@ -11,15 +11,13 @@ import contextlib
 import math
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.evaluation.estimators import Estimate
 from pyro_vae.evaluation.weights import Reduced
 from pyro_vae.precision import casts
-from pyro_vae.programs.trace import SAMPLE_PLATE, AtValues, Program, Terms, Traces, arguments, innermost, isolated
+from pyro_vae.programs.trace import AtValues, Program, Terms, Traces, innermost, isolated, run
 
 LOST = 1e-3  # of the guide's probability on states that the model lacks: its KL to the prior is infinite
 
@@ -75,11 +73,9 @@ def _terms(program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tens
     """Terms ``(states, batch)`` with the latents at these values."""
     size = len(next(iter(states.values())))
     values = {n: s[:, None].expand(size, len(x), *s.shape[1:]) for n, s in states.items()}
-    with casts(precision, x.device), isolated(), pyro.plate(SAMPLE_PLATE, size, dim=-2):
-        with _AsDrawn(values):
-            guide = poutine.trace(program.guide).get_trace(*arguments(x, y))
-        with AtValues(values):
-            model = poutine.trace(program.model).get_trace(*arguments(x, y))
+    with casts(precision, x.device), isolated():
+        guide = run(program.guide, x, y, num_samples=size, at=_AsDrawn(values))
+        model = run(program.model, x, y, num_samples=size, at=values)
     return Traces(model, guide).terms(size, len(x))
 
 

@@ -5,26 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import IndependentTransform, biject_to
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import (
-    SAMPLE_PLATE,
-    Program,
-    Traces,
-    arguments,
-    check,
-    is_random,
-    isolated,
-    latent_sites,
-)
+from pyro_vae.programs.contract import check
 from pyro_vae.programs.masks import counted
+from pyro_vae.programs.trace import Program, arguments, is_random, isolated, latent_sites, run, sum_log_prob
 
 DIAGONAL_NORMAL = "diagonal normals on the unconstrained latents"
 MOMENT_DRAWS = 256
@@ -62,10 +52,9 @@ class FreeNormals:
         """log p(x, z) - log q(z), ``(num_samples, batch)``, of reparameterized draws."""
         noise = torch.randn(num_samples, *self._loc.shape, dtype=self._loc.dtype, device=self._loc.device)
         place = _Place(self._density.shapes, self._loc, self._log_scale, noise)
-        with isolated(), pyro.plate(SAMPLE_PLATE, num_samples, dim=-2), place:
-            model = poutine.trace(self._program.model).get_trace(*self._args)
-        log_joint = Traces(model, poutine.Trace()).terms(num_samples, self._batch).log_weight
-        return log_joint - place.log_q
+        with isolated():
+            model = run(self._program.model, *self._args, num_samples=num_samples, at=place)
+        return sum_log_prob(model, num_samples, self._batch) - place.log_q
 
 
 class _Place(Messenger):

@@ -17,20 +17,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.activity import ACTIVE_VARIANCE, Activity, unit_activity
-from pyro_vae.evaluation.coordinates import coordinate_log_prob
 from pyro_vae.precision import wide
 from pyro_vae.programs.contract import (
-    SAMPLE_PLATE,
     Program,
-    Traced,
     Traces,
     admit,
     evaluating,
@@ -39,10 +34,10 @@ from pyro_vae.programs.contract import (
     require_latents,
     trace,
 )
-from pyro_vae.programs.latents import AtValues, to_program
+from pyro_vae.programs.coordinates import coordinate_log_prob
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.scoring import scores_any
-from pyro_vae.programs.trace import y_to_program
+from pyro_vae.programs.trace import latent_values, run, sum_log_prob, to_program, y_to_program
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
@@ -264,22 +259,12 @@ def _units(traces: Traces, num_samples: int, batch: int) -> Tensor | None:
     found = []
     for name, site in latent_sites(traces.model).items():
         value = traces.guide.nodes[name]["value"]
-        terms = [_by_coordinate(part, value) for part in (traces.guide.nodes[name], site)]
+        terms = [coordinate_log_prob(part, value) for part in (traces.guide.nodes[name], site)]
         if terms[0] is None or terms[1] is None:
             return None
         ratio = (wide(terms[0]) - wide(terms[1])).mean(0)
         found.append(ratio.expand(batch, *ratio.shape[1:]).reshape(batch, -1).cpu())
     return torch.cat(found, 1)
-
-
-def _by_coordinate(site: dict[str, Any], value: Tensor) -> Tensor | None:
-    """Log-densities of a site's coordinates, ``(num_samples, batch, *event)``, zero where it is masked."""
-    log_prob = coordinate_log_prob(site["fn"], value)
-    mask = counted(site)
-    if log_prob is None or mask is None:
-        return None if log_prob is None else wide(log_prob)
-    log_prob = wide(log_prob)
-    return log_prob.where(mask.to(log_prob.device), 0.0)
 
 
 def _information(
@@ -294,8 +279,9 @@ def _information(
         return None, ()
     x = to_program(program, x)
     with evaluating(program), isolated():
-        with seeded(derive_seed("information", seed, len(x)), x.device), pyro.plate(SAMPLE_PLATE, 1, dim=-2):
-            drawn = latent_sites(poutine.trace(program.guide).get_trace(x))
+        with seeded(derive_seed("information", seed, len(x)), x.device):
+            traced = run(program.guide, x, num_samples=1)
+        drawn = latent_sites(traced)
         if any(site["infer"].get("is_auxiliary") for site in drawn.values()):
             return None, ()
         for name, site in drawn.items():
@@ -305,7 +291,7 @@ def _information(
                     f"the guide masks {name!r} in some rows and not in others: no two of them have densities of the same "
                     "latents, and I(x; z) has no bounds; give rows of one kind",
                 )
-        values = {n: s["value"].expand(1, len(x), *s["fn"].event_shape)[0] for n, s in drawn.items()}
+        values = {n: v[0] for n, v in latent_values(traced, 1, len(x)).items()}
         size = max(1, PAIR_ELEMENTS // (len(x) * max(1, sum(v[0].numel() for v in values.values()))))
         try:
             rows = [_pairs(program, x, values, first, size) for first in range(0, len(x), size)]
@@ -331,9 +317,9 @@ def _pairs(program: Program, x: Tensor, values: dict[str, Tensor], first: int, s
     """Log q(z_n | x_m) ``(size, N)`` of the draws from ``first`` on, under every datum's guide."""
     chosen = {n: v[first : first + size].unsqueeze(1).expand(-1, len(x), *v.shape[1:]) for n, v in values.items()}
     num = len(next(iter(chosen.values())))
-    with seeded(derive_seed("information: scores"), x.device), pyro.plate(SAMPLE_PLATE, num, dim=-2), AtValues(chosen):
-        traced: Traced = poutine.trace(program.guide).get_trace(x)
-    return Traces(poutine.Trace(), traced).terms(num, len(x)).log_guide.cpu().double()
+    with seeded(derive_seed("information: scores"), x.device):
+        traced = run(program.guide, x, num_samples=num, at=chosen)
+    return sum_log_prob(traced, num, len(x)).cpu().double()
 
 
 def _se(values: Tensor) -> float:

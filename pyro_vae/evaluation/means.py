@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.programs.contract import Program, arguments, device_of, evaluating, isolated, latent_sites, require_rows
+from pyro_vae.programs.contract import require_rows
 from pyro_vae.programs.given import require_y
-from pyro_vae.programs.latents import Latents, encode, to_program
-from pyro_vae.programs.trace import y_to_program
+from pyro_vae.programs.latents import Latents, encode
+from pyro_vae.programs.trace import (
+    Program,
+    device_of,
+    evaluating,
+    isolated,
+    latent_sites,
+    run,
+    to_program,
+    y_to_program,
+)
 from pyro_vae.seeding import derive_seed, seeded
 
 BLOCK = 2000
@@ -51,7 +59,7 @@ def by_site(program: Program, z: Latents, x: Tensor, y: Tensor | None = None) ->
         return z
     row_y = y_to_program(program, y, slice(0, 1))
     with evaluating(program), isolated(), seeded(derive_seed("site names"), device_of(program)):
-        traced = poutine.trace(program.guide).get_trace(*arguments(to_program(program, x[:1]), row_y))
+        traced = run(program.guide, to_program(program, x[:1]), row_y)
     return {next(iter(latent_sites(traced))): z}
 
 

@@ -23,7 +23,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
@@ -33,14 +32,16 @@ from pyro_vae.evaluation.blind import narrow_sites
 from pyro_vae.programs.contract import check, require_gradients, require_latents
 from pyro_vae.programs.trace import (
     SAMPLE_PLATE,
-    AtValues,
     Program,
     Traced,
-    arguments,
+    Traces,
     evaluating,
+    innermost,
     is_random,
     isolated,
     latent_sites,
+    latent_values,
+    run,
 )
 from pyro_vae.seeding import ONE_THREAD, derive_seed, seeded
 
@@ -75,7 +76,6 @@ class Unconstrained:
         self._wide = wide is not None
         self.program: Any
         self.program, self.x, self.y = self._given if wide is None else wide
-        self._args = arguments(self.x, self.y)
         self._shapes: dict[str, torch.Size] = {}
         for name, site in latent_sites(traces.model).items():
             # asked of the whole shape: a support may itself have values per chain and image
@@ -106,22 +106,20 @@ class Unconstrained:
         """The log-densities at ``u`` ``(chains, batch, D)``, differentiable in u; the guide's only where asked for."""
         with self._plate(u.shape[0]):
             place = _Place(self._shapes, u.to(self.x.dtype))
-            with place:
-                model = poutine.trace(self.program.model).get_trace(*self._args)
-            shape = u.shape[:2]
-            return Densities(
-                log_prior=_log_prob(model, shape, latent=True),
-                log_likelihood=_log_prob(model, shape, latent=False),
-                log_jacobian=place.log_jacobian,
-                log_guide=self._log_guide(latent_values(model), shape) if guide else None,
-            )
+            model = run(self.program.model, self.x, self.y, at=place)
+            traces = Traces(model)
+            if guide:
+                traces = Traces(model, run(self.program.guide, self.x, self.y, at=latent_values(model)))
+            terms = traces.terms(*u.shape[:2])
+        log_guide = terms.log_guide if guide else None
+        return Densities(terms.log_prior, terms.log_likelihood, place.log_jacobian, log_guide)
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents ``(chains, batch, *event)`` at ``u`` ``(chains, batch, D)``, by site, in the dtype of the x given."""
         program, x, y = self._given
-        with isolated(), pyro.plate(SAMPLE_PLATE, u.shape[0], dim=-2), _Place(self._shapes, u.to(x.dtype)):
-            model = poutine.trace(program.model).get_trace(*arguments(x, y))
-        return latent_values(model)
+        place = _Place(self._shapes, u.to(x.dtype))
+        with isolated():
+            return latent_values(run(program.model, x, y, num_samples=u.shape[0], at=place))
 
     def at_edge(self, u: Tensor) -> Tensor:
         """At which ``u`` ``(chains, batch, D)`` latents cannot be told from others a step of 1 away: bool ``(chains, batch)``.
@@ -133,8 +131,7 @@ class Unconstrained:
         found = torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
         for step in (-1.0, 1.0):
             with torch.no_grad(), self._plate(u.shape[0]):
-                with _Place(self._shapes, u + step):
-                    model = poutine.trace(self.program.model).get_trace(*self._args)
+                model = run(self.program.model, self.x, self.y, at=_Place(self._shapes, u + step))
                 again = self._flatten(model, u.shape[0])
             found |= ~((again - (u + step)).abs() < EDGE).all(-1)
         return found
@@ -143,20 +140,14 @@ class Unconstrained:
         """``u`` ``(chains, batch, D)`` of latents ``(chains, batch, *event)`` by site."""
         chains = next(iter(values.values())).shape[0]
         values = {name: value.to(self.x.dtype) for name, value in values.items()}
-        with self._plate(chains), AtValues(values):
-            model = poutine.trace(self.program.model).get_trace(*self._args)
-        return self._flatten(model, chains)
+        with self._plate(chains):
+            return self._flatten(run(self.program.model, self.x, self.y, at=values), chains)
 
     def draw(self, num_chains: int, *, guide: bool = False) -> Tensor:
         """``u`` ``(num_chains, batch, D)`` drawn from the prior, or from the guide, with torch's generators."""
         with evaluating(self.program), self._plate(num_chains):
-            if not guide:
-                model = poutine.trace(self.program.model).get_trace(*self._args)
-            else:
-                drawn = poutine.trace(self.program.guide).get_trace(*self._args)
-                with AtValues(latent_values(drawn)):
-                    model = poutine.trace(self.program.model).get_trace(*self._args)
-            return self._flatten(model, num_chains)
+            drawn = latent_values(run(self.program.guide, self.x, self.y)) if guide else None
+            return self._flatten(run(self.program.model, self.x, self.y, at=drawn), num_chains)
 
     def require_guide_density(self) -> None:
         """:class:`UserError` unless log q(z | x) can be evaluated at latents that the guide did not draw."""
@@ -175,11 +166,6 @@ class Unconstrained:
                 f"the guide cannot score latents that it did not draw ({type(error).__name__}: {error}): "
                 "anneal from the prior (start='prior')"
             ) from None
-
-    def _log_guide(self, values: dict[str, Tensor], shape: torch.Size) -> Tensor:
-        with AtValues(values):
-            guide = poutine.trace(self.program.guide).get_trace(*self._args)
-        return _log_prob(guide, shape, latent=True) + _log_prob(guide, shape, latent=False)
 
     def _flatten(self, model: Traced, chains: int) -> Tensor:
         parts = []
@@ -245,11 +231,6 @@ def _double_by_default(wide: bool) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def latent_values(traced: Traced) -> dict[str, Tensor]:
-    """The values of the latent sites of a trace, by name."""
-    return {name: site["value"] for name, site in latent_sites(traced).items()}
-
-
 class _Place(Messenger):
     """Give every latent site its part of u, through the bijection to its support, and add up log |dz/du|."""
 
@@ -277,8 +258,8 @@ def _transform(name: str, fn: Any) -> Any:
     support = fn.support
     if support.is_discrete:
         raise UserError(
-            f"the latent {name!r} is discrete ({_base_name(fn)}), and annealing moves latents along gradients: use importance "
-            "weighting (--method iw)"
+            f"the latent {name!r} is discrete ({type(innermost(fn)).__name__}), and annealing moves latents along gradients: "
+            "use importance weighting (--method iw)"
         )
     try:
         return biject_to(support)
@@ -287,22 +268,3 @@ def _transform(name: str, fn: Any) -> Any:
             f"the latent {name!r} lives on {support}, to which torch has no bijection from the real line: use importance "
             "weighting (--method iw)"
         ) from None
-
-
-def _base_name(fn: Any) -> str:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__
-
-
-def _log_prob(traced: Traced, shape: torch.Size, *, latent: bool) -> Tensor:
-    """The unscaled log-densities of the latent sites, or of all others, summed: ``(chains, batch)``."""
-    total: Tensor | None = None
-    for site in traced.nodes.values():
-        if not is_random(site) or site["is_observed"] == latent:
-            continue
-        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        if site["mask"] is not None:
-            log_prob = log_prob.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob.new_zeros(()))
-        total = log_prob if total is None else total + log_prob
-    return torch.zeros(shape) if total is None else total.expand(shape)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Objective
-from pyro_vae.objectives.particles import draw
-from pyro_vae.programs.contract import Program, isolated, latent_sites
+from pyro_vae.objectives.particles import Particles, draw
+from pyro_vae.programs.coordinates import coordinate_log_prob
 from pyro_vae.programs.latents import sample_latents_like
 from pyro_vae.programs.masks import counted
+from pyro_vae.programs.trace import Program, Traces, innermost, isolated, latent_sites, log_probs, site_log_prob
 from pyro_vae.registry import register
 
 
@@ -42,10 +43,8 @@ class FreeBits(Objective):
         particles = draw(program, x, y, 1, reparameterized="free-bits")
         with isolated():
             traces = particles.traces()
-            loss = -(particles.scaled(traces.model) - particles.scaled(traces.guide)).mean()
-            # with what is observed: x, and factors of either
-            rest = particles.scaled(traces.model, _observed) - particles.scaled(traces.guide, _observed)
-            surrogate = -rest.mean()
+            elbo, observed = _elbo_and_observed(particles, traces)
+            loss, surrogate = -elbo.mean(), -observed.mean()
             for name, site in latent_sites(traces.guide).items():
                 surrogate = surrogate + self._floored(site, traces.model.nodes.get(name), len(x))
         return loss.detach(), surrogate
@@ -53,10 +52,11 @@ class FreeBits(Objective):
     def _floored(self, site: Any, prior: Any, batch: int) -> Tensor:
         """The KL of a site's groups, masked and scaled, each on average over the minibatch and floored, added up."""
         sites = [site] if prior is None else [site, prior]  # an auxiliary site of the guide has no prior
-        by_coordinate = [_by_coordinate(s, site["value"]) for s in sites]
-        terms = [term for term in by_coordinate if term is not None]
-        if len(terms) < len(sites):
-            terms = [s["log_prob"].reshape(1, -1) for s in sites]
+        terms: list[Any]
+        if all(factorised(s["fn"]) is not None for s in sites):
+            terms = [coordinate_log_prob(s, site["value"], scale=True) for s in sites]
+        else:
+            terms = [site_log_prob(s, scale=True).reshape(1, -1) for s in sites]
         kl = terms[0] if prior is None else terms[0] - terms[1]
         groups = kl.expand(1, batch, *kl.shape[2:]).reshape(batch, -1).mean(0)
         # no KL is below 0, and a floor of 0 is none: an estimate below it is chance
@@ -92,8 +92,7 @@ class TotalCorrelation(Objective):
         particles = draw(program, x, y, 1, reparameterized="tc")
         sites = latent_sites(particles.drawn)
         site = next(iter(sites.values()))
-        base = factorised(site["fn"])
-        if len(sites) != 1 or base is None or len(site["fn"].event_shape) != 1:
+        if len(sites) != 1 or factorised(site["fn"]) is None or len(site["fn"].event_shape) != 1:
             raise UserError(
                 f"the objective 'tc' needs one latent site whose guide factorises over its coordinates, not {list(sites)} with "
                 f"{type(site['fn']).__name__}; use the posterior diagonal-normal"
@@ -102,7 +101,8 @@ class TotalCorrelation(Objective):
         with isolated():
             loss = -particles.log_weight().mean()
             # log q(z_i | x_j) for every pair, by coordinate: (batch i, batch j, D)
-            pairs = base.expand((1, len(x), site["value"].shape[-1])).log_prob(site["value"].squeeze(0).unsqueeze(1))
+            pairs: Any = coordinate_log_prob(site, site["value"].squeeze(0).unsqueeze(1))
+            pairs = pairs.expand(len(x), len(x), -1)
         weight = math.log(len(x) * self.num_data)
         joint = pairs.sum(-1).logsumexp(1) - weight
         marginals = (pairs.logsumexp(1) - weight).sum(-1)
@@ -136,8 +136,7 @@ class MaximumMeanDiscrepancy(Objective):
         particles = draw(program, x, y, 1, reparameterized="mmd")
         with isolated():
             traces = particles.traces()
-            log_weight = particles.scaled(traces.model) - particles.scaled(traces.guide)
-            observed = particles.scaled(traces.model, _observed) - particles.scaled(traces.guide, _observed)
+            log_weight, observed = _elbo_and_observed(particles, traces)
         prior = sample_latents_like(program, x, y)
         discrepancy = torch.zeros((), dtype=x.dtype, device=x.device)
         sites = {name: site for name, site in latent_sites(particles.drawn).items() if name in prior}
@@ -150,8 +149,14 @@ class MaximumMeanDiscrepancy(Objective):
         return -log_weight.mean().detach(), surrogate + (self.alpha + self.weight - 1) * discrepancy
 
 
-def _observed(site: Any) -> bool:
-    return bool(site["is_observed"])
+def _elbo_and_observed(particles: Particles, traces: Traces) -> tuple[Tensor, Tensor]:
+    """The terms of the ELBO, masked and scaled, and the part of what is observed: x, and factors of model or guide."""
+    everything, observed = [], []
+    for traced in (traces.model, traces.guide):
+        found = log_probs(traced, scale=True)
+        everything.append(particles.total(found.values()))
+        observed.append(particles.total(term for name, term in found.items() if traced.nodes[name]["is_observed"]))
+    return everything[0] - everything[1], observed[0] - observed[1]
 
 
 def _require_unmasked(objective: str, sites: dict[str, Any]) -> None:
@@ -165,26 +170,10 @@ def _require_unmasked(objective: str, sites: dict[str, Any]) -> None:
             )
 
 
-def _by_coordinate(site: Any, value: Tensor) -> Tensor | None:
-    """A site's log-density by coordinate, ``(1, batch, *event)``, masked and scaled; None where it does not factorise."""
-    base, events = factorised(site["fn"]), len(site["fn"].event_shape)
-    if base is None:
-        return None
-    log_prob: Tensor = base.log_prob(value)
-    mask, scale = counted(site), torch.as_tensor(site["scale"], dtype=log_prob.dtype, device=log_prob.device)
-    if mask is not None:
-        log_prob = log_prob.where(mask.to(log_prob.device), 0.0)
-    return log_prob * scale.reshape((*scale.shape, *[1] * events))
-
-
 def factorised(fn: Any) -> Any:
     """The distribution of single coordinates of an event whose coordinates are independent, or None."""
-    while type(fn).__name__ == "MaskedDistribution":
-        fn = fn.base_dist
-    base: Any = getattr(fn, "base_dist", None)
-    if type(fn).__name__ != "Independent" or len(base.event_shape) != 0:
-        return None
-    return base
+    inner = innermost(fn)
+    return None if inner.event_shape or not fn.event_shape else inner
 
 
 def mmd(a: Tensor, b: Tensor) -> Tensor:

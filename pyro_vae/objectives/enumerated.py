@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.particles import Particles
-from pyro_vae.programs.masks import unmasked
 from pyro_vae.programs.states import MOST_STATES, is_enumerable, number_of_states, states
-from pyro_vae.programs.trace import SAMPLE_PLATE, Program, arguments, innermost, isolated, latent_sites
+from pyro_vae.programs.trace import Program, innermost, isolated, latent_sites, run, site_log_prob
 from pyro_vae.registry import register
 
 OTHERWISE = "use elbo, whose score-function gradient has the same expectation, or a relaxed posterior"
@@ -34,14 +31,14 @@ class EnumeratedELBO(Objective):
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0
     ) -> tuple[Tensor, Tensor]:
         """Minus the ELBO; the loss is its own surrogate."""
-        with isolated(), pyro.plate(SAMPLE_PLATE, 1, dim=-2):
-            drawn = poutine.trace(program.guide).get_trace(*arguments(x, y))
+        with isolated():
+            drawn = run(program.guide, x, y, num_samples=1)
         name, site = _the_site(latent_sites(drawn))
         values = states(site["fn"])
         drawn.nodes[name] = {**site, "value": values[:, None].expand(len(values), len(x), *values.shape[1:])}
         particles = Particles(program, x, y, len(values), drawn)
         # the chance of a state, whether or not the guide's density is masked or scaled where it is scored
-        log_chance = unmasked(site["fn"]).log_prob(drawn.nodes[name]["value"]).expand(len(values), len(x))
+        log_chance = site_log_prob(drawn.nodes[name], mask=False).expand(len(values), len(x))
         loss = -(log_chance.exp() * particles.log_weight()).sum(0).mean()
         return loss.detach(), loss
 

@@ -8,27 +8,26 @@ never scaled.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import (
-    SAMPLE_PLATE,
+from pyro_vae.programs.functional import OfProgram
+from pyro_vae.programs.trace import (
     Program,
     Traced,
     Traces,
-    arguments,
     is_random,
     isolated,
     latent_sites,
+    log_probs,
+    run,
+    sum_log_prob,
 )
-from pyro_vae.programs.functional import OfProgram
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,13 @@ class Particles:
     def log_joint(self, *, latents: bool = True, parameters: bool = True) -> Tensor:
         """log p(x, z), with gradients to z or not, and to the model's parameters or not."""
         traced = self._run("model", latents, parameters)
-        terms = Traces(traced, poutine.Trace()).terms(self.num, len(self.x))
+        terms = Traces(traced).terms(self.num, len(self.x))
         return terms.log_likelihood + terms.log_prior
 
     def log_guide(self, *, latents: bool = True, parameters: bool = True) -> Tensor:
         """log q(z | x), with gradients to z or not, and to the guide's parameters or not."""
         traced = self.drawn if latents and parameters else self._run("guide", latents, parameters)
-        return Traces(poutine.Trace(), traced).terms(self.num, len(self.x)).log_guide
+        return sum_log_prob(traced, self.num, len(self.x))
 
     def row_scale(self, objective: str) -> Tensor | float:
         """The one scale of all sites of the guide and of the model, which was run: a number, or ``(batch,)``.
@@ -83,24 +82,21 @@ class Particles:
     def log_weight(self, *, guide_parameters: bool = True) -> Tensor:
         """log p(x, z) - log q(z | x), each site by its scale, with gradients to the parameters of q or not."""
         guide = self.drawn if guide_parameters else self._run("guide", True, False)
-        return self.scaled(self._run("model", True, True)) - self.scaled(guide)
+        model, guide = (log_probs(traced, scale=True) for traced in (self._run("model", True, True), guide))
+        return self.total(model.values()) - self.total(guide.values())
 
-    def scaled(self, traced: Traced, chosen: Callable[[Any], bool] = lambda site: True) -> Tensor:
-        """The log-densities of the chosen sites of a trace, masked and scaled, added up."""
-        traced.compute_log_prob()
-        parts = [site["log_prob"] for site in traced.nodes.values() if is_random(site) and chosen(site)]
-        return sum(parts, self.x.new_zeros(())).expand(self.num, len(self.x))
+    def total(self, log_probs: Iterable[Tensor]) -> Tensor:
+        """The log-densities of some sites added up."""
+        return sum(log_probs, self.x.new_zeros(())).expand(self.num, len(self.x))
 
     def _run(self, part: str, latents: bool, parameters: bool) -> Traced:
         drawn = self.drawn if latents else _detached(self.drawn)
 
-        def run(program: Any) -> Traced:
-            with pyro.plate(SAMPLE_PLATE, self.num, dim=-2):
-                replayed = poutine.replay(getattr(program, part), trace=drawn)
-                return poutine.trace(replayed).get_trace(*arguments(self.x, self.y))
+        def of(program: Any) -> Traced:
+            return run(getattr(program, part), self.x, self.y, num_samples=self.num, at=drawn)
 
         with isolated():
-            traced = run(self.program) if parameters else OfProgram(self.program, run).stopped()
+            traced = of(self.program) if parameters else OfProgram(self.program, of).stopped()
         if part == "model":
             self.models.append(traced)
         return traced
@@ -108,8 +104,8 @@ class Particles:
 
 def draw(program: Program, x: Tensor, y: Tensor | None, num: int, *, reparameterized: str | None = None) -> Particles:
     """Draw ``num`` particles per image; ``reparameterized`` names the objective that needs z to be differentiable."""
-    with isolated(), pyro.plate(SAMPLE_PLATE, num, dim=-2):
-        drawn = poutine.trace(program.guide).get_trace(*arguments(x, y))
+    with isolated():
+        drawn = run(program.guide, x, y, num_samples=num)
     if reparameterized is not None:
         for name, site in latent_sites(drawn).items():
             if not site["fn"].has_rsample:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.export import Dim, ExportedProgram
@@ -21,18 +20,19 @@ from torch.export import Dim, ExportedProgram
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.paths import made, replacing, writable_folder
 from pyro_vae.programs.contract import require_program
-from pyro_vae.programs.latents import AtValues, event_shape_of, point_of, sample, sample_latents
+from pyro_vae.programs.latents import event_shape_of, point_of, sample, sample_latents
 from pyro_vae.programs.trace import (
     OBSERVED,
+    AtValues,
     Program,
-    arguments,
     device_of,
     dtype_of,
     evaluating,
     innermost,
     isolated,
-    latent_sites,
+    latent_values,
     needs_y,
+    run,
     y_to_program,
 )
 
@@ -124,9 +124,7 @@ class _Encoder(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """The means of the latent sites, each given those of the sites before it."""
-        with AtValues({}, default=_closed_form):
-            traced = poutine.trace(self.program.guide).get_trace(*arguments(x, y))
-        return {name: site["value"] for name, site in latent_sites(traced).items()}
+        return latent_values(run(self.program.guide, x, y, at=AtValues({}, default=_closed_form)))
 
 
 class _Decoder(nn.Module):
@@ -138,7 +136,5 @@ class _Decoder(nn.Module):
         """The mean of the data."""
         rows = next(iter(latents.values())).shape[0]
         x = torch.zeros(rows, *self.event_shape, dtype=dtype_of(self.program), device=device_of(self.program))
-        with AtValues(latents):
-            traced = poutine.trace(self.program.model).get_trace(*arguments(x, y))
-        mean: Tensor = traced.nodes[OBSERVED]["fn"].mean
+        mean: Tensor = run(self.program.model, x, y, at=latents).nodes[OBSERVED]["fn"].mean
         return mean.expand(rows, *self.event_shape)

@@ -10,14 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.posteriors.base import Posterior
-from pyro_vae.programs.contract import SAMPLE_PLATE, Program, Traced, Traces, arguments, isolated, latent_sites
+from pyro_vae.programs.trace import Program, Traces, isolated, latent_sites, run, site_log_prob
 
 SAME_FAMILY = "the guide's own family, its parameters free per image"
 FEATURES_FREE = "the guide's own family, its features free per image"
@@ -34,16 +32,14 @@ class FreedGuide:
     def __init__(
         self, program: Program, x: Tensor, y: Tensor | None, values: dict[nn.Module, tuple[Tensor, ...]]
     ) -> None:
-        self.program, self.x, self._args = program, x, arguments(x, y)
+        self.program, self.x, self._y = program, x, y
         self._free = {
             module: tuple(v.detach().clone().requires_grad_(True) for v in found) for module, found in values.items()
         }
         everything = [v for found in self._free.values() for v in found]
         with torch.enable_grad():
             traces = self._traces(1)
-            drawn = sum(
-                s["value"].sum() + s["fn"].log_prob(s["value"]).sum() for s in latent_sites(traces.guide).values()
-            )
+            drawn = sum(s["value"].sum() + site_log_prob(s).sum() for s in latent_sites(traces.guide).values())
             grads = torch.autograd.grad(drawn, everything, allow_unused=True)
         used = [v for v, grad in zip(everything, grads, strict=True) if grad is not None]
         features = [v for module, found in self._free.items() if isinstance(module, Posterior) for v in found]
@@ -55,11 +51,10 @@ class FreedGuide:
         return self._traces(num_samples).terms(num_samples, len(self.x)).log_weight
 
     def _traces(self, num_samples: int) -> Traces:
-        with isolated(), pyro.plate(SAMPLE_PLATE, num_samples, dim=-2):
+        with isolated():
             with _replacing(self._free):
-                guide = poutine.trace(self.program.guide).get_trace(*self._args)
-            model = poutine.trace(poutine.replay(self.program.model, trace=guide)).get_trace(*self._args)
-        return Traces(model, guide)
+                guide = run(self.program.guide, self.x, self._y, num_samples=num_samples)
+            return Traces(run(self.program.model, self.x, self._y, num_samples=num_samples, at=guide), guide)
 
 
 def free_guide(program: Program, x: Tensor, y: Tensor | None = None) -> FreedGuide | None:
@@ -76,11 +71,11 @@ def free_guide(program: Program, x: Tensor, y: Tensor | None = None) -> FreedGui
     if not posteriors:
         return None
     calls: dict[nn.Module, list[tuple[Tensor, ...]]] = {}
-    with torch.no_grad(), isolated(), pyro.plate(SAMPLE_PLATE, 2, dim=-2):
+    with torch.no_grad(), isolated():
         guide = getattr(program, "guide")  # noqa: B009  # Program and nn.Module at once
-        guide(*arguments(x, y))  # a guide may keep what it worked out for this x, by calls of its posterior
+        run(guide, x, y, num_samples=2)  # a guide may keep what it worked out for this x, by calls of its posterior
         with _recording(posteriors, calls):
-            drawn: Traced = poutine.trace(guide).get_trace(*arguments(x, y))
+            drawn = run(guide, x, y, num_samples=2)
     sites = latent_sites(drawn)
     used = [posterior for posterior in posteriors if posterior in calls]
     once = all(len(found) == 1 for found in calls.values())

@@ -7,9 +7,7 @@ import operator
 import warnings
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import Categorical
 
@@ -18,11 +16,9 @@ from pyro_vae.programs.contract import admit, check_model, require_program, requ
 from pyro_vae.programs.given import require_dense
 from pyro_vae.programs.trace import (
     OBSERVED,
-    SAMPLE_PLATE,
     AtValues,
     Program,
     Traced,
-    arguments,
     device_of,
     dtype_of,
     evaluating,
@@ -30,6 +26,8 @@ from pyro_vae.programs.trace import (
     innermost,
     isolated,
     latent_sites,
+    latent_values,
+    run,
     to_program,
     y_to_program,
 )
@@ -92,15 +90,10 @@ def encode(
     if num_samples is not None:
         _require_count("encode", num_samples)
     sites = latent_sites(admit(program, x, y, support=False).model)
-    args = arguments(to_program(program, x), y_to_program(program, y))
+    at = AtValues({}, default=point_of) if num_samples is None else None
     with evaluating(program), isolated(), seeded(derive_seed("encoded latents", seed), device_of(program)):
-        if num_samples is None:
-            with AtValues({}, default=point_of):
-                traced = poutine.trace(program.guide).get_trace(*args)
-        else:
-            with pyro.plate(SAMPLE_PLATE, num_samples, dim=-2):
-                traced = poutine.trace(program.guide).get_trace(*args)
-    return _one_or_dict({n: s["value"] for n, s in latent_sites(traced).items() if n in sites})
+        traced = run(program.guide, to_program(program, x), y_to_program(program, y), num_samples=num_samples, at=at)
+    return _one_or_dict({n: value for n, value in latent_values(traced).items() if n in sites})
 
 
 @checked
@@ -151,12 +144,8 @@ def decode(
                 f"decode: expected {name!r} of shape (N, {', '.join(map(str, event))}), got {tuple(value.shape)}"
             )
         require_y(program, leading[-1], y)
-        with AtValues(values):
-            if len(leading) == 2:
-                with pyro.plate(SAMPLE_PLATE, leading[0], dim=-2):
-                    traced = prior_trace(program, leading[1], y, event_shape)
-            else:
-                traced = prior_trace(program, leading[0], y, event_shape)
+        num_samples = leading[0] if len(leading) == 2 else None
+        traced = prior_trace(program, leading[-1], y, event_shape, num_samples=num_samples, at=values)
         return _observation(traced, mean, tuple(leading), event_shape)
 
 
@@ -206,15 +195,13 @@ def sample_latents(
     event_shape = event_shape_of(program, event_shape)
     check_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("latents of the prior", seed), device_of(program)):
-        traced = prior_trace(program, num_samples, y, event_shape)
-    return {n: s["value"] for n, s in latent_sites(traced).items()}
+        return latent_values(prior_trace(program, num_samples, y, event_shape))
 
 
 def sample_latents_like(program: Program, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
     """A draw of every latent site from the prior for each row of x, with gradients off, from the generators as they stand."""
     with isolated(), torch.no_grad():
-        traced = poutine.trace(program.model).get_trace(*arguments(x, y))
-    return {n: s["value"] for n, s in latent_sites(traced).items()}
+        return latent_values(run(program.model, x, y))
 
 
 @checked
@@ -250,11 +237,11 @@ def _require_count(what: str, num_samples: int) -> None:
         raise UserError(f"{what}: expected num_samples of at least 1, got {num_samples}")
 
 
-def prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...]) -> Traced:
-    """The model on an empty x: nothing but its shape, device and dtype is read."""
+def prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...], **how: Any) -> Traced:
+    """:func:`run` of the model on an empty x: nothing but its shape, device and dtype is read."""
     x = torch.zeros(batch, *event_shape, device=device_of(program), dtype=dtype_of(program))
     try:
-        return poutine.trace(program.model).get_trace(*arguments(x, y_to_program(program, y)))
+        return run(program.model, x, y_to_program(program, y), **how)
     except (UserError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:

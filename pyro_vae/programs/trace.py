@@ -20,21 +20,24 @@ holds a program to all this.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import pyro
 import pyro.nn.module
 import torch
 from pyro import poutine
-from pyro.distributions import Unit
+from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import Independent
 
 from pyro_vae.memory import keep_freed
 from pyro_vae.precision import no_denormals, products
+from pyro_vae.programs.masks import unmasked
 from pyro_vae.seeding import ONE_THREAD
 
 Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
@@ -185,26 +188,48 @@ class Terms:
 class Traces:
     """One execution of the guide, and of the model with the guide's latents; of ``program``, where it is known."""
 
-    model: Traced
-    guide: Traced
+    model: Traced = field(default_factory=poutine.Trace)
+    guide: Traced = field(default_factory=poutine.Trace)
     program: Any = None
 
     def terms(self, num_samples: int, batch: int) -> Terms:
         """Every site's log-density, summed by what it is."""
+        log_likelihood = sum_log_prob(self.model, num_samples, batch, latent=False)
         return Terms(
-            log_likelihood=_sum(self.model, num_samples, batch, lambda site: site["is_observed"]),
-            log_prior=_sum(self.model, num_samples, batch, lambda site: not site["is_observed"]),
-            log_guide=_sum(self.guide, num_samples, batch, lambda site: True),
+            log_likelihood=log_likelihood,
+            log_prior=sum_log_prob(self.model, num_samples, batch, latent=True, like=log_likelihood),
+            log_guide=sum_log_prob(self.guide, num_samples, batch, like=log_likelihood),
         )
 
 
 def trace(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Traces:
     """Run the guide, then the model on the guide's latents, with ``num_samples`` joint draws; inside :func:`isolated`."""
-    args = arguments(x, y)
-    with pyro.plate(SAMPLE_PLATE, num_samples, dim=-2):
-        guide = poutine.trace(program.guide).get_trace(*args)
-        model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(*args)
-    return Traces(model, guide, program)
+    guide = run(program.guide, x, y, num_samples=num_samples)
+    return Traces(run(program.model, x, y, num_samples=num_samples, at=guide), guide, program)
+
+
+def run(
+    part: Callable[..., Any], x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, at: Any = None
+) -> Traced:
+    """Run a program's model or guide; inside :func:`isolated`.
+
+    Args:
+        part: ``program.model`` or ``program.guide``, or what is called as they are.
+        x: data ``(batch, *event)``, in the program's dtype and on its device.
+        y: what a conditional program is conditioned on.
+        num_samples: of the outer plate; None to run without one.
+        at: where the latent sites are put: values by name, the trace of another run, or a handler of Pyro that is entered
+            around the run. A site that it does not name is drawn.
+
+    Returns:
+        The trace: what was drawn and observed at each site, and from what.
+    """
+    if isinstance(at, poutine.Trace):
+        part, at = poutine.replay(part, trace=at), None
+    handler = AtValues(at) if isinstance(at, dict) else nullcontext() if at is None else at
+    plate = nullcontext() if num_samples is None else pyro.plate(SAMPLE_PLATE, num_samples, dim=-2)
+    with plate, handler:
+        return poutine.trace(part).get_trace(*arguments(x, y))
 
 
 def draw_terms(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Terms:
@@ -227,6 +252,14 @@ def latent_sites(traced: Traced) -> dict[str, dict[str, Any]]:
     return {n: s for n, s in traced.nodes.items() if is_random(s) and not s["is_observed"]}
 
 
+def latent_values(traced: Traced, num_samples: int | None = None, batch: int = 1) -> dict[str, Tensor]:
+    """The values of the latent sites of a trace, by name; expanded to ``(num_samples, batch, *event)`` where it is said."""
+    sites = latent_sites(traced)
+    if num_samples is None:
+        return {n: s["value"] for n, s in sites.items()}
+    return {n: s["value"].expand(num_samples, batch, *s["fn"].event_shape) for n, s in sites.items()}
+
+
 def factors(traced: Traced) -> list[str]:
     """The names of the ``pyro.factor`` statements of a trace."""
     return [n for n, s in traced.nodes.items() if is_random(s) and is_factor(s)]
@@ -239,27 +272,48 @@ def is_factor(site: dict[str, Any]) -> bool:
 
 def innermost(fn: Any) -> Any:
     """The distribution inside of ``Independent``, masks and expansions."""
-    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
+    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
         fn = fn.base_dist
     return fn
 
 
-def site_log_prob(site: dict[str, Any], value: Tensor | None = None) -> Tensor:
-    """The log-density of a site at its value, or at another, unscaled, with its mask."""
-    value = site["value"] if value is None else value
-    log_prob: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
-    if site["mask"] is not None:
-        log_prob = log_prob.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob.new_zeros(()))
-    return log_prob
+def site_log_prob(
+    site: dict[str, Any], value: Tensor | None = None, *, mask: bool = True, scale: bool = False
+) -> Tensor:
+    """The log-density of a site of a trace: the one place where a site's distribution is asked for one.
+
+    Args:
+        site: of a trace.
+        value: to score in place of the site's own.
+        mask: whether elements that are masked, by the site or in its distribution, count as 0; or are scored like others.
+        scale: whether to multiply by the site's scale (``poutine.scale``), as an objective does and an evaluation does not.
+    """
+    fn, value = site["fn"] if mask else unmasked(site["fn"]), site["value"] if value is None else value
+    log_prob: Tensor = fn.log_prob(value, *site["args"], **site["kwargs"])
+    kept = site["mask"] if mask else None
+    kept = kept.to(log_prob.device) if isinstance(kept, Tensor) else kept
+    found: Tensor = scale_and_mask(log_prob, site["scale"] if scale else 1.0, kept)
+    return found
 
 
-def _sum(traced: Traced, num_samples: int, batch: int, chosen: Any) -> Tensor:
-    total: Tensor | float = 0.0
-    for site in traced.nodes.values():
-        if is_random(site) and chosen(site):
-            total = total + site_log_prob(site)
-    if not isinstance(total, Tensor):
-        total = torch.zeros(())
+def log_probs(traced: Traced, *, scale: bool = False) -> dict[str, Tensor]:
+    """The log-density of every random site of a trace by name, as far as they broadcast; masked, and scaled where asked."""
+    return {n: site_log_prob(site, scale=scale) for n, site in traced.nodes.items() if is_random(site)}
+
+
+def sum_log_prob(
+    traced: Traced, num_samples: int, batch: int, *, latent: bool | None = None, like: Tensor | None = None
+) -> Tensor:
+    """The log-densities of sites added up, ``(num_samples, batch)``: of the latent ones, of all others, or (None) of all.
+
+    Where there are none, they are zeros on the device of ``like``.
+    """
+    parts = [
+        site_log_prob(site)
+        for site in traced.nodes.values()
+        if is_random(site) and latent in (None, not site["is_observed"])
+    ]
+    total = sum(parts[1:], parts[0]) if parts else torch.zeros((), device=None if like is None else like.device)
     return total.expand(num_samples, batch)
 
 

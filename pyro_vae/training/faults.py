@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.programs.contract import OBSERVED, is_random, isolated, trace
+from pyro_vae.programs.trace import OBSERVED, is_random, isolated, site_log_prob, trace
 from pyro_vae.training.checkpoint import random_state, set_random_state
 from pyro_vae.training.source import Batch
 
@@ -122,7 +122,7 @@ def _sites(trainer: Trainer, batch: Batch) -> Iterator[tuple[str, tuple[Tensor, 
         for name, site in traced.nodes.items():
             if not is_random(site):
                 continue
-            log_prob: Any = site["fn"].log_prob(site["value"])
+            log_prob = site_log_prob(site)
             if part == "guide" and not bool(torch.isfinite(site["value"]).all()):
                 count = _count(site["value"].flatten(2).any(-1) if site["value"].dim() > 2 else site["value"])
                 yield f"at the site {name!r} the guide draws values that are not finite", (site["value"], log_prob)
