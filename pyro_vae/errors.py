@@ -29,6 +29,11 @@ class NumericalError(UserError):
     """A loss or gradient became NaN or infinite during training."""
 
 
+def said(error: BaseException, most: int = 200) -> str:
+    """What an exception says in one line: its kind and first words, without the table of shapes that Pyro appends."""
+    return f"{type(error).__name__}: {' '.join(str(error).partition('Trace Shapes:')[0].split())[:most]}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A clause that names the valid spellings nearest to ``name``, all of them where none is near.
 

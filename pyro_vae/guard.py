@@ -35,10 +35,20 @@ class Guard:
     Args:
         program: the module whose attributes, and those of its submodules, are noted as they are read.
         others: what the function reads besides, by what it is called in messages, as functions that give it.
+        unread: names of attributes that are not noted.
+
+    Attributes:
+        saw_all: whether globals and closures were noted too, as they are where no profiler was at work.
     """
 
-    def __init__(self, program: nn.Module, others: Mapping[str, Callable[[], Any]] | None = None) -> None:
+    def __init__(
+        self,
+        program: nn.Module,
+        others: Mapping[str, Callable[[], Any]] | None = None,
+        unread: frozenset[str] = frozenset(),
+    ) -> None:
         self.program, self.others = program, dict(others or {})
+        self._unread, self.saw_all = unread, False
         self._modules = _structure(program)
         self._reads: dict[tuple[int, str], nn.Module] = {}
         self._written: set[tuple[int, str]] = set()
@@ -50,7 +60,7 @@ class Guard:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While entered, what this thread reads is noted."""
-        free = sys.getprofile() is None  # a profiler at work is left there: then globals and closures are not seen
+        free = self.saw_all = sys.getprofile() is None  # a profiler at work is left there
         _watch(self)
         if free:
             sys.setprofile(self._called)
@@ -89,7 +99,7 @@ class Guard:
         here, shadows = frozenset(labels), dict[int, set[str]]()
         found, own = list[_Named](), list[_Named]()
         for (key, name), owner in self._reads.items():
-            if key not in labels or name in HOOKS or _structural(owner, name):
+            if key not in labels or name in HOOKS or name in self._unread or _structural(owner, name):
                 continue
             if (key, name) in self._written:  # read first, as state of before, and then changed
                 own.append((f"{labels[key]}.{name}", partial(attribute, owner, name)))

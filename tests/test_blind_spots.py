@@ -25,7 +25,7 @@ import pyro_vae as pv
 from pyro_vae.analysis.imputation import impute
 from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.contract import check
+from pyro_vae.programs.contract import admit
 from pyro_vae.programs.supports import describe, narrower
 
 
@@ -208,7 +208,7 @@ def test_a_change_of_variables_of_an_auxiliary_site_is_right() -> None:
     ],
 )
 def test_a_change_of_variables_with_another_jacobian_is_refused(program: Any, words: str) -> None:
-    for call in (lambda: check(program, X), lambda: pv.fit(program, X, steps=1)):
+    for call in (lambda: admit(program, X), lambda: pv.fit(program, X, steps=1)):
         with pytest.raises(ProgramError, match=words):
             call()
 
@@ -248,7 +248,7 @@ def test_a_change_of_variables_may_go_to_a_simplex() -> None:
     assert ((ours.log_likelihood - theirs.log_likelihood).abs() < 4 * error).all()
     for share in (0.0, 0.5):
         with pytest.raises(ProgramError, match="minus the log-determinant"):
-            check(OnSimplex(share), x)
+            admit(OnSimplex(share), x)
 
 
 class Auxiliary(OneLatent):
@@ -302,4 +302,4 @@ def test_a_discrete_auxiliary_site_is_refused() -> None:
                 pyro.sample("z", dist.Normal(k, 1.0))
 
     with pytest.raises(ProgramError, match="auxiliary site 'k' is random"):
-        check(Mixture(exact), X)
+        admit(Mixture(exact), X)

@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae import registry
 from pyro_vae.declared import folder
 from pyro_vae.objectives.elbo import ELBO
-from pyro_vae.programs.contract import check, check_observed, draw_terms, evaluating
+from pyro_vae.programs.contract import admit, check_observed, draw_terms, evaluating
 from pyro_vae.seeding import seeded
 from pyro_vae.spec import build, declared, read
 
@@ -48,7 +48,7 @@ def observations(likelihood: Any, rows: int = 6) -> Tensor:
 
 
 def train_two_steps(vae: Any, x: Tensor) -> None:
-    check_observed(check(vae, x), x)
+    check_observed(admit(vae, x), x)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
     with seeded(1):
         for step in range(2):

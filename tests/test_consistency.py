@@ -188,10 +188,9 @@ def test_a_negative_kl_warns_where_densities_are_normalised() -> None:
     assert result.summary()["warnings"][0] == result.forbidden[0]
     assert "theory forbids" in str(result)
 
-    check = contract.check
-    assert consistency.latents_have_densities(check(conjugate.LinearGaussian(), x))
-    assert not consistency.latents_have_densities(check(_Masked(), x))
-    assert not consistency.latents_have_densities(check(_Factor(), x))
+    assert consistency.latents_have_densities(contract.admit(conjugate.LinearGaussian(), x))
+    assert not consistency.latents_have_densities(contract.admit(_Masked(), x))
+    assert not consistency.latents_have_densities(contract.admit(_Factor(), x))
 
 
 class _Factor(conjugate.LinearGaussian):

@@ -19,7 +19,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.analysis.features import linear_probe
 from pyro_vae.errors import ProgramError, UserError
-from pyro_vae.programs.contract import check
+from pyro_vae.programs.contract import admit
 
 ROWS = 6
 
@@ -84,7 +84,7 @@ def test_a_latent_that_fits_by_broadcasting_is_refused() -> None:
             pyro.sample("z", dist.Normal(x[:, :1], 0.5).to_event(1))
 
     with pytest.raises(UserError, match=r"'z' has event shape \(1,\), and the model's \(2,\)|does not run"):
-        check(made("OneLatent", guide=one), rows(4))
+        admit(made("OneLatent", guide=one), rows(4))
 
     def model(self: Any, x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -92,7 +92,7 @@ def test_a_latent_that_fits_by_broadcasting_is_refused() -> None:
             pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True) + x.new_zeros(4), 1.0).to_event(1), obs=x)
 
     with pytest.raises(ProgramError, match=r"'z' has event shape \(1,\), and the model's \(2,\)"):
-        check(made("OneLatent", guide=one, model=model), rows(4))
+        admit(made("OneLatent", guide=one, model=model), rows(4))
 
 
 # A lone datum, and other data that are none

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError, UserError
-from pyro_vae.programs.contract import check
+from pyro_vae.programs.contract import admit
 from pyro_vae.programs.trace import dtype_of, needs_y, takes_y
 from pyro_vae.seeding import seeded
 
@@ -150,7 +150,7 @@ def test_shapes_dtypes_and_missing_entries_are_no_reading() -> None:
 
     x = rows(4)
     x[1, 2] = x[4, 0] = math.nan
-    check(made("Blank", model=blank), rows(4))
+    admit(made("Blank", model=blank), rows(4))
     masked = made("Masked", model=blank, guide=around)
     by_nan = made("ByNaN", likelihood=lambda s, loc: dist.NanMaskedNormal(loc, 1.0).to_event(1), guide=around)
     with warnings.catch_warnings():

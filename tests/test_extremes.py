@@ -13,7 +13,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae import registry
 from pyro_vae.errors import NumericalError, UserError
-from pyro_vae.programs.contract import check, check_observed
+from pyro_vae.programs.contract import admit, check_observed
 from pyro_vae.programs.rows import OtherRounding
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.fit import _objective
@@ -62,7 +62,7 @@ def partner(posterior: str) -> str:
 def loss_and_gradients(program: Any, x: Tensor, objective: str = "elbo") -> list[str]:
     """What is not finite of one step: nothing, if all is well. UserError where x is refused."""
     with seeded(0):
-        check_observed(check(program, x[:2]), x)
+        check_observed(admit(program, x[:2]), x)
         program.train()
         loss, surrogate = _objective(Settings(objective=objective))(program, x)  # type: ignore[arg-type]
         surrogate.backward()

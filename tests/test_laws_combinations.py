@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae import registry
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.elbo import ELBO
-from pyro_vae.programs.contract import check, check_observed
+from pyro_vae.programs.contract import admit, check_observed
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.spec import Spec, construct
 
@@ -44,7 +44,7 @@ def build(**names: str) -> Any:
 def keeps_the_laws(program: Any, x: Tensor, without_gradient: tuple[str, ...] = ()) -> None:
     """The contract, a finite step whose gradient reaches every parameter, saving and loading."""
     program = program.double().train()
-    check_observed(check(program, x), x)
+    check_observed(admit(program, x), x)
     with seeded(0):
         loss, surrogate = ELBO(num_particles=2)(program, x)
     surrogate.backward()
@@ -116,4 +116,4 @@ def test_what_does_not_fit_is_refused() -> None:
     for prior, posterior in PAIRS:
         if not fits(prior, posterior):
             with pytest.raises(UserError, match=r"choose|score|vamp"):
-                check(build(prior=prior, posterior=posterior), x)
+                admit(build(prior=prior, posterior=posterior), x)

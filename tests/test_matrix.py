@@ -19,7 +19,7 @@ from pyro_vae import registry
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.objectives.elbo import ELBO
-from pyro_vae.programs.contract import check, check_observed
+from pyro_vae.programs.contract import admit, check_observed
 from pyro_vae.seeding import seeded
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "matrix.md"
@@ -52,7 +52,7 @@ def counts():
 def train_a_little(program, data):
     """Twenty steps; everything that a pair that works must show."""
     x = data if isinstance(data, torch.Tensor) else data.observed("train")
-    traces = check(program, x[:4])
+    traces = admit(program, x[:4])
     check_observed(traces, x)
     loss = ELBO(num_particles=20)
     batch = x[:BATCH]

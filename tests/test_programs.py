@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError, UserError
-from pyro_vae.programs.contract import check, draw_terms
+from pyro_vae.programs.contract import admit, draw_terms
 from pyro_vae.programs.latents import sample_latents
 from pyro_vae.seeding import generator, seeded
 
@@ -280,7 +280,7 @@ def test_violations_are_refused_by_name(part: str, function: Callable[..., None]
     program = type("Wrong", (Simple,), {part: function})()
     x = torch.zeros(6, 2)
     for call in (
-        lambda: check(program, x),
+        lambda: admit(program, x),
         lambda: pv.fit(program, x, steps=1, out=tmp_path / "run"),
         lambda: pv.log_likelihood(program, x, num_samples=30),
     ):
@@ -291,8 +291,8 @@ def test_violations_are_refused_by_name(part: str, function: Callable[..., None]
 
 
 def test_the_smallest_program_is_taken() -> None:
-    check(Simple(), torch.zeros(6, 2))
-    check(Simple(), torch.zeros(1, 2))
+    admit(Simple(), torch.zeros(6, 2))
+    admit(Simple(), torch.zeros(1, 2))
 
 
 def test_an_auxiliary_site_that_only_adds_noise_is_refused() -> None:
@@ -305,7 +305,7 @@ def test_an_auxiliary_site_that_only_adds_noise_is_refused() -> None:
                 pyro.sample("z", dist.Normal(self.bias.expand(x.shape), 1.0).to_event(1))
 
     with pytest.raises(ProgramError, match="auxiliary site 'u' is random"):
-        check(Auxiliary(), torch.zeros(6, 2))
+        admit(Auxiliary(), torch.zeros(6, 2))
 
 
 def test_what_is_no_program_is_refused() -> None:
@@ -353,7 +353,7 @@ def test_data_that_cannot_be_evaluated_are_named() -> None:
 
 def test_the_refusals_are_of_their_own_kind() -> None:
     with pytest.raises(ProgramError):
-        check(type("Wrong", (Simple,), {"guide": empty_guide})(), torch.zeros(6, 2))
+        admit(type("Wrong", (Simple,), {"guide": empty_guide})(), torch.zeros(6, 2))
 
 
 @unreliable

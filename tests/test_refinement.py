@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae.errors import UserError
 from pyro_vae.networks.heads import positive_inverse
 from pyro_vae.objectives.elbo import ELBO
-from pyro_vae.programs.contract import check, draw_terms, evaluating
+from pyro_vae.programs.contract import admit, draw_terms, evaluating
 from pyro_vae.programs.refined import Refined
 from pyro_vae.seeding import generator, seeded
 
@@ -87,7 +87,7 @@ def test_a_refined_program_keeps_the_contract_and_the_weights() -> None:
     vae, x, _, _ = linear_gaussian("diagonal-normal")
     program = Refined(vae, steps=3)
     weights = {name: t.clone() for name, t in vae.state_dict().items()}
-    check(program, x)
+    admit(program, x)
     with evaluating(program):
         assert not program.refine(x).requires_grad
     assert all(torch.equal(t, weights[name]) for name, t in vae.state_dict().items())

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from pyro_vae.analysis.scoring import Arrays, draw_from_guide, score
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import check
+from pyro_vae.programs.examination import examined
 from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
-from pyro_vae.programs.trace import Program, dtype_of, to_program, y_to_program
+from pyro_vae.programs.trace import Program, dtype_of, y_to_program
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
@@ -175,7 +175,7 @@ def sbc(
         program, num_simulations, y, event_shape=event_shape, seed=derive_seed("calibration: latents", seed)
     )
     x = decode(program, truth, y, mean=False, event_shape=event_shape, seed=derive_seed("calibration: data", seed))
-    check(program, to_program(program, x[:2]), y_to_program(program, y, slice(0, 2)))
+    examined(program, x, y)
     size = max(1, BLOCK_DRAWS // num_draws)
     ranks = []
     for first in range(0, num_simulations, size):

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.programs import latents
-from pyro_vae.programs.contract import Program, check, is_random
+from pyro_vae.programs.contract import Program, is_random
+from pyro_vae.programs.examination import examined
 from pyro_vae.programs.trace import innermost
 
 ROWS = 3  # of the data that the sites are looked at with; the check draws two samples, so the axes can be told apart
@@ -53,7 +54,7 @@ def sites(program: Program, y: Tensor | None = None) -> list[Site]:
         y: what a conditional program is conditioned on, three rows.
     """
     x = latents.sample(program, ROWS, y)
-    traces = check(program, x, y)
+    traces = examined(program, x, y).traces
     found = []
     for part, traced in (("model", traces.model), ("guide", traces.guide)):
         for name, site in traced.nodes.items():

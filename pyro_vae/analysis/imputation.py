@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.blind import blind_spots, require_weights
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.conditions import check_conditions
-from pyro_vae.programs.contract import check, require_rows, require_y
+from pyro_vae.programs.contract import require_rows, require_y
+from pyro_vae.programs.examination import examined
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.trace import (
     OBSERVED,
@@ -40,6 +40,7 @@ from pyro_vae.programs.trace import (
     to_program,
     y_to_program,
 )
+from pyro_vae.programs.values import check_conditions
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
@@ -169,7 +170,7 @@ def impute(
     y = None if y is None else wide(y_to_program(program, y))
     known, mask = wide(x), wide(seen)
     filled = torch.where(mask, known, torch.zeros_like(known))
-    traces = check(program, filled[:2], None if y is None else y[:2])
+    traces = examined(program, filled[:2], None if y is None else y[:2]).traces
     if y is not None:
         check_conditions(program, y[: len(x)], lambda rows: (filled[rows], y[rows]))
     _elements(traces.model.nodes[OBSERVED]["fn"])

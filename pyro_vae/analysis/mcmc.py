@@ -22,7 +22,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.anneal import BLOCK_ELEMENTS
 from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import admit, check, require_gradients
+from pyro_vae.programs.contract import admit, require_gradients
+from pyro_vae.programs.examination import examined
 from pyro_vae.programs.trace import Program, device_of, evaluating, latent_sites, to_program, y_to_program
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.signatures import checked
@@ -153,7 +154,7 @@ _Block = tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]
 
 def require_continuous(program: Any, x: Tensor, y: Tensor | None) -> None:
     """:class:`UserError` for discrete latents, by name, and for data that the program does not take."""
-    traces = check(program, x, y)
+    traces = examined(program, x, y).traces
     for name, site in latent_sites(traces.model).items():
         if site["fn"].support.is_discrete:
             raise UserError(

@@ -120,7 +120,8 @@ def _results(
     from pyro_vae.evaluation.evaluate import chosen_rows, y_of
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
-    from pyro_vae.programs.contract import OBSERVED, check
+    from pyro_vae.programs.contract import OBSERVED
+    from pyro_vae.programs.examination import examined
     from pyro_vae.programs.latents import to_program
     from pyro_vae.training.progress import Progress
     from pyro_vae.training.run import read_record
@@ -140,7 +141,7 @@ def _results(
                 f"{runs[0]} and {path} see different data: {opened[0][3]} and {what}, {split} split; log p(x) of different "
                 "data cannot be compared: compare runs trained on the same data and binarization"
             )
-        traces = check(loaded.program, to_program(loaded.program, x[:2]), None if y is None else y[:2])
+        traces = examined(loaded.program, to_program(loaded.program, x[:2]), None if y is None else y[:2]).traces
         discrete = bool(traces.model.nodes[OBSERVED]["fn"].support.is_discrete)
         if opened and discrete != opened[0][4]:
             raise UserError(

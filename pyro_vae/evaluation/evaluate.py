@@ -16,7 +16,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.activity import told, unit_activity
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import LogLikelihood
-from pyro_vae.programs.contract import check
+from pyro_vae.programs.examination import examined
 from pyro_vae.programs.trace import OBSERVED, Program, needs_y, takes_y, to_program
 from pyro_vae.signatures import checked
 
@@ -104,7 +104,7 @@ def bits_per_dim(program: Program, data: Data, nll: float, x: Tensor, y: Tensor 
     """
     dims = math.prod(data.event_shape)
     with torch.no_grad():
-        support = check(program, to_program(program, x), y).model.nodes[OBSERVED]["fn"].support
+        support = examined(program, to_program(program, x), y).traces.model.nodes[OBSERVED]["fn"].support
     if support.is_discrete:
         return nll / (dims * math.log(2))
     if data.log_jacobian is not None:

@@ -12,7 +12,7 @@ from torch.distributions import IndependentTransform, biject_to
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import check
+from pyro_vae.programs.examination import examined
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.trace import Program, arguments, is_random, isolated, latent_sites, run, sum_log_prob
 
@@ -34,7 +34,7 @@ class FreeNormals:
     """
 
     def __init__(self, program: Program, x: Tensor, y: Tensor | None = None) -> None:
-        for name, site in latent_sites(check(program, x, y).model).items():
+        for name, site in latent_sites(examined(program, x, y).traces.model).items():
             if site["fn"].support.is_discrete:
                 raise UserError(
                     f"inference gaps climb the ELBO along its gradient in the latents, and {name!r} is discrete: they are "

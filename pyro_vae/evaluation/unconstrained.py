@@ -29,7 +29,8 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.blind import narrow_sites
-from pyro_vae.programs.contract import check, require_gradients, require_latents
+from pyro_vae.programs.contract import require_gradients, require_latents
+from pyro_vae.programs.examination import examined
 from pyro_vae.programs.trace import (
     SAMPLE_PLATE,
     Program,
@@ -66,7 +67,7 @@ class Unconstrained:
     """
 
     def __init__(self, program: Program, x: Tensor, y: Tensor | None = None) -> None:
-        traces = check(program, x, y)
+        traces = examined(program, x, y).traces
         require_gradients(program)
         require_latents(traces, "a Markov chain")
         self._narrow = narrow_sites(traces)
@@ -214,7 +215,7 @@ def _in_double(program: Any, x: Tensor, y: Tensor | None) -> tuple[Any, Tensor, 
     args = wide, x.double(), y.double() if y is not None and y.is_floating_point() else y
     try:
         with ONE_THREAD, _double_by_default(True):
-            check(*args)
+            examined(*args)
     except UserError:
         return None
     return args

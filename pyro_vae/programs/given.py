@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import DataError, UserError
+from pyro_vae.errors import DataError, UserError, said
 from pyro_vae.programs.trace import accepts_y, needs_y
 
+MISSING = (
+    "the data have NaN or infinite values (first in row {0}); remove or impute them, or give the program a likelihood that "
+    "leaves missing entries out (dist.NanMaskedNormal, .mask) and a guide that reads around them"
+)
+_EVENT_AXES = "; every axis but that of the data plate is an event axis: write .to_event(n)"
 REMEDIES = {
     "complex": "give real and imaginary parts as numbers of their own, torch.view_as_real(x)",
     "meta": "a tensor on the meta device has no values",
@@ -65,3 +70,26 @@ def require_dense(x: Tensor, what: str) -> None:
             kind, "convert it, x.float()" if "bit" in kind else "convert it, x.to_dense() of a sparse one"
         )
         raise DataError(f"{what}: expected a dense tensor of real numbers, got a {kind} one; {remedy}")
+
+
+def refuse_run(program: Any, x: Tensor, y: Tensor | None, error: Exception) -> NoReturn:
+    """:class:`UserError` that says why a program does not run on data x, given y."""
+    if not torch.isfinite(x).all():
+        raise DataError(MISSING.format(first_lost(x))) from error
+    if y is not None and y.is_floating_point() and not torch.isfinite(y).all():
+        raise DataError(
+            f"y has NaN or infinite values (first in row {first_lost(y)}), which the program does not take: impute them, or "
+            "leave such rows out"
+        ) from error
+    words = said(error, 300)
+    kind = None if y is None else str(y.dtype).removeprefix("torch.")
+    beside = "" if y is None else f" and y of shape {tuple(y.shape[1:])} per row, {kind}"
+    raise UserError(
+        f"the program {type(program).__name__} does not run on data of shape {tuple(x.shape[1:])} per row{beside}: {words}"
+        + (_EVENT_AXES if "Shape mismatch inside plate" in words else "")
+    ) from error
+
+
+def first_lost(x: Tensor) -> int:
+    """The number of the first row that is not finite."""
+    return int((~torch.isfinite(x)).reshape(len(x), -1).any(1).nonzero()[0])

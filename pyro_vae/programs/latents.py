@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import admit, check_model, require_program, require_y
+from pyro_vae.programs.contract import admit, require_program, require_y
+from pyro_vae.programs.examination import examined_model
 from pyro_vae.programs.given import require_dense
 from pyro_vae.programs.trace import (
     OBSERVED,
@@ -125,7 +126,7 @@ def decode(
     require_y(program, None, y)
     device, dtype = device_of(program), dtype_of(program)
     event_shape = event_shape_of(program, event_shape)
-    check_model(program, event_shape, y)
+    examined_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("decoded data", seed), device):
         names = latent_sites(prior_trace(program, 1, y[:1] if y is not None else None, event_shape))
         if isinstance(z, Tensor):
@@ -168,7 +169,7 @@ def sample(
     _require_count("sample", num_samples)
     require_y(program, num_samples, y)
     event_shape = event_shape_of(program, event_shape)
-    check_model(program, event_shape, y)
+    examined_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("sampled data", seed), device_of(program)):
         traced = prior_trace(program, num_samples, y, event_shape)
         if found := factors(traced):
@@ -193,7 +194,7 @@ def sample_latents(
     _require_count("sample_latents", num_samples)
     require_y(program, num_samples, y)
     event_shape = event_shape_of(program, event_shape)
-    check_model(program, event_shape, y)
+    examined_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("latents of the prior", seed), device_of(program)):
         return latent_values(prior_trace(program, num_samples, y, event_shape))
 

@@ -13,79 +13,41 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.errors import ProgramError
-from pyro_vae.programs.trace import (
-    SAMPLE_PLATE,
-    AtValues,
-    Traced,
-    arguments,
-    innermost,
-    is_random,
-    latent_sites,
-    site_log_prob,
-)
-from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.errors import ProgramError, said
+from pyro_vae.programs.trace import Traced, innermost, is_random, site_log_prob
+from pyro_vae.seeding import derive_seed
 
 WIDE, NARROW = 1e-7, 2e-4  # nats, and relative, in float64 and float32: products of other shapes round otherwise
-ROWS, DRAWS = 4, 6  # that are looked at: latents of few values must differ somewhere
+ROWS, DRAWS = 8, 6  # that a program is looked at on: latents of few values must differ somewhere
 MIXED = (*reversed(range(DRAWS)), 0)  # the draws of the second run
 AGAIN = (6, 2, 1, 0)  # how often a row is there again: so unevenly that a mean, of few values too, moves
-RUNS, SURE = 3, 10.0  # with other roundings, and how many times what these change at most is still rounding
+ORDER = (*reversed(range(ROWS)), *(i for i, n in enumerate(AGAIN) for _ in range(n)))  # the rows of the second run
+RUNS, SURE = 3, 100.0  # with other roundings; how many times the largest change (a square, often) is rounding still
 _ATEN = torch.ops.aten
 SUMS = {_ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm, _ATEN.convolution, _ATEN.native_layer_norm, _ATEN.cumsum}
 PLAIN = "torch.distributions.transforms"  # whose inverses are exact; those of flows are not
 
 
-def check_rows(program: Any, x: Tensor, y: Tensor | None, *, alone: bool = False) -> None:
-    """:class:`ProgramError` where a density depends on other rows or draws; to be called inside of ``isolated``.
+class DependenceError(ProgramError):
+    """A density that depends on what it must not: other rows, other draws, or the data that it is to explain."""
 
-    Args:
-        program: the Program.
-        x: a few rows of data; four of them are used.
-        y: of these, for a conditional program.
-        alone: look at the model alone, with latents of its own.
-    """
-    x, y = x[:ROWS], None if y is None else y[:ROWS]
-    count = len(x)
-    rows = torch.tensor(
-        [*reversed(range(count)), *(i for i, n in enumerate(AGAIN[:count]) for _ in range(n))], device=x.device
-    )
-    parts = [("model", program.model)] if alone else [("guide", program.guide), ("model", program.model)]
-    part, function = parts[0]
-    drawn = _run(part, function, x, y, {}, DRAWS, "draws of the latents")
-    latents = {n: s["value"].expand(DRAWS, count, *s["fn"].event_shape) for n, s in latent_sites(drawn).items()}
-    mixed = {n: v[list(MIXED)][:, rows] for n, v in latents.items()}
-    for part, function in parts:
 
-        def as_they_are(stream: str, part: str = part, function: Any = function) -> Traced:
-            return _run(part, function, x, y, latents, DRAWS, stream)
-
-        first = as_they_are("rows as they are")
-        second = _run(part, function, x[rows], None if y is None else y[rows], mixed, len(MIXED), "rows mixed")
-        if not _other(part, first, second, rows):
-            continue
-        rounding = _rounding(part, first, lambda: as_they_are("rows as they are"), count)
-        found = _other(part, first, second, rows, rounding=rounding)
-        if not found:
-            continue
-        name, again = next(iter(found)), as_they_are("rows as they are, again")
-        if _other(part, first, again, torch.arange(count, device=x.device), range(DRAWS), rounding):
-            raise ProgramError(
-                f"{part}: the density of the site {name!r} is another at every run: random numbers are drawn outside of "
-                "pyro.sample; make them a site of model and guide"
-            )
+def log_prob_of(part: str, name: str, site: dict[str, Any], value: Tensor | None = None) -> Tensor:
+    """The log-density of a site; :class:`ProgramError` where it has none at what was drawn for it."""
+    try:
+        return site_log_prob(site, value)
+    except NotImplementedError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
         raise ProgramError(
-            f"{part}: the density of the site {name!r} in one row depends on the other rows of the batch, on their order or "
-            "number, or on other draws: let each row stand for itself (no mean, arange or length over the batch axis, and "
-            "what belongs to rows of shape (batch, *event))"
-        )
+            f"{part}: the site {name!r} has no log_prob at what was drawn for it ({said(error)}); give guide and model the same "
+            "support"
+        ) from error
 
 
 class OtherRounding(TorchDispatchMode):
@@ -112,60 +74,29 @@ class OtherRounding(TorchDispatchMode):
         return value * (1 + torch.finfo(value.dtype).eps * (2 * noise - 1))
 
 
-def _rounding(part: str, first: Traced, again: Callable[[], Traced], count: int) -> dict[str, Tensor]:
-    """By how much rounding may change the density of each site in each row, in nats ``(rows,)``; infinite where by anything."""
+def rounding_of(part: str, first: Traced, again: Callable[[], Traced]) -> dict[str, Tensor]:
+    """By how much rounding may change the density of each site in each row, in nats ``(rows,)``; infinite where by anything.
+
+    Args:
+        part: ``model`` or ``guide``.
+        first: a run on 6 draws of 8 rows.
+        again: makes the same run again.
+    """
     found: dict[str, Tensor] = {}
     for seed in range(RUNS):
         with OtherRounding(derive_seed("roundings of another processor", seed)):
-            moved = _other(part, first, again(), torch.arange(count), range(DRAWS), least=0.0)
+            moved = differences(part, first, again(), range(ROWS), range(DRAWS), least=0.0)
         for name, by in moved.items():
-            worst = SURE * by.nan_to_num(nan=torch.inf, posinf=torch.inf).reshape(-1, count, *by.shape[2:]).amax(0)
+            worst = SURE * by.nan_to_num(nan=torch.inf, posinf=torch.inf).amax(tuple({0, *range(2, by.dim())}))
             found[name] = torch.maximum(found.get(name, worst), worst)
     return found
 
 
-def log_prob_of(part: str, name: str, site: dict[str, Any], value: Tensor | None = None) -> Tensor:
-    """The log-density of a site; :class:`ProgramError` where it has none at what was drawn for it."""
-    try:
-        return site_log_prob(site, value)
-    except NotImplementedError:
-        raise
-    except (RuntimeError, ValueError, IndexError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise ProgramError(
-            f"{part}: the site {name!r} has no log_prob at what was drawn for it ({type(error).__name__}: {said}); give guide "
-            "and model the same support"
-        ) from error
-
-
-def _run(
-    part: str, function: Any, x: Tensor, y: Tensor | None, latents: dict[str, Tensor], draws: int, stream: str
-) -> Traced:
-    seed = derive_seed("does each row stand for itself", stream)
-    try:
-        with seeded(seed, x.device), pyro.plate(SAMPLE_PLATE, draws, dim=-2), _Points(latents):
-            return poutine.trace(function).get_trace(*arguments(x, y))
-    except (RuntimeError, ValueError, IndexError) as error:
-        said = " ".join(str(error).partition("Trace Shapes:")[0].split())[:200]
-        raise ProgramError(
-            f"{part}: it does not run on {draws} draws of {len(x)} row{'s'[: len(x) != 1]} of data, though on 2 "
-            f"({type(error).__name__}: {said}): write the axis of rows as the last of the batch, (num_samples, batch, *event)"
-        ) from error
-
-
-class _Points(AtValues):
-    """Give latents their values, but for point masses, whose density elsewhere is none."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not isinstance(innermost(msg["fn"]), Delta):
-            super()._pyro_sample(msg)
-
-
-def _other(
+def differences(
     part: str,
     first: Traced,
     second: Traced,
-    rows: Tensor,
+    rows: Sequence[int] = ORDER,
     draws: Sequence[int] = MIXED,
     rounding: Mapping[str, Tensor] | None = None,
     least: float | None = None,
@@ -174,7 +105,7 @@ def _other(
 
     Args:
         part: ``model`` or ``guide``.
-        first: a run on some rows.
+        first: a run on 6 draws of 8 rows.
         second: one on ``rows`` of these, with ``draws`` of its draws.
         rounding: what rounding may do to a site's density by row, beyond what it does to sums of usual size.
         least: nats, and relative, above which a density is another; by default what the dtype allows.
@@ -185,26 +116,27 @@ def _other(
             continue
         other: Any = second.nodes.get(name)
         if other is None or not is_random(other):
-            found[str(name)] = torch.full((1, 1), torch.inf)
+            found[str(name)] = torch.full((DRAWS, ROWS), torch.inf)
             continue
-        if part == "guide" and any(
-            type(t).__module__ != PLAIN for t in getattr(innermost(site["fn"]), "transforms", ())
-        ):
+        fn = innermost(site["fn"])
+        if part == "guide" and any(type(t).__module__ != PLAIN for t in getattr(fn, "transforms", ())):
             continue
-        axes = len(site["fn"].event_shape)
-        value = _whole(site["value"], axes, rows)[list(draws)][:, rows]
-        if isinstance(innermost(site["fn"]), Delta):
-            before, after = value, other["value"].expand(value.shape)
+        value = _whole(site["value"], len(site["fn"].event_shape))[list(draws)][:, list(rows)]
+        if isinstance(fn, Delta):
+            before, after = (
+                v if v.is_floating_point() else v.float() for v in (value, other["value"].expand(value.shape))
+            )
         else:
             try:
-                before = _whole(log_prob_of(part, name, site), 0, rows)[list(draws)][:, rows]
+                before = _whole(log_prob_of(part, name, site), 0)[list(draws)][:, list(rows)]
                 after = log_prob_of(part, name, other, value).expand(before.shape)
             except (NotImplementedError, KeyError):  # a flow that scores its own draws alone
                 continue
         tolerance = least if least is not None else WIDE if before.dtype == torch.float64 else NARROW
         allowed = tolerance * (1 + after.abs().nan_to_num(posinf=0.0))
         if rounding and name in rounding:
-            allowed = allowed + rounding[name].to(allowed)[rows]
+            by_row = rounding[name].to(allowed)[list(rows)]
+            allowed = allowed + by_row.reshape(-1, *[1] * (allowed.dim() - 2))
         by = (before - after).abs()
         same = (before == after) | (before.isnan() & after.isnan()) | (by <= allowed) | allowed.isinf()
         if not bool(same.all()):
@@ -212,7 +144,6 @@ def _other(
     return found
 
 
-def _whole(value: Tensor, axes: int, rows: Tensor) -> Tensor:
+def _whole(value: Tensor, axes: int) -> Tensor:
     """A tensor with its axes of draws and rows, ``(draws, rows, *event)``, whatever of these it had left out."""
-    count = int(rows.max()) + 1
-    return value.expand(DRAWS, count, *value.shape[value.dim() - axes :])
+    return value.expand(DRAWS, ROWS, *value.shape[value.dim() - axes :])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.masks import counted
-from pyro_vae.programs.rows import log_prob_of
+from pyro_vae.programs.rows import DRAWS, ROWS, log_prob_of
 from pyro_vae.programs.trace import DATA_PLATE, OBSERVED, SAMPLE_PLATE, Traces, is_factor, is_random, latent_sites
 
 OBSERVED_SLACK = (
@@ -118,7 +118,7 @@ def check_shapes(traces: Traces, x: Tensor) -> None:
         (seen - given).abs() > OBSERVED_SLACK * float(x[torch.isfinite(x)].abs().amax()) if x.isfinite().any() else None
     )
     if off is not None and (mask := counted(site)) is not None:
-        off = off & mask.expand((2, *off.shape))[0] if mask.dim() > off.dim() else off & mask
+        off = off & (mask[0] if mask.dim() > off.dim() else mask)
     if off is not None and bool(off.any()):
         raise ProgramError(
             f"model: the site {OBSERVED!r} observes {float(seen[off][0]):.4g} where the data hold {float(given[off][0]):.4g}: "
@@ -126,10 +126,15 @@ def check_shapes(traces: Traces, x: Tensor) -> None:
         )
 
 
-def check_log_prob(part: str, name: str, site: dict[str, Any], batch: int) -> None:
-    shape = tuple(log_prob_of(part, name, site).shape)
-    if len(shape) > 2 or any(have not in (1, want) for have, want in zip(shape[::-1], (batch, 2), strict=False)):
-        raise ProgramError(
-            f"{part}: log_prob of the site {name!r} has shape {shape} where (num_samples, batch) = (2, {batch}) was "
-            "expected; make the other axes event axes with .to_event(n)"
-        )
+def check_log_probs(traces: Traces) -> None:
+    """Every random site has one log-density for each draw and row."""
+    for part, traced in (("model", traces.model), ("guide", traces.guide)):
+        for name, site in traced.nodes.items():
+            shape = tuple(log_prob_of(part, name, site).shape) if is_random(site) else ()
+            if len(shape) > 2 or any(
+                have not in (1, want) for have, want in zip(shape[::-1], (ROWS, DRAWS), strict=False)
+            ):
+                raise ProgramError(
+                    f"{part}: log_prob of the site {name!r} has shape {shape} where (num_samples, batch) = ({DRAWS}, {ROWS}) was "
+                    "expected; make the other axes event axes with .to_event(n)"
+                )

@@ -17,9 +17,9 @@ from torch import Tensor
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError
 from pyro_vae.evaluation.blind import require_scores
-from pyro_vae.programs.conditions import check_conditions
-from pyro_vae.programs.contract import OBSERVED, Traces, check, check_observed
-from pyro_vae.programs.trace import innermost, to_program, y_to_program
+from pyro_vae.programs.examination import examined
+from pyro_vae.programs.trace import OBSERVED, Traces, innermost, to_program, y_to_program
+from pyro_vae.programs.values import check_conditions, check_observed
 from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.training.rehearsal import rehearse
 from pyro_vae.training.source import Batch, DatasetSource, Source
@@ -69,11 +69,11 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
 def _checked(program: Any, x: Tensor, y: Tensor | None, data: Data | None) -> Traces:
     """The traces of a run on the first rows; what is wrong with one of these is said as of any other."""
     try:
-        return check(program, x, y)
+        return examined(program, x, y).traces
     except DataError as error:
         for row in range(len(x)):
             try:
-                check(program, x[row : row + 1], None if y is None else y[row : row + 1])
+                examined(program, x[row : row + 1], None if y is None else y[row : row + 1])
             except DataError:
                 raise DataError(f"{error}{_place(x[row], row, data)}") from None
         raise

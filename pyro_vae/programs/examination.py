@@ -1,0 +1,203 @@
+"""What a Program is and whether it keeps the contract: found out once, and kept while nothing that was read has changed.
+
+A program is run on 6 draws of 8 rows, once under Pyro's own validation and once on the same rows mixed, with other values of x
+in the model; then both again with small noise added to its parameters, so that nothing hides behind one that is zero (a gate, a
+layer that starts at zero). What is found stands for every call with data of the same shape and dtype, until
+
+* an attribute, hook, submodule, member of a class, global or closure that the program read is another (:mod:`pyro_vae.guard`);
+* a parameter or buffer is another object, or torch counts a change of it (``_version``), or it lies elsewhere;
+* data come with more distinct rows than were looked at, or with the first missing entries.
+
+Not noticed are changes that torch does not count: ``parameter.data.add_(1)``, fused optimizers of the user's own, extensions in
+C, NumPy arrays that share a tensor's memory. After these, ``examine=True``, which every public function of a program takes,
+has it examined anew; so does ``torch.autograd.graph.increment_version(parameter)``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor
+
+from pyro_vae.guard import Guard
+from pyro_vae.programs.look import look_at, look_at_model
+from pyro_vae.programs.rows import ROWS
+from pyro_vae.programs.trace import Traces, device_of, dtype_of, to_program, y_to_program
+from pyro_vae.programs.values import Taken
+from pyro_vae.seeding import ONE_THREAD
+
+SCANNED_ROWS = 10_000  # that are looked at at once
+MOST_KINDS = 8  # of data for which one program's examinations are kept
+PLACE = "_pyro_vae_examined"  # in the program's own __dict__: what refers to it is forgotten with it
+
+
+@dataclass(eq=False)
+class Examination:
+    """What was found of a program, for data of one kind.
+
+    Attributes:
+        traces: a run on 6 draws of 8 rows; of the model alone, where there were no data.
+        distinct: how many of the rows were no repetitions.
+        missing: whether one of the rows was not finite.
+        taken: of y the least and the largest values by column that the program was run on, and whether one was missing.
+    """
+
+    traces: Traces
+    distinct: int
+    missing: bool
+    taken: Taken = field(default_factory=Taken)
+    guard: Guard | None = None
+    tensors: list[tuple[dict[str, Any], str, Any, int, int]] = field(default_factory=list)
+    sizes: list[tuple[dict[str, Any], int]] = field(default_factory=list)
+
+    def holds(self) -> bool:
+        """Whether nothing has changed since."""
+        return (
+            self.guard is not None
+            and all(len(held) == size for held, size in self.sizes)
+            and all(
+                held.get(name) is t and (t is None or (t._version == version and t.data_ptr() == place))
+                for held, name, t, version, place in self.tensors
+            )
+            and self.guard.changed() is None
+        )
+
+
+class _Kept(dict[Any, Examination]):
+    """The examinations of one program, by the kind of data; a copy of the program has none."""
+
+    def __init__(self, program: Any) -> None:
+        super().__init__()
+        self.owner = weakref.ref(program)
+
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
+def examined(program: Any, x: Tensor, y: Tensor | None = None, *, anew: bool = False) -> Examination:
+    """What a program is found to be with data like x.
+
+    Args:
+        program: the Program.
+        x: data ``(N, *event)``, on any device and in any dtype; eight rows of them are looked at, some twice if there are fewer.
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+        anew: look, whatever was found before.
+
+    Raises:
+        ProgramError: a site outside the plate, a subsampled plate, ``pyro.param``, no observed site ``x`` or a second one, a
+            latent that the guide lacks, a random site that the model lacks, an observation or latent whose shape fits its
+            distribution by broadcasting alone, a log-density of the wrong shape, a model that reads x,
+            an observation that is other than x, a density of one row that depends on other rows or is random.
+        UserError: the program cannot take a tensor of this shape, or values like these.
+    """
+    rows = _Rows(x, y)
+
+    def look(guard: Guard) -> Traces:
+        few = rows.chosen
+        return look_at(
+            program, to_program(program, x[few]), None if y is None else y_to_program(program, y[few]), guard
+        )
+
+    return _kept(program, ("data", tuple(x.shape[1:])), y, rows, look, anew)
+
+
+def examined_model(
+    program: Any, event_shape: tuple[int, ...], y: Tensor | None = None, *, anew: bool = False
+) -> Examination:
+    """What a program's model is found to be, on data that it draws itself: for functions that take no data.
+
+    Args:
+        program: the Program.
+        event_shape: of one datum.
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+        anew: look, whatever was found before.
+
+    Raises:
+        ProgramError, UserError: of :func:`examined`, as far as the model goes.
+    """
+    rows = _Rows(None, y)
+
+    def look(guard: Guard) -> Traces:
+        return look_at_model(program, event_shape, None if y is None else y_to_program(program, y[rows.chosen]), guard)
+
+    return _kept(program, ("model", tuple(event_shape)), y, rows, look, anew)
+
+
+def _kept(
+    program: Any, kind: tuple[Any, ...], y: Tensor | None, rows: _Rows, look: Callable[[Guard], Traces], anew: bool
+) -> Examination:
+    """The examination of a program for a kind of data, if it is kept, holds, and saw as much as there is now; or a new one."""
+    beside = None if y is None else (tuple(y.shape[1:]), y.dtype)
+    kind = (*kind, beside, dtype_of(program), device_of(program), torch.get_default_dtype(), is_validation_enabled())
+    with ONE_THREAD:  # which others hold while they run the program, its modes and tensors put elsewhere
+        kept = vars(program).get(PLACE)
+        if kept is None or kept.owner() is not program:
+            kept = vars(program)[PLACE] = _Kept(program)
+        found = None if anew else kept.get(kind)
+        saw_all = found is not None and (found.missing or not rows.missing)
+        if (
+            found is not None
+            and saw_all
+            and found.holds()
+            and (found.distinct == ROWS or rows.distinct <= found.distinct)
+        ):
+            return found
+        kept.pop(kind, None)
+        guard = Guard(program, unread=frozenset({"training"}))
+        found = Examination(look(guard), rows.distinct, rows.missing)
+        if y is not None:
+            found.taken.add(y[rows.chosen.to(y.device)])
+        if guard.saw_all and not any(t.is_inference() for t in (*program.parameters(), *program.buffers())):
+            held = [d for module in program.modules() for d in (module._parameters, module._buffers)]
+            found.guard, found.sizes = guard, [(d, len(d)) for d in held]
+            found.tensors = [
+                (d, n, t, *((0, 0) if t is None else (t._version, t.data_ptr()))) for d in held for n, t in d.items()
+            ]
+            while len(kept) >= MOST_KINDS:
+                kept.pop(next(iter(kept)))
+            kept[kind] = found
+        return found
+
+
+class _Rows:
+    """Which eight rows are looked at: the first, but for some that are missing or in which y is at its ends."""
+
+    def __init__(self, x: Tensor | None, y: Tensor | None) -> None:
+        self._x, self._y = None if x is None else x.detach(), None if y is None else y.detach()
+
+    @cached_property
+    def missing(self) -> bool:
+        """Whether any row is not finite."""
+        return self._x is not None and not all(bool(torch.isfinite(x).all()) for x in self._x.split(SCANNED_ROWS))
+
+    @cached_property
+    def chosen(self) -> Tensor:
+        """Their numbers, ``(8,)``, some of them again where there are fewer."""
+        given = self._x if self._x is not None else self._y
+        count = ROWS if given is None else len(given)
+        first: list[int] = []
+        if self._y is not None and self._y.numel():
+            column = self._y.reshape(count, -1)[:, 0].nan_to_num().double()
+            first += [int(column.argmin()), int(column.argmax())]
+        if self.missing and self._x is not None:
+            lost = torch.cat([~torch.isfinite(x).reshape(len(x), -1).all(1) for x in self._x.split(SCANNED_ROWS)])
+            first += lost.nonzero()[:2, 0].tolist()
+        rows = list(dict.fromkeys([*range(min(ROWS - len(set(first)), count)), *first, *range(min(ROWS, count))]))[
+            :ROWS
+        ]
+        return torch.tensor(rows)[torch.arange(ROWS) % len(rows)]
+
+    @cached_property
+    def distinct(self) -> int:
+        """How many of them are no repetitions."""
+        parts = [t[self.chosen.to(t.device)].reshape(ROWS, -1).double() for t in (self._x, self._y) if t is not None]
+        return len(torch.cat(parts, 1).nan_to_num(0.5).unique(dim=0)) if parts else ROWS

@@ -1,0 +1,224 @@
+"""Hold a program to the contract of :mod:`pyro_vae.programs.trace` by running it on eight rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import Delta
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_vae.errors import ProgramError, UserError, said
+from pyro_vae.guard import Guard
+from pyro_vae.programs.auxiliary import check_auxiliary
+from pyro_vae.programs.functional import OfProgram
+from pyro_vae.programs.given import refuse_run
+from pyro_vae.programs.reading import check_reading
+from pyro_vae.programs.rows import DRAWS, MIXED, ORDER, ROWS, DependenceError, differences, rounding_of
+from pyro_vae.programs.sites import check_latents, check_log_probs, check_shapes, check_sites
+from pyro_vae.programs.trace import (
+    OBSERVED,
+    AtValues,
+    Traced,
+    Traces,
+    device_of,
+    dtype_of,
+    evaluating,
+    factors,
+    innermost,
+    is_random,
+    isolated,
+    latent_values,
+    run,
+    trace,
+)
+from pyro_vae.programs.values import blank, draw_like, put_inside
+from pyro_vae.seeding import derive_seed, seeded
+
+NOISE = 0.05  # of a parameter's size (of 1 where it is zero), added to see what hides behind a zero
+HIDDEN = " (seen with small noise added to the parameters: some of them are zero, and hide it until they are trained)"
+
+
+def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
+    """Hold a program to the contract on eight rows of data.
+
+    Args:
+        program: the Program.
+        x: data ``(8, *event)``, in the program's dtype and on its device.
+        y: what a conditional program is conditioned on, ``(8, ...)``.
+        guard: notes what the first run reads.
+
+    Returns:
+        That run, under Pyro's own validation, on 6 draws; where the data are outside of the likelihood's support, draws of it
+        stand for them.
+
+    Raises:
+        ProgramError, UserError: see :func:`pyro_vae.programs.examination.examined`.
+    """
+    with seeded(derive_seed("contract"), x.device), evaluating(program):
+        try:
+            with guard.watching(), isolated(validate=is_validation_enabled()):
+                traces = trace(program, x, y, num_samples=DRAWS)
+        except UserError:
+            raise
+        except Exception as error:
+            refuse_run(program, x, y, error)
+        check_sites(program, traces, ROWS)
+        check_latents(traces)
+        check_shapes(traces, x)
+        for traced in (traces.model, traces.guide):
+            for site in traced.nodes.values():
+                if is_random(site):
+                    site["fn"] = _unvalidated(site["fn"])
+        with isolated():
+            put_inside(traces.model.nodes[OBSERVED])
+            check_log_probs(traces)
+            check_auxiliary(program, traces, x, y)
+            _Runs(program, x, y).hold(traces)
+            _with_noise(program, x, y, alone=False)
+    return traces
+
+
+def look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard) -> Traces:
+    """The same of the model alone, on eight rows that it draws itself."""
+    x = torch.zeros(ROWS, *event_shape, device=device_of(program), dtype=dtype_of(program))
+    with seeded(derive_seed("contract of a model alone"), x.device), evaluating(program), isolated():
+        with guard.watching():
+            traces = _of_model(program, x, y)
+        check_sites(program, traces, ROWS)
+        x = draw_like(x, traces.model.nodes[OBSERVED]["fn"])
+        traces = _of_model(program, x, y)
+        check_shapes(traces, x)
+        check_log_probs(traces)
+        _Runs(program, x, y).hold(traces)
+        _with_noise(program, x, y, alone=True)
+    return traces
+
+
+def _of_model(program: Any, x: Tensor, y: Tensor | None) -> Traces:
+    try:
+        return Traces(run(program.model, x, y, num_samples=DRAWS), program=program)
+    except UserError:
+        raise
+    except Exception as error:
+        refuse_run(program, x, y, error)
+
+
+def _with_noise(program: Any, x: Tensor, y: Tensor | None, *, alone: bool) -> None:
+    """The rows once more, with small noise added to the parameters; they are put back."""
+
+    def hold(program: Any) -> None:
+        try:
+            traces = _of_model(program, x, y) if alone else trace(program, x, y, num_samples=DRAWS)
+            _Runs(program, x, y).hold(traces)
+        except DependenceError as error:
+            raise DependenceError(f"{error}{HIDDEN}") from None
+        except Exception:  # parameters that a program cannot have: nothing can be said
+            return
+
+    moved = {
+        f"program.{name}": p.detach() + NOISE * torch.randn_like(p) * _size(p)
+        for name, p in program.named_parameters()
+        if p.is_floating_point() and p.numel()
+    }
+    if moved:
+        with seeded(derive_seed("contract: with noise"), x.device):
+            torch.func.functional_call(OfProgram(program, hold), moved)
+
+
+def _size(parameter: Tensor) -> Tensor:
+    size = parameter.detach().square().mean().sqrt()
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
+def _unvalidated(fn: Any) -> Any:
+    """A distribution that scores whatever it is asked: a guide may draw where the model cannot be, which is to be told."""
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    for name, part in vars(fn).items():
+        if isinstance(part, Distribution):
+            setattr(fn, name, _unvalidated(part))
+    return fn
+
+
+class _Runs:
+    """A program's runs on eight rows, as they are and mixed."""
+
+    def __init__(self, program: Any, x: Tensor, y: Tensor | None) -> None:
+        self.program, self.x, self.y = program, x, y
+
+    def hold(self, traces: Traces) -> None:
+        """:class:`DependenceError` where a density depends on other rows or draws, or the model on x; inside of ``isolated``."""
+        alone = not traces.guide.nodes
+        latents = latent_values(traces.model if alone else traces.guide, DRAWS, ROWS)
+        mixed = {n: v[list(MIXED)][:, list(ORDER)] for n, v in latents.items()}
+        if not alone:
+            self._hold_rows("guide", traces.guide, latents, mixed)
+        first = traces.model
+        if not factors(first):  # of which a likelihood may be written
+            try:
+                if not differences("model", first, self._mixed("model", mixed, blank(self.x))):
+                    return
+            except (ProgramError, RuntimeError, ValueError, IndexError):
+                pass  # other data that the program cannot be run on
+
+        def again(x: Tensor, at: dict[str, Tensor]) -> Traced:
+            with seeded(derive_seed("does the model read x"), x.device):
+                return run(self.program.model, x, self.y, num_samples=DRAWS, at=at)
+
+        check_reading(first, again, self.x, latents)
+        self._hold_rows("model", first, latents, mixed)
+
+    def _hold_rows(self, part: str, first: Traced, latents: dict[str, Tensor], mixed: dict[str, Tensor]) -> None:
+        second = self._mixed(part, mixed, self.x)
+        if not differences(part, first, second):
+            return
+
+        def again(stream: str = "rows as they are") -> Traced:
+            return self._run(part, self.x, self.y, latents, DRAWS, stream)
+
+        first = again()  # at given latents, which no transform remembers having drawn
+        rounding = rounding_of(part, first, again)
+        found = differences(part, first, second, rounding=rounding)
+        if not found:
+            return
+        name, fresh = next(iter(found)), again("rows as they are, again")
+        if differences(part, first, fresh, range(ROWS), range(DRAWS), rounding):
+            raise DependenceError(
+                f"{part}: the density of the site {name!r} is another at every run: random numbers are drawn outside of "
+                "pyro.sample; make them a site of model and guide"
+            )
+        raise DependenceError(
+            f"{part}: the density of the site {name!r} in one row depends on the other rows of the batch, on their order or "
+            "number, or on other draws: let each row stand for itself (no mean, arange or length over the batch axis, and "
+            "what belongs to rows of shape (batch, *event))"
+        )
+
+    def _mixed(self, part: str, latents: dict[str, Tensor], x: Tensor) -> Traced:
+        y = None if self.y is None else self.y[list(ORDER)]
+        return self._run(part, x[list(ORDER)], y, latents, len(MIXED), "rows mixed")
+
+    def _run(
+        self, part: str, x: Tensor, y: Tensor | None, latents: Mapping[str, Tensor], draws: int, stream: str
+    ) -> Traced:
+        seed = derive_seed("does each row stand for itself", stream)
+        try:
+            with seeded(seed, x.device):
+                return run(getattr(self.program, part), x, y, num_samples=draws, at=_Points(dict(latents)))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ProgramError(
+                f"{part}: it does not run on {draws} draws of {len(x)} rows of data, though on {DRAWS} of {ROWS} "
+                f"({said(error)}): write the axis of rows as the last of the batch, (num_samples, batch, *event)"
+            ) from error
+
+
+class _Points(AtValues):
+    """Give latents their values, but for point masses, whose density elsewhere is none."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not isinstance(innermost(msg["fn"]), Delta):
+            super()._pyro_sample(msg)

@@ -1,0 +1,243 @@
+"""Hold the values of data, and of what a program is conditioned on, to what the program takes: what differs from call to call.
+
+A program looks labels up, or feeds numbers to a network; which it takes, only it knows. So it is run on the rows in which y is at
+its least and its largest, column by column, and on the first that is not finite: a label that no table holds is found there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.errors import DataError, said
+from pyro_vae.programs.given import MISSING, first_lost
+from pyro_vae.programs.trace import OBSERVED, Traces, evaluating, innermost, isolated, needs_y, trace
+from pyro_vae.seeding import derive_seed, seeded
+
+MOST_COLUMNS = 256  # of y that are looked at
+Part = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+def check_observed(
+    traces: Traces, x: Tensor, y: Tensor | None = None, *, first: int | Tensor = 0, support: bool = True
+) -> None:
+    """Hold rows of data to the likelihood.
+
+    Args:
+        traces: of the examination of the program.
+        x: rows of data ``(batch, *event)``, as the program sees them.
+        y: of these rows, for a conditional program.
+        first: the number of the first row, for the message, or the numbers of all rows.
+        support: whether the values are looked at beyond that they are there.
+
+    Raises:
+        DataError: values outside the support of the site ``x``; missing or infinite ones (NaN), unless the program gives rows
+            with such a finite density: it knows what to do with them.
+    """
+    if not bool(torch.isfinite(x).all()):
+        bad = ~torch.isfinite(x).reshape(len(x), -1).all(1)
+        if not _knows_missing(traces.program, x[bad], None if y is None else y[bad]):
+            raise DataError(MISSING.format(_number(first, first_lost(x))))
+    if support:
+        _check_support(traces, x, y, first)
+
+
+def _number(first: int | Tensor, row: int) -> int:
+    return int(first[row]) if isinstance(first, Tensor) else first + row
+
+
+def _knows_missing(program: Any, x: Tensor, y: Tensor | None) -> bool:
+    """Whether a program gives these rows, which are not finite, log-densities that are."""
+    if program is None or (y is None and needs_y(program)):
+        return False
+    try:
+        with seeded(derive_seed("missing entries"), x.device), evaluating(program), isolated():
+            terms = trace(program, x, y, num_samples=2).terms(2, len(x))
+    except Exception:  # a program that was not written for them fails in any way
+        return False
+    return bool(torch.isfinite(terms.log_weight).all()) and bool(torch.isfinite(terms.log_guide).all())
+
+
+def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Tensor) -> None:
+    fn = traces.model.nodes[OBSERVED]["fn"]
+    value = x.reshape(len(x), *fn.event_shape) if fn.event_shape.numel() == x[0].numel() else x
+    support = _of_one_row(fn.support)
+    try:
+        if support is None or (y is not None and _has_rows(fn.support)):  # bounds that y, or a latent, moves
+            with seeded(derive_seed("supports by row"), x.device), evaluating(traces.program), isolated():
+                support = trace(traces.program, x, y, num_samples=1).model.nodes[OBSERVED]["fn"].support
+        inside = support.check(value)
+        inside = inside[0] if inside.dim() == 2 and len(inside) == 1 else inside
+    except RuntimeError:  # bounds that differ by draw
+        return
+    if tuple(inside.shape) != (len(x),) or bool(inside.all()):
+        return
+    element = support
+    while isinstance(element, constraints.independent):
+        element = element.base_constraint
+    outside = ~inside & torch.isfinite(value).reshape(len(x), -1).all(1)
+    by_element = element.check(value) | value.isnan() if element.event_dim == 0 else inside
+    if by_element.shape == value.shape and not bool(by_element.all()):
+        outside = ~by_element
+    if not bool(outside.any()):
+        return
+    row = int(outside.reshape(len(x), -1).any(1).nonzero()[0])
+    value_there = f"{float(value[outside][0]):.4g}" if outside.shape == value.shape else "rows"
+    base = innermost(fn)
+    name = type(base).__name__
+    advice = "choose a likelihood whose support holds the data (normal: all numbers)"
+    if name == "Bernoulli":
+        advice = f"binarize grey levels (--binarization dynamic, or data.observed of a binarized data set), or {advice}"
+    elif base.support is constraints.nonnegative_integer:
+        advice = f"keep counts in a file of float32, since whole numbers are read as grey levels, or {advice}"
+    raise DataError(
+        f"the data hold {value_there}, outside the support of the {name} likelihood at the site {OBSERVED!r} (first in row "
+        f"{_number(first, row)}); {advice}"
+    )
+
+
+def _bounds(constraint: Any) -> list[tuple[Any, str, Tensor]]:
+    """The tensors of a constraint and of those that it is made of, as (owner, attribute, tensor)."""
+    found = []
+    for name, value in vars(constraint).items():
+        if isinstance(value, Tensor):
+            found.append((constraint, name, value))
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        found += [bound for part in parts if isinstance(part, constraints.Constraint) for bound in _bounds(part)]
+    return found
+
+
+def _has_rows(support: Any) -> bool:
+    """Whether a support has bounds of their own for draws and rows."""
+    return any(bound.dim() > support.event_dim for _, _, bound in _bounds(support))
+
+
+def _of_one_row(support: Any) -> Any:
+    """A support whose bounds were spread over draws and rows, with those of one; None where they differ."""
+    if not _has_rows(support):
+        return support
+    support = copy.deepcopy(support)
+    for owner, name, bound in _bounds(support):
+        if bound.dim() > support.event_dim:
+            by_row = bound.reshape(-1, *bound.shape[bound.dim() - support.event_dim :])
+            if not bool((by_row == by_row[:1]).all()):
+                return None
+            setattr(owner, name, by_row[0])
+    return support
+
+
+def put_inside(site: dict[str, Any]) -> None:
+    """Let draws of the likelihood stand for rows of an observed site that are outside of its support."""
+    fn, value = site["fn"], site["value"]
+    try:
+        rows = fn.support.check(value)
+    except (RuntimeError, NotImplementedError):
+        return
+    if rows.shape != value.shape[:1] or bool(rows.all()):
+        return
+    drawn = _draw_by_row(fn, len(value)).to(value.dtype)
+    site["value"] = torch.where(rows.reshape(-1, *[1] * (value.dim() - 1)) | ~torch.isfinite(value), value, drawn)
+
+
+def draw_like(x: Tensor, fn: Any) -> Tensor:
+    """A draw of a likelihood for each row, shaped like x; x where they are of other sizes."""
+    if fn.event_shape.numel() != x[0].numel():
+        return x
+    return _draw_by_row(fn, len(x)).reshape(x.shape).to(x.dtype)
+
+
+def _draw_by_row(fn: Any, rows: int) -> Tensor:
+    drawn: Tensor = fn.sample()
+    return drawn.expand(torch.broadcast_shapes(drawn.shape, (1, rows, *fn.event_shape)))[0]
+
+
+def blank(x: Tensor) -> Tensor:
+    """Other data: rows of zeros and of ones by turns, one of which is not the mean, or whatever is read, of x; NaN stay."""
+    turns = (torch.arange(len(x), device=x.device) % 2).to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+    return torch.where(x.isnan(), x, turns)
+
+
+@dataclass
+class Taken:
+    """The values of y that a program was run on, by column ``(columns,)``, and whether missing ones were among them."""
+
+    least: Tensor | None = None
+    largest: Tensor | None = None
+    missing: bool = False
+
+    def add(self, y: Tensor) -> None:
+        """These rows were taken too."""
+        known, lost = _columns(y)
+        least, largest = known.amin(0), known.amax(0)
+        self.least = least if self.least is None else torch.minimum(self.least, least)
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        self.missing |= bool(lost.any())
+
+    def beyond(self, y: Tensor) -> Tensor:
+        """The numbers of rows in which y is at its ends, or first missing, where these are not known to be taken."""
+        known, lost = _columns(y)
+        rows = [] if self.missing else [lost.nonzero()[:1, 0]]
+        if (
+            self.least is None
+            or self.largest is None
+            or bool((known.amin(0) < self.least).any())
+            or bool((known.amax(0) > self.largest).any())
+        ):
+            rows += [known.argmin(0), known.argmax(0)]
+        return torch.cat(rows).unique() if rows else torch.zeros(0, dtype=torch.int64)
+
+
+def _columns(y: Tensor) -> tuple[Tensor, Tensor]:
+    flat = y.detach().reshape(len(y), -1)[:, :MOST_COLUMNS].cpu()
+    return flat.nan_to_num() if flat.is_floating_point() else flat.to(torch.int64), ~torch.isfinite(flat).all(1)
+
+
+def check_conditions(program: Any, y: Tensor, part: Part, taken: Taken | None = None, *, where: str = "") -> None:
+    """:class:`DataError` that names a row of y that the program does not take.
+
+    Args:
+        program: the Program, which takes the first rows.
+        y: ``(N, ...)``.
+        part: rows of data and of y, as the program sees them, by their numbers ``(n,)``.
+        taken: what is known to be taken, to which these rows are added.
+        where: what to say after the number of a row.
+    """
+    taken = Taken() if taken is None else taken
+    rows = taken.beyond(y) if y.numel() else torch.zeros(0, dtype=torch.int64)
+    if len(rows) == 0:
+        return
+    refused = refusal(program, *part(rows))
+    if refused is None:
+        taken.add(y[rows.to(y.device)])
+        return
+    flat = y.detach().reshape(len(y), -1).cpu()
+    for row in rows.tolist():
+        alone = refusal(program, *part(torch.tensor([row])))
+        if alone is not None:
+            value = f" ({flat[row, 0].item():.4g})" if flat.shape[1] == 1 else ""
+            raise DataError(
+                f"y in row {row}{where}{value} is none that the program takes: {alone}; expected labels that it has a place for, "
+                "and no missing values: relabel, or leave such rows out"
+            )
+    raise DataError(f"the program does not take y{where}: {refused}")
+
+
+def refusal(program: Any, x: Tensor, y: Tensor | None) -> str | None:
+    """What a program says of these rows; None where it takes them."""
+    with seeded(derive_seed("conditions"), x.device), evaluating(program), isolated():
+        try:
+            traces = trace(program, x, y, num_samples=2)
+            missing = y is not None and y.is_floating_point() and not bool(torch.isfinite(y).all())
+            if missing and not bool(torch.isfinite(traces.terms(2, len(x)).log_weight).all()):
+                return "it gives missing or infinite values no density"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return said(error, 160)
+    return None
