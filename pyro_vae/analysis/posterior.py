@@ -28,10 +28,10 @@ from pyro_vae.analysis.scoring import Arrays, draw_from_guide, draw_from_prior, 
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, narrow_sites, point_masses, require_weights
 from pyro_vae.evaluation.estimators import estimate, good_khat
-from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
 from pyro_vae.programs.contract import admit, require_latents, require_rows
 from pyro_vae.programs.trace import OBSERVED, Program, Traces, to_program, y_to_program
+from pyro_vae.programs.walk import Block, Walk, at_once
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
@@ -122,16 +122,15 @@ def posterior(
     if source == "psis":
         require_weights(traces)
     if source != "prior":
-        blocks = []
-        images = len(x) if source in ("nuts", "hmc") else max(1, BLOCK_ELEMENTS // (8 * math.prod(x.shape[1:])))
-        for first in range(0, len(x), images):
-            rows = slice(first, first + images)
-            block, block_y = to_program(program, x[rows]), y_to_program(program, y, rows)
-            found = _draws(
-                program, block, block_y, source, shape, derive_seed("posterior: block", seed, first), mcmc, progress
-            )
-            _forget_weights(found, traces)
-            blocks.append(found)
+        chains = source in ("nuts", "hmc")  # which have blocks and a report of progress of their own
+        rows = len(x) if chains else at_once("posterior", math.prod(x.shape[1:]))
+        walk = Walk(program, x, y, rows=rows, progress=None if chains else progress)
+        for block in walk:
+            with block:
+                found = _draws(block, source, shape, derive_seed("posterior: block", seed, block.first), mcmc, progress)
+                _forget_weights(found, traces)
+                walk.keep(found)
+        blocks = walk.gathered()
         _add_posterior(tree, blocks, shape)
     kept = _kept(num_samples, num_chains, math.prod(x.shape), num_predictive)
     if predictive != "none" and source != "prior":
@@ -230,21 +229,15 @@ class _Block:
 
 
 def _draws(
-    program: Program, x: Tensor, y: Tensor | None, source: str, shape: tuple[int, int], seed: int,
-    mcmc: dict[str, Any], progress: Callable[[float], None] | None,
+    rows: Block, source: str, shape: tuple[int, int], seed: int, mcmc: dict[str, Any],
+    progress: Callable[[float], None] | None,
 ) -> _Block:  # fmt: skip
+    program, x, y = rows.walk.program, rows.x, rows.y
     if source in ("nuts", "hmc"):
+        num_chains, num_samples = shape
         chains = sample_chains(
-            program,
-            x,
-            y,
-            kernel=source,
-            num_chains=shape[0],
-            num_samples=shape[1],
-            seed=seed,
-            progress=progress,
-            **mcmc,
-        )
+            program, x, y, kernel=source, num_chains=num_chains, num_samples=num_samples, seed=seed, progress=progress, **mcmc
+        )  # fmt: skip
         latents = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.latents.items()}
         block = _Block(latents, *score(program, x, y, latents))
         block.statistics = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.statistics.items()}
@@ -259,8 +252,6 @@ def _draws(
     }  # fmt: skip
     if source == "psis":
         block.rows(resampled(log_weight, block.per_image["khat"], derive_seed("posterior: resampling", seed)))
-    if progress is not None:
-        progress(float(len(x)))
     return block
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.trace import (
     OBSERVED,
@@ -23,6 +22,7 @@ from pyro_vae.programs.trace import (
     run,
     sum_log_prob,
 )
+from pyro_vae.programs.walk import at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
 
 Arrays = dict[str, np.ndarray]
@@ -89,9 +89,8 @@ def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, m
 
 def parts(num_samples: int, x: Tensor) -> Iterator[tuple[int, int]]:
     """(first, size) of the samples that are drawn in one pass for all of x."""
-    size = max(1, BLOCK_ELEMENTS // max(1, math.prod(x.shape)))
-    for first in range(0, num_samples, size):
-        yield first, min(size, num_samples - first)
+    for span in spans(num_samples, at_once("posterior draws", math.prod(x.shape))):
+        yield span.start, span.stop - span.start
 
 
 def _traces(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> Iterator[tuple[Traced, int]]:

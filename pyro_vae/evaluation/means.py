@@ -19,9 +19,8 @@ from pyro_vae.programs.trace import (
     to_program,
     y_to_program,
 )
+from pyro_vae.programs.walk import Walk, at_once
 from pyro_vae.seeding import derive_seed, seeded
-
-BLOCK = 2000
 
 
 def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[tuple[str, ...], Tensor]:
@@ -43,14 +42,12 @@ def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[t
     """
     require_rows(x, program)
     require_y(program, len(x), y)
-    parts: list[Tensor] = []
-    names: tuple[str, ...] = ()
-    for first in range(0, len(x), BLOCK):
-        block_y = y_to_program(program, y, slice(first, first + BLOCK))
-        found = by_site(program, encode(program, x[first : first + BLOCK], block_y), x, y)
-        names = unit_names(found)
-        parts.append(flat(found))
-    return names, torch.cat(parts)
+    walk = Walk(program, x, y, rows=at_once("latent means"))
+    for block in walk:
+        with block:
+            walk.keep(by_site(program, encode(program, block.x, block.y), x, y))
+    parts = walk.gathered()
+    return unit_names(parts[0]), torch.cat([flat(part) for part in parts])
 
 
 def by_site(program: Program, z: Latents, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
