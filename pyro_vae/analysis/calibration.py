@@ -27,7 +27,7 @@ from pyro_vae.analysis.scoring import Arrays, draw_from_guide, score
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import check
 from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
-from pyro_vae.programs.trace import Program, to_program, y_to_program
+from pyro_vae.programs.trace import OBSERVED, Program, to_program, y_to_program
 from pyro_vae.programs.walk import Walk, at_once, spans
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
@@ -180,11 +180,13 @@ def sbc(
     for block in walk:
         with block:
             guide_seed = derive_seed("calibration: guide", seed, block.first)
-            values, _ = draw_from_guide(program, block.x, block.y, num_draws, guide_seed)
+            drawn = draw_from_guide(program, block.x, block.y, num_draws, guide_seed)
             true = {n: v[block.rows].unsqueeze(0).cpu().numpy() for n, v in truth.items()}
-            values[DATA_QUANTITY] = score(program, block.x, block.y, values)[0]
-            true[DATA_QUANTITY] = score(program, block.x, block.y, true)[0]
-            walk.keep(_ranks(true, values, derive_seed("calibration: ties", seed, block.first)))
+            ours, theirs = (
+                found["posterior"] | {DATA_QUANTITY: found["log_likelihood"][OBSERVED]}
+                for found in (score(program, block.x, block.y, true), drawn)
+            )
+            walk.keep(_ranks(ours, theirs, derive_seed("calibration: ties", seed, block.first)))
     names = [
         f"{n}[{', '.join(map(str, i))}]" if v.ndim > 1 else n
         for n, v in _events(truth)

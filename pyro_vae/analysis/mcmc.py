@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_vae.analysis.adaptation import DualAveraging, first_step, scales, windows
 from pyro_vae.analysis.hmc import HMC
 from pyro_vae.analysis.nuts import NUTS, Adapt, Report
+from pyro_vae.analysis.scoring import concatenated
 from pyro_vae.analysis.target import Record, Target
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.methods import rows_of_chains
@@ -122,9 +123,8 @@ def sample_chains(
         with block:
             walk.keep(_moved(block, kernel, max_tree_depth, num_samples, num_warmup, target_accept, seed))
     blocks = walk.gathered()
-    latents = {n: np.concatenate([b[0][n] for b in blocks], 2) for n in blocks[0][0]}
-    statistics = {n: np.concatenate([b[1][n] for b in blocks], 2) for n in blocks[0][1]}
-    return Chains(latents, statistics, sum(b[2] for b in blocks), walk.rows * num_chains)
+    latents, statistics = (concatenated([block[i] for block in blocks], 2) for i in (0, 1))
+    return Chains(latents, statistics, sum(block[2] for block in blocks), walk.rows * num_chains)
 
 
 def _moved(

@@ -133,17 +133,6 @@ def bits_per_dim(program: Program, data: Data, nll: float, x: Tensor, y: Tensor 
     return None
 
 
-def active_units(program: Program, x: Tensor, y: Tensor | None = None) -> list[int | None]:
-    """Per latent site, the units whose guide mean varies over the images x by more than 0.01; None where a site has no mean.
-
-    A unit whose variance is not told from 0.01 by 1,024 draws per image is counted on the side its estimate falls, with a
-    warning: see :func:`~pyro_vae.evaluation.activity.unit_activity`.
-    Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.2: A_u = Cov_x(E_q[u | x]) > 0.01, over 500
-    training images in their code.
-    """
-    return told(unit_activity(program, x, y)).counts
-
-
 def y_of(program: Program, data: Data, split: str, rows: Tensor) -> Tensor | None:
     """What a program is given beside these rows: their labels, if it takes y and there are any; None for others.
 

@@ -75,13 +75,13 @@ class LatentInformation:
     rate_se: float
     distortion: float
     distortion_se: float
-    information_lower: float | None
-    information_lower_se: float | None
-    information_upper: float | None
-    information_upper_se: float | None
-    marginal_kl_se: tuple[float, float] | None
     num_data: int
     num_samples: int
+    information_lower: float | None = None
+    information_lower_se: float | None = None
+    information_upper: float | None = None
+    information_upper_se: float | None = None
+    marginal_kl_se: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
 
@@ -216,6 +216,17 @@ def latent_information(
     units = [part[2] for part in parts if part[2] is not None]
     activity = unit_activity(program, x, y, seed=seed)
     bounds, notes = _information(program, x, y, seed)
+    of_bounds: dict[str, Any] = {}
+    if bounds is not None:
+        lower, upper = bounds
+        of_bounds = {
+            "information_lower": float(lower.mean()),
+            "information_lower_se": _se(lower),
+            "information_upper": float(upper.mean()),
+            "information_upper_se": _se(upper),
+            "marginal_kl_se": (_se(rate - upper), _se(rate - lower)),
+            "forbidden": _forbidden(lower, upper, rate),
+        }
     found = LatentInformation(
         activity=activity,
         # one-hot sites have one KL for all classes of a unit
@@ -224,15 +235,10 @@ def latent_information(
         rate_se=_se(rate),
         distortion=float(distortion.mean()),
         distortion_se=_se(distortion),
-        information_lower=None if bounds is None else float(bounds[0].mean()),
-        information_lower_se=None if bounds is None else _se(bounds[0]),
-        information_upper=None if bounds is None else float(bounds[1].mean()),
-        information_upper_se=None if bounds is None else _se(bounds[1]),
-        marginal_kl_se=None if bounds is None else (_se(rate - bounds[1]), _se(rate - bounds[0])),
         num_data=len(x),
         num_samples=num_samples,
         notes=notes,
-        forbidden=() if bounds is None else _forbidden(bounds[0], bounds[1], rate),
+        **of_bounds,
     )
     consistency.warn(found.forbidden)
     return found

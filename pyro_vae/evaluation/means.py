@@ -8,19 +8,9 @@ from torch import Tensor
 
 from pyro_vae.programs.contract import require_rows
 from pyro_vae.programs.given import require_y
-from pyro_vae.programs.latents import Latents, encode
-from pyro_vae.programs.trace import (
-    Program,
-    device_of,
-    evaluating,
-    isolated,
-    latent_sites,
-    run,
-    to_program,
-    y_to_program,
-)
+from pyro_vae.programs.latents import encoded_sites
+from pyro_vae.programs.trace import Program
 from pyro_vae.programs.walk import Walk, at_once
-from pyro_vae.seeding import derive_seed, seeded
 
 
 def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[tuple[str, ...], Tensor]:
@@ -45,19 +35,9 @@ def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[t
     walk = Walk(program, x, y, rows=at_once("latent means"))
     for block in walk:
         with block:
-            walk.keep(by_site(program, encode(program, block.x, block.y), x, y))
+            walk.keep(encoded_sites(program, block.x, block.y))
     parts = walk.gathered()
     return unit_names(parts[0]), torch.cat([flat(part) for part in parts])
-
-
-def by_site(program: Program, z: Latents, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-    """What ``encode`` returned by the names of the sites, also where there is one; x and y are asked for the name."""
-    if isinstance(z, dict):
-        return z
-    row_y = y_to_program(program, y, slice(0, 1))
-    with evaluating(program), isolated(), seeded(derive_seed("site names"), device_of(program)):
-        traced = run(program.guide, to_program(program, x[:1]), row_y)
-    return {next(iter(latent_sites(traced))): z}
 
 
 def flat(sites: dict[str, Tensor]) -> Tensor:
