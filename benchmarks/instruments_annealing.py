@@ -13,8 +13,9 @@ from instruments_checks import Cell, Check, estimates, shown, unbiased, within, 
 from instruments_weights import both, noises, repeated, seed_of
 
 from pyro_vae.evaluation.ais import annealed_log_likelihood
-from pyro_vae.evaluation.anneal import Settings, run
+from pyro_vae.evaluation.anneal import run
 from pyro_vae.evaluation.bdmc import bidirectional
+from pyro_vae.evaluation.methods import Annealing
 
 DATA = 200
 SPREAD = 1.0  # of log w: above it, few weights carry the mean, and a cell says so
@@ -64,7 +65,7 @@ def backward(model: str, distributions: int, start: str, size: float) -> list[Ch
     seed = seed_of("reverse", model, distributions, start)
     x, _, exact = repeated(truth, DATA, count, seed)
     drawn = truth.posterior_draw(x, seed)
-    settings = Settings(num_chains=4, num_distributions=distributions, start=start, seed=seed)  # type: ignore[arg-type]
+    settings = Annealing(num_chains=4, num_distributions=distributions, start=start, seed=seed)  # type: ignore[arg-type]
     weights = run(program, x, None, settings, exact=drawn)
     if weights.reverse_log_weight is None:
         return [within("reverse chains ran", 0, 1, 1)]

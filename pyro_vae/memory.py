@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from pyro_vae.errors import UserError
@@ -55,6 +56,14 @@ def keep_freed() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there was no memory, on any device."""
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 def human(num_bytes: int) -> str:

@@ -17,9 +17,16 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import registry
-from pyro_vae.evaluation.activity import DECIDED, FIRST_DRAWS, MOST_DRAWS, ActivityWarning, _estimate, unit_activity
+from pyro_vae.evaluation.activity import (
+    DECIDED,
+    FIRST_DRAWS,
+    MOST_DRAWS,
+    ActivityWarning,
+    _estimate,
+    told,
+    unit_activity,
+)
 from pyro_vae.evaluation.consistency import InconsistentResultWarning
-from pyro_vae.evaluation.evaluate import active_units
 from pyro_vae.seeding import generator
 
 POSTERIORS = registry.names("posteriors")
@@ -49,7 +56,7 @@ def rows(count: int) -> Tensor:
 def test_a_guide_that_ignores_x_has_no_active_unit(posterior: str, num_rows: int) -> None:
     """The mean of 64 draws alone varies by 0.016 where z has unit variance: every unit of a flow was active once."""
     vae, x = blind(posterior), rows(num_rows)
-    assert active_units(vae, x) == [0]
+    assert told(unit_activity(vae, x)).counts == [0]
     found = unit_activity(vae, x, seed=1)
     assert not found.undecided.any()
     # false-alarm rate of a unit, at 5 standard errors and heavier tails than a normal's: below 1e-4
@@ -101,7 +108,7 @@ def test_a_unit_near_the_threshold_gets_more_draws_and_is_named_where_they_do_no
     near = (0.01 / float(x.var())) ** 0.5
     program = Moving(torch.tensor([near], dtype=torch.float64))
     with pytest.warns(ActivityWarning, match=r"1 of 1 units vary by 0\.01 to within 4 standard errors.*1,024 draws"):
-        assert active_units(program, x) in ([0], [1])
+        assert told(unit_activity(program, x)).counts in ([0], [1])
     found = unit_activity(Moving(torch.tensor([1.4 * near, 0.6 * near], dtype=torch.float64)), x)
     assert found.num_draws == MOST_DRAWS
     assert found.active.tolist() == [True, False]
@@ -130,7 +137,7 @@ class Classes(nn.Module):
 def test_an_integer_coded_class_is_named_and_left_out() -> None:
     program, x = Classes(), torch.randn(60, 1, dtype=torch.float64, generator=generator(0))
     with pytest.warns(ActivityWarning, match=r"'c' \(Categorical\) has no mean"):
-        assert active_units(program, x) == [None, 1]
+        assert told(unit_activity(program, x)).counts == [None, 1]
     found = pv.latent_information(program, x)
     assert found.names == ("c", "z")
     assert found.active.tolist() == [False, True]

@@ -17,8 +17,8 @@ from pyro_vae.analysis.evidence import weight_diagnostics
 from pyro_vae.analysis.report.likelihood import headline
 from pyro_vae.cli.evaluate import _table
 from pyro_vae.evaluation.adaptive import PILOT, chosen
-from pyro_vae.evaluation.chunks import SmallerChunkWarning
 from pyro_vae.evaluation.estimators import Estimate, estimate, good_khat
+from pyro_vae.programs.walk import SmallerChunkWarning
 
 
 def log_likelihood(program: nn.Module, x: Tensor, **options: Any) -> pv.LogLikelihood:

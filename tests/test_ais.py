@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 import pyro_vae as pv
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.ais import annealed_log_likelihood
-from pyro_vae.evaluation.anneal import Settings, run
+from pyro_vae.evaluation.anneal import run
 from pyro_vae.evaluation.bdmc import bidirectional
 from pyro_vae.evaluation.hmc import transition
+from pyro_vae.evaluation.methods import Annealing
 from pyro_vae.evaluation.path import Path
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.evaluation.unconstrained import Unconstrained
@@ -279,7 +280,7 @@ def test_a_guide_that_cannot_score_leaves_the_prior_to_anneal_from() -> None:
 )
 def test_settings_are_checked(option: str, value: Any) -> None:
     with pytest.raises(UserError, match=option):
-        Settings(**{option: value})
+        Annealing(**{option: value})
 
 
 @pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
@@ -326,7 +327,7 @@ def test_interrupted_work_goes_on_to_the_same_bits(stop_after: int) -> None:
     program = LinearGaussian(6, 3)
     x = pv.sample(program, 8, seed=1)
     z = {"z": torch.randn(8, 3, generator=generator(2), dtype=torch.float64)}
-    settings = Settings(num_chains=4, num_distributions=20, chunk_size=16)
+    settings = Annealing(num_chains=4, num_distributions=20, chunk_size=16)
     whole = run(program, x, None, settings, exact=z)
     memory = Memory(stop_after)
     with pytest.raises(KeyboardInterrupt):
@@ -343,9 +344,9 @@ def test_kept_work_of_other_settings_is_not_gone_on_with() -> None:
     program = LinearGaussian(6, 3)
     x = pv.sample(program, 4, seed=1)
     memory = Memory()
-    run(program, x, None, Settings(num_chains=4, num_distributions=5), checkpoint=memory)
-    other = run(program, x, None, Settings(num_chains=4, num_distributions=6), checkpoint=memory)
-    assert torch.equal(other.log_weight, run(program, x, None, Settings(num_chains=4, num_distributions=6)).log_weight)
+    run(program, x, None, Annealing(num_chains=4, num_distributions=5), checkpoint=memory)
+    other = run(program, x, None, Annealing(num_chains=4, num_distributions=6), checkpoint=memory)
+    assert torch.equal(other.log_weight, run(program, x, None, Annealing(num_chains=4, num_distributions=6)).log_weight)
 
 
 @pytest.mark.parametrize(("model", "guide", "decoder"), [("mlp", "diagonal", "mlp"), ("mixture", "gated", "gated-mlp")])

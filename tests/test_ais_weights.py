@@ -13,13 +13,14 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.evaluation import anneal
-from pyro_vae.evaluation.anneal import Settings, run
+from pyro_vae.evaluation.anneal import run
+from pyro_vae.evaluation.methods import Annealing
 from pyro_vae.seeding import derive_seed
 
 
 def excess(program: Any, x: Tensor, exact: Tensor, **how: Any) -> tuple[float, float, float]:
     """z of E[w] / p(x) = 1 over all chains, its standard error, and the chi-square p-value over the images."""
-    weights = run(program, x, None, Settings(**how))
+    weights = run(program, x, None, Annealing(**how))
     ratio = (weights.log_weight - exact).exp()
     mean, se = ratio.mean(0), ratio.std(0) / math.sqrt(len(ratio))
     whole = float(se.square().sum().sqrt()) / len(x)

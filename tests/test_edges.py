@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.evaluation.ais import annealed_log_likelihood
-from pyro_vae.evaluation.anneal import Settings, run
+from pyro_vae.evaluation.anneal import run
 from pyro_vae.evaluation.bdmc import bidirectional
+from pyro_vae.evaluation.methods import Annealing
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.programs.contract import evaluating
@@ -99,7 +100,7 @@ def test_annealing_is_unbiased_where_priors_are_u_shaped(start: Any, record_prop
     """
     a, x = 0.25, torch.ones(30, 8)
     program = Edges(beta(a), 8, guide=lambda one: dist.Beta(0.5 * one, 0.3 * one).to_event(1))
-    weights = run(program, x, None, Settings(num_chains=48, num_distributions=40, num_leapfrog=3, start=start))
+    weights = run(program, x, None, Annealing(num_chains=48, num_distributions=40, num_leapfrog=3, start=start))
     ratio = (weights.log_weight - evidence(a, x)).exp()
     z = (float(ratio.mean()) - 1) / (float(ratio.std()) / math.sqrt(ratio.numel()))
     record_property("E[w] / p(x)", (float(ratio.mean()), float(ratio.std()) / math.sqrt(ratio.numel())))

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 import pyro_vae as pv
 from pyro_vae.errors import NumericalError
-from pyro_vae.evaluation.chunks import SmallerChunkWarning
+from pyro_vae.programs.walk import SmallerChunkWarning
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.interrupts import Interrupted
 

@@ -15,9 +15,7 @@ from pyro_vae.seeding import derive_seed, generator
 
 # Uses that are meant to draw the same numbers, or of which no number is looked at: each with its number of places.
 SHARED = {
-    "importance weights": 2,  # the bound's curve is made of the blocks of the estimate
     "initial weights": 2,  # a declared program, and a program in a file
-    "site names": 3,  # dry runs, of which only names and shapes are read
     "recording": 2,  # a graph is recorded twice and must come out alike
 }
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from pyro_vae.analysis.drawing import finish, new_figure, plain
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.information import LatentInformation
-from pyro_vae.evaluation.means import by_site, flat, unit_names
+from pyro_vae.evaluation.means import flat, unit_names
 from pyro_vae.programs.contract import Program, admit, require_latents
-from pyro_vae.programs.latents import encode, sample_latents
+from pyro_vae.programs.latents import encoded_sites, sample_latents
 from pyro_vae.programs.trace import y_to_program
 from pyro_vae.signatures import checked
 
@@ -52,7 +52,7 @@ def aggregate_posterior(program: Program, x: Tensor, y: Tensor | None = None, *,
         raise UserError(f"an aggregate posterior needs three data at least, got {len(x)}")
     y = y_to_program(program, y)
     prior = sample_latents(program, len(x), y, event_shape=tuple(x.shape[1:]), seed=seed)
-    drawn = by_site(program, encode(program, x, y, num_samples=1, seed=seed + 1), x, y)
+    drawn = encoded_sites(program, x, y, num_samples=1, seed=seed + 1)
     ours = {n: drawn[n].expand(1, *v.shape)[0] for n, v in prior.items()}
     sets = dict(zip(NAMES, (flat(prior).numpy(), flat(ours).numpy()), strict=True))
     figure = new_figure((9.0, 4.4))

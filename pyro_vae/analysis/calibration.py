@@ -27,13 +27,13 @@ from pyro_vae.analysis.scoring import Arrays, draw_from_guide, score
 from pyro_vae.errors import UserError
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
-from pyro_vae.programs.trace import Program, dtype_of, y_to_program
+from pyro_vae.programs.trace import OBSERVED, Program
+from pyro_vae.programs.walk import Walk, at_once, spans
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
 SIMULATIONS = 10_000  # of uniform ranks, from which the test's p-values and the bands are taken
 DATA_QUANTITY = "log_likelihood"
-BLOCK_DRAWS = 2**16  # simulations times draws that are ranked at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,24 +176,23 @@ def sbc(
     )
     x = decode(program, truth, y, mean=False, event_shape=event_shape, seed=derive_seed("calibration: data", seed))
     examined(program, x, y)
-    size = max(1, BLOCK_DRAWS // num_draws)
-    ranks = []
-    for first in range(0, num_simulations, size):
-        rows = slice(first, first + size)
-        block, block_y = x[rows].to(dtype_of(program)), y_to_program(program, y, rows)
-        values, _ = draw_from_guide(program, block, block_y, num_draws, derive_seed("calibration: guide", seed, first))
-        true = {n: v[rows].unsqueeze(0).cpu().numpy() for n, v in truth.items()}
-        values[DATA_QUANTITY] = score(program, block, block_y, values)[0]
-        true[DATA_QUANTITY] = score(program, block, block_y, true)[0]
-        ranks.append(_ranks(true, values, derive_seed("calibration: ties", seed, first)))
-        if progress is not None:
-            progress(len(block))
+    walk = Walk(program, x, y, rows=at_once("calibration", num_draws), progress=progress)
+    for block in walk:
+        with block:
+            guide_seed = derive_seed("calibration: guide", seed, block.first)
+            drawn = draw_from_guide(program, block.x, block.y, num_draws, guide_seed)
+            true = {n: v[block.rows].unsqueeze(0).cpu().numpy() for n, v in truth.items()}
+            ours, theirs = (
+                found["posterior"] | {DATA_QUANTITY: found["log_likelihood"][OBSERVED]}
+                for found in (score(program, block.x, block.y, true), drawn)
+            )
+            walk.keep(_ranks(ours, theirs, derive_seed("calibration: ties", seed, block.first)))
     names = [
         f"{n}[{', '.join(map(str, i))}]" if v.ndim > 1 else n
         for n, v in _events(truth)
         for i in np.ndindex(*v.shape[1:])
     ]
-    found = np.concatenate(ranks)
+    found = np.concatenate(walk.gathered())
     labels = {"quantity": [*names, DATA_QUANTITY]}
     array = xr.DataArray(found, dims=("simulation", "quantity"), coords=labels, name="rank")
     p_value = xr.DataArray(_ecdf_p_values(found, num_draws), dims="quantity", coords=labels)
@@ -239,10 +238,9 @@ def _null(num_simulations: int, num_draws: int) -> np.ndarray:
     """The smallest tail probability over r of uniform ranks, simulated and sorted."""
     random = np.random.default_rng(derive_seed("calibration: uniform ranks", num_simulations, num_draws))
     tails, found = _tails(num_simulations, num_draws), np.empty(SIMULATIONS)
-    size = max(1, 2**22 // num_simulations)
-    for first in range(0, SIMULATIONS, size):
-        ranks = random.integers(0, num_draws + 1, (num_simulations, min(size, SIMULATIONS - first)))
-        found[first : first + size] = _smallest(tails, _cumulative(ranks, num_draws))
+    for span in spans(SIMULATIONS, at_once("uniform ranks", num_simulations)):
+        ranks = random.integers(0, num_draws + 1, (num_simulations, span.stop - span.start))
+        found[span] = _smallest(tails, _cumulative(ranks, num_draws))
     return np.sort(found)
 
 

@@ -28,11 +28,11 @@ from pyro_vae.programs.contract import (
 )
 from pyro_vae.programs.latents import prior_trace
 from pyro_vae.programs.trace import innermost
+from pyro_vae.programs.walk import at_once
 from pyro_vae.seeding import derive_seed, seeded
 
 DRAWS = 20_000  # from the prior, to find its range and where its mass is
 POINTS = 384  # edges of cells along each axis that are evenly spaced, and as many at quantiles of the draws
-BLOCK = 2**16  # points scored at once
 
 
 def latent_grid(
@@ -154,7 +154,7 @@ def _log_density(fn: Any, first: np.ndarray, second: np.ndarray, like: Tensor) -
     """Log p(z) in float64 at every pair of coordinates ``(len(first), len(second))``; -inf outside the support."""
     pairs = np.stack(np.meshgrid(first, second, indexing="ij"), -1).reshape(-1, 1, *fn.event_shape)
     parts = []
-    for z in torch.as_tensor(pairs).to(like).split(BLOCK):
+    for z in torch.as_tensor(pairs).to(like).split(at_once("manifold")):
         log_prob = wide(fn.log_prob(z))
         parts.append(torch.where(fn.support.check(z) & (log_prob < torch.inf), log_prob, -torch.inf).cpu())
     return torch.cat(parts).reshape(len(first), len(second)).numpy()

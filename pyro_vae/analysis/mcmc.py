@@ -6,7 +6,6 @@ gradient is one pass of the decoder over all of them. Step size and scales are p
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,14 +16,15 @@ from torch import Tensor
 from pyro_vae.analysis.adaptation import DualAveraging, first_step, scales, windows
 from pyro_vae.analysis.hmc import HMC
 from pyro_vae.analysis.nuts import NUTS, Adapt, Report
+from pyro_vae.analysis.scoring import concatenated
 from pyro_vae.analysis.target import Record, Target
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.anneal import BLOCK_ELEMENTS
-from pyro_vae.evaluation.chunks import Chunks
+from pyro_vae.evaluation.methods import rows_of_chains
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.programs.contract import admit, require_gradients
 from pyro_vae.programs.examination import examined
-from pyro_vae.programs.trace import Program, device_of, evaluating, latent_sites, to_program, y_to_program
+from pyro_vae.programs.trace import Program, device_of, latent_sites
+from pyro_vae.programs.walk import Block, Walk
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.signatures import checked
 
@@ -118,38 +118,33 @@ def sample_chains(
         raise UserError(f"expected target_accept between 0 and 1, got {target_accept}")
     admit(program, x, y)
     require_gradients(program)
-    device = device_of(program)
-    if chunk_size is None:
-        elements = BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["other"])
-        chunk_size = max(64, elements // max(1, math.prod(x.shape[1:])))
-    fitting = Chunks(max(1, chunk_size // num_chains), num_chains, whole=True)
-
-    def move(x: Tensor, y: Tensor | None, first: int, num_chains: int) -> _Block:
-        block, block_y = to_program(program, x), y_to_program(program, y)
-        require_continuous(program, block, block_y)
-        with evaluating(program):
-            density = Unconstrained(program, block, block_y)
-            start, scale = starting_points(density, num_chains, derive_seed("chains: start", seed, first))
-            target = Target(density, num_chains, scale)
-            random = generator("chains", seed, first, device=device)
-            chosen: Kernel = (
-                NUTS(target, start / scale, max_tree_depth, random)
-                if kernel == "nuts"
-                else HMC(target, start / scale, random)
-            )
-            record = _sample(chosen, num_samples, num_warmup, target_accept, _part(progress, len(block)))
-            if kernel == "hmc":
-                del record.statistics["tree_depth"]
-            latents, edge = _constrained(density, record.draws, fitting.images * num_chains)
-            return latents, record.as_dict() | edge, target.gradients[0]
-
-    blocks = fitting.over(move, x, y)
-    latents = {n: np.concatenate([b[0][n] for b in blocks], 2) for n in blocks[0][0]}
-    statistics = {n: np.concatenate([b[1][n] for b in blocks], 2) for n in blocks[0][1]}
-    return Chains(latents, statistics, sum(b[2] for b in blocks), fitting.images * num_chains)
+    rows = rows_of_chains(x, device_of(program), num_chains, chunk_size)
+    walk = Walk(program, x, y, rows=rows, draws=num_chains, whole=True, progress=progress)
+    for block in walk:
+        with block:
+            walk.keep(_moved(block, kernel, max_tree_depth, num_samples, num_warmup, target_accept, seed))
+    blocks = walk.gathered()
+    latents, statistics = (concatenated([block[i] for block in blocks], 2) for i in (0, 1))
+    return Chains(latents, statistics, sum(block[2] for block in blocks), walk.rows * num_chains)
 
 
-_Block = tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]
+def _moved(
+    block: Block, kernel: str, max_tree_depth: int, num_samples: int, num_warmup: int, target_accept: float, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
+    """Latents and statistics of the chains of a block, and how many gradients they took."""
+    program, num_chains = block.walk.program, block.walk.draws
+    require_continuous(program, block.x, block.y)
+    density = Unconstrained(program, block.x, block.y)
+    start, scale = starting_points(density, num_chains, derive_seed("chains: start", seed, block.first))
+    target = Target(density, num_chains, scale)
+    random = generator("chains", seed, block.first, device=block.x.device)
+    nuts = kernel == "nuts"
+    chosen: Kernel = NUTS(target, start / scale, max_tree_depth, random) if nuts else HMC(target, start / scale, random)
+    record = _sample(chosen, num_samples, num_warmup, target_accept, block.report)
+    if not nuts:
+        del record.statistics["tree_depth"]
+    latents, edge = _constrained(density, record.draws, block.walk.rows * num_chains)
+    return latents, record.as_dict() | edge, target.gradients[0]
 
 
 def require_continuous(program: Any, x: Tensor, y: Tensor | None) -> None:
@@ -206,9 +201,9 @@ def _sample(kernel: Kernel, num_samples: int, num_warmup: int, target_accept: fl
     return kernel.run(num_samples, step, None, _part(report, num_samples / total))
 
 
-def _part(report: Report | None, size: float) -> Report:
+def _part(report: Report, size: float) -> Report:
     """A report that counts its share as ``size``."""
-    return (lambda share: None) if report is None else (lambda share: report(share * size))
+    return lambda share: report(share * size)
 
 
 def _constrained(

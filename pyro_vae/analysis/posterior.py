@@ -24,14 +24,23 @@ from pyro_vae import __version__
 from pyro_vae.analysis.convergence import Convergence
 from pyro_vae.analysis.mcmc import sample_chains
 from pyro_vae.analysis.schema import Tree, event_dims, require_names
-from pyro_vae.analysis.scoring import Arrays, draw_from_guide, draw_from_prior, host, predict, score
+from pyro_vae.analysis.scoring import (
+    Arrays,
+    Groups,
+    concatenated,
+    draw_from_guide,
+    draw_from_prior,
+    host,
+    predict,
+    score,
+)
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, narrow_sites, point_masses, require_weights
 from pyro_vae.evaluation.estimators import estimate, good_khat
-from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
 from pyro_vae.programs.contract import admit, require_latents, require_rows
 from pyro_vae.programs.trace import OBSERVED, Program, Traces, to_program, y_to_program
+from pyro_vae.programs.walk import Block, Walk, at_once
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
@@ -122,20 +131,19 @@ def posterior(
     if source == "psis":
         require_weights(traces)
     if source != "prior":
-        blocks = []
-        images = len(x) if source in ("nuts", "hmc") else max(1, BLOCK_ELEMENTS // (8 * math.prod(x.shape[1:])))
-        for first in range(0, len(x), images):
-            rows = slice(first, first + images)
-            block, block_y = to_program(program, x[rows]), y_to_program(program, y, rows)
-            found = _draws(
-                program, block, block_y, source, shape, derive_seed("posterior: block", seed, first), mcmc, progress
-            )
-            _forget_weights(found, traces)
-            blocks.append(found)
+        chains = source in ("nuts", "hmc")  # which have blocks and a report of progress of their own
+        rows = len(x) if chains else at_once("posterior", math.prod(x.shape[1:]))
+        walk = Walk(program, x, y, rows=rows, progress=None if chains else progress)
+        for block in walk:
+            with block:
+                found = _draws(block, source, shape, derive_seed("posterior: block", seed, block.first), mcmc, progress)
+                _forget_weights(found, traces)
+                walk.keep(found)
+        blocks = walk.gathered()
         _add_posterior(tree, blocks, shape)
     kept = _kept(num_samples, num_chains, math.prod(x.shape), num_predictive)
     if predictive != "none" and source != "prior":
-        values = {n: np.concatenate([b.latents[n] for b in blocks], 1) for n in blocks[0].latents}
+        values = concatenated([b.groups["posterior"] for b in blocks], 1)
         _add_predictive(tree, "posterior", program, x, y, values, shape, kept, predictive, seed)
     if prior or source == "prior":
         _add_prior(tree, program, x, y, shape, kept, predictive, seed)
@@ -179,12 +187,11 @@ def _blind(traces: Traces, source: str) -> list[str]:
 
 def _forget_weights(block: _Block, traces: Traces) -> None:
     """NaN for what weights cannot tell: all of it of a point estimate, Pareto k of discrete latents."""
-    lost = list(block.per_image) if point_masses(traces) else ["khat"] if discrete_sites(traces) else []
-    for name in lost:
-        if name in block.per_image:
-            block.per_image[name] = np.full_like(block.per_image[name], np.nan)
-    if point_masses(traces) and "log_weight" in block.statistics:
-        block.statistics["log_weight"] = np.full_like(block.statistics["log_weight"], np.nan)
+    points = point_masses(traces)
+    for of, names in ((block.per_image, block.per_image), (block.groups["sample_stats"], ["log_weight"])):
+        for name in names if points else ["khat"] if discrete_sites(traces) else []:
+            if name in of:
+                of[name] = np.full_like(of[name], np.nan)
 
 
 def _doubts(tree: xr.DataTree, source: str) -> list[str]:
@@ -210,57 +217,45 @@ def guide_name(program: Any) -> str:
 
 
 class _Block:
-    """Draws ``(num_chains * num_samples, batch, ...)`` of a block of images, and what belongs to them."""
+    """Draws ``(num_chains * num_samples, batch, ...)`` of a block of images, by group of the tree; and values of each image."""
 
-    def __init__(self, latents: Arrays, log_likelihood: np.ndarray, log_prior: Arrays) -> None:
-        self.latents, self.log_likelihood, self.log_prior = latents, log_likelihood, log_prior
-        self.statistics: Arrays = {"lp": log_likelihood + sum(log_prior.values())}
-        self.per_image: Arrays = {}
+    def __init__(self, groups: Groups) -> None:
+        lp = groups["log_likelihood"][OBSERVED] + sum(groups["log_prior"].values())
+        self.groups, self.per_image = groups | {"sample_stats": {"lp": lp}}, Arrays()
 
     def rows(self, chosen: np.ndarray) -> None:
         """Keep the draws ``chosen`` ``(num, batch)`` of each image."""
-
-        def take(array: np.ndarray) -> np.ndarray:
-            return np.take_along_axis(array, chosen.reshape(*chosen.shape, *(1 for _ in array.shape[2:])), 0)
-
-        self.latents = {n: take(v) for n, v in self.latents.items()}
-        self.log_prior = {n: take(v) for n, v in self.log_prior.items()}
-        self.statistics = {n: take(v) for n, v in self.statistics.items()}
-        self.log_likelihood = take(self.log_likelihood)
+        for group in self.groups.values():
+            for name, array in group.items():
+                where = chosen.reshape(*chosen.shape, *(1 for _ in array.shape[2:]))
+                group[name] = np.take_along_axis(array, where, 0)
 
 
 def _draws(
-    program: Program, x: Tensor, y: Tensor | None, source: str, shape: tuple[int, int], seed: int,
-    mcmc: dict[str, Any], progress: Callable[[float], None] | None,
+    rows: Block, source: str, shape: tuple[int, int], seed: int, mcmc: dict[str, Any],
+    progress: Callable[[float], None] | None,
 ) -> _Block:  # fmt: skip
+    program, x, y = rows.walk.program, rows.x, rows.y
     if source in ("nuts", "hmc"):
+        num_chains, num_samples = shape
         chains = sample_chains(
-            program,
-            x,
-            y,
-            kernel=source,
-            num_chains=shape[0],
-            num_samples=shape[1],
-            seed=seed,
-            progress=progress,
-            **mcmc,
-        )
+            program, x, y, kernel=source, num_chains=num_chains, num_samples=num_samples, seed=seed, progress=progress, **mcmc
+        )  # fmt: skip
         latents = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.latents.items()}
-        block = _Block(latents, *score(program, x, y, latents))
-        block.statistics = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.statistics.items()}
+        block = _Block(score(program, x, y, latents))
+        block.groups["sample_stats"] = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.statistics.items()}
         return block
-    latents, log_guide = draw_from_guide(program, x, y, math.prod(shape), derive_seed("posterior: guide", seed))
-    block = _Block(latents, *score(program, x, y, latents))
-    log_weight = block.statistics["lp"] - log_guide
-    block.statistics["log_weight"] = log_weight
+    drawn = draw_from_guide(program, x, y, math.prod(shape), derive_seed("posterior: guide", seed))
+    log_guide = drawn.pop("log_guide")[OBSERVED]
+    block = _Block(drawn)
+    log_weight = block.groups["sample_stats"]["lp"] - log_guide
+    block.groups["sample_stats"]["log_weight"] = log_weight
     found = estimate(torch.from_numpy(log_weight))
     block.per_image = {
         "khat": found.khat.numpy(), "ess": found.ess.numpy(), "log_evidence": found.log_likelihood.numpy()
     }  # fmt: skip
     if source == "psis":
         block.rows(resampled(log_weight, block.per_image["khat"], derive_seed("posterior: resampling", seed)))
-    if progress is not None:
-        progress(float(len(x)))
     return block
 
 
@@ -293,20 +288,11 @@ def smoothed_weights(log_weight: np.ndarray, khat: float) -> np.ndarray:
 
 
 def _add_posterior(tree: Tree, blocks: list[_Block], shape: tuple[int, int]) -> None:
-    def chains(arrays: list[np.ndarray]) -> np.ndarray:
-        joined = np.concatenate(arrays, 1)
-        return joined.reshape(*shape, *joined.shape[1:])
-
-    latents = {n: chains([b.latents[n] for b in blocks]) for n in blocks[0].latents}
-    tree.add("posterior", latents, {n: ["image", *event_dims(n, v.shape[3:])] for n, v in latents.items()})
-    tree.add("log_likelihood", {OBSERVED: chains([b.log_likelihood for b in blocks])}, {OBSERVED: ["image"]})
-    log_prior = {n: chains([b.log_prior[n] for b in blocks]) for n in blocks[0].log_prior}
-    tree.add("log_prior", log_prior, {n: ["image"] for n in log_prior})
-    statistics = {n: chains([b.statistics[n] for b in blocks]) for n in blocks[0].statistics}
-    tree.add("sample_stats", statistics, {n: ["image"] for n in statistics})
-    tree.add_per_image(
-        "sample_stats", {n: np.concatenate([b.per_image[n] for b in blocks]) for n in blocks[0].per_image}
-    )
+    for group in blocks[0].groups:
+        found = concatenated([b.groups[group] for b in blocks], 1)
+        found = {n: v.reshape(*shape, *v.shape[1:]) for n, v in found.items()}
+        tree.add(group, found, {n: ["image", *event_dims(n, v.shape[3:])] for n, v in found.items()})
+    tree.add_per_image("sample_stats", concatenated([b.per_image for b in blocks]))
 
 
 def _add_predictive(

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.importance import BLOCK_ELEMENTS
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.trace import (
     OBSERVED,
@@ -17,63 +16,62 @@ from pyro_vae.programs.trace import (
     Traced,
     evaluating,
     isolated,
-    latent_sites,
     latent_values,
     log_probs,
     run,
     sum_log_prob,
 )
+from pyro_vae.programs.walk import at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
 
 Arrays = dict[str, np.ndarray]
+Groups = dict[str, Arrays]  # of a tree
 
 
-def draw_from_guide(
-    program: Program, x: Tensor, y: Tensor | None, num_samples: int, seed: int
-) -> tuple[Arrays, np.ndarray]:
-    """Joint draws of the model's latents from the guide, ``(num_samples, batch, *latent)`` by site, and log q(z | x) of each.
+def draw_from_guide(program: Program, x: Tensor, y: Tensor | None, num_samples: int, seed: int) -> Groups:
+    """Joint draws of the model's latents from the guide, as :func:`score` gives them; and log q(z | x), as ``log_guide``.
 
     Auxiliary sites of the guide count in its density, and are not returned.
     """
-    values: list[Arrays] = []
-    log_guide: list[np.ndarray] = []
+    found = []
     with evaluating(program), isolated():
-        with seeded(derive_seed("site names"), x.device):
-            names = list(latent_sites(run(program.model, x, y)))
-        for first, size in parts(num_samples, x):
-            with seeded(derive_seed("draws of the guide", seed, first), x.device):
-                traced = run(program.guide, x, y, num_samples=size)
-            log_guide.append(host(sum_log_prob(traced, size, len(x))))
-            drawn = latent_values(traced, size, len(x))
-            values.append({n: host(drawn[n]) for n in names})
-    return {n: np.concatenate([v[n] for v in values]) for n in names}, np.concatenate(log_guide)
+        for span, size in parts(num_samples, x):
+            with seeded(derive_seed("draws of the guide", seed, span.start), x.device):
+                guide = run(program.guide, x, y, num_samples=size)
+            scored = _scored(run(program.model, x, y, num_samples=size, at=guide), size, x)
+            found.append({**scored, "log_guide": {OBSERVED: host(sum_log_prob(guide, size, len(x)))}})
+    return {group: concatenated([part[group] for part in found]) for group in found[0]}
 
 
 def draw_from_prior(program: Program, x: Tensor, y: Tensor | None, num_samples: int, seed: int) -> Arrays:
     """Draws of every latent from the model, ``(num_samples, batch, *latent)`` by site; of x the shape is used."""
     values: list[Arrays] = []
     with evaluating(program), isolated():
-        for first, size in parts(num_samples, x):
-            with seeded(derive_seed("draws of the prior", seed, first), x.device):
+        for span, size in parts(num_samples, x):
+            with seeded(derive_seed("draws of the prior", seed, span.start), x.device):
                 traced = run(program.model, x, y, num_samples=size)
             values.append({n: host(v) for n, v in latent_values(traced, size, len(x)).items()})
-    return {n: np.concatenate([v[n] for v in values]) for n in values[0]}
+    return concatenated(values)
 
 
-def score(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> tuple[np.ndarray, Arrays]:
-    """log p(x | z) ``(num_samples, batch)``, and the log-density of each latent site given those before it, by name.
+def score(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> Groups:
+    """Latents ``(num_samples, batch, *latent)`` by site with their log-densities ``(num_samples, batch)``, as groups of a tree.
 
-    Factors of the model count with the likelihood, as in :class:`pyro_vae.programs.trace.Terms`.
+    ``log_likelihood`` is log p(x | z) with the model's factors, as in :class:`pyro_vae.programs.trace.Terms`; ``log_prior`` the
+    log-density of each latent site given those before it.
     """
-    log_likelihood: list[np.ndarray] = []
-    log_prior: list[Arrays] = []
-    for traced, size in _traces(program, x, y, latents):
-        terms, latent = log_probs(traced), latent_sites(traced)
-        zero = x.new_zeros(size, len(x))
-        log_likelihood.append(host(sum((t for n, t in terms.items() if n not in latent), zero)))
-        log_prior.append({n: host(terms[n].expand(size, len(x))) for n in latent})
-    joined = {n: np.concatenate([t[n] for t in log_prior]) for n in log_prior[0]}
-    return np.concatenate(log_likelihood), joined
+    found = [_scored(traced, size, x) for traced, size in _traces(program, x, y, latents)]
+    return {group: concatenated([part[group] for part in found]) for group in found[0]}
+
+
+def _scored(model: Traced, size: int, x: Tensor) -> Groups:
+    latents, terms = latent_values(model, size, len(x)), log_probs(model)
+    log_likelihood = sum((t for n, t in terms.items() if n not in latents), x.new_zeros(size, len(x)))
+    return {
+        "posterior": {n: host(v) for n, v in latents.items()},
+        "log_likelihood": {OBSERVED: host(log_likelihood)},
+        "log_prior": {n: host(terms[n].expand(size, len(x))) for n in latents},
+    }
 
 
 def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, mean: bool, seed: int) -> np.ndarray:
@@ -87,19 +85,21 @@ def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, m
     return np.concatenate(found)
 
 
-def parts(num_samples: int, x: Tensor) -> Iterator[tuple[int, int]]:
-    """(first, size) of the samples that are drawn in one pass for all of x."""
-    size = max(1, BLOCK_ELEMENTS // max(1, math.prod(x.shape)))
-    for first in range(0, num_samples, size):
-        yield first, min(size, num_samples - first)
+def parts(num_samples: int, x: Tensor) -> Iterator[tuple[slice, int]]:
+    """The samples that are drawn in one pass for all of x, and how many they are."""
+    return ((s, s.stop - s.start) for s in spans(num_samples, at_once("posterior draws", math.prod(x.shape))))
 
 
 def _traces(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> Iterator[tuple[Traced, int]]:
-    num_samples = len(next(iter(latents.values())))
-    for first, size in parts(num_samples, x):
-        values = {n: torch.from_numpy(v[first : first + size]).to(x.device) for n, v in latents.items()}
+    for span, size in parts(len(next(iter(latents.values()))), x):
+        values = {n: torch.from_numpy(v[span]).to(x.device) for n, v in latents.items()}
         with evaluating(program), isolated():
             yield run(program.model, x, y, num_samples=size, at=values), size
+
+
+def concatenated(arrays: list[Arrays], axis: int = 0) -> Arrays:
+    """Arrays by name, joined along an axis."""
+    return {name: np.concatenate([part[name] for part in arrays], axis) for name in arrays[0]}
 
 
 def host(tensor: Tensor) -> np.ndarray:

@@ -17,9 +17,9 @@ from torch import Tensor
 from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_beside, new_figure, plain, require_drawable
 from pyro_vae.analysis.manifold import prior_sites
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.means import by_site, flat, unit_names
+from pyro_vae.evaluation.means import flat, unit_names
 from pyro_vae.programs.contract import Program, admit, require_latents
-from pyro_vae.programs.latents import decode, encode, sample_latents
+from pyro_vae.programs.latents import decode, encoded_sites, sample_latents
 from pyro_vae.programs.trace import y_to_program
 from pyro_vae.signatures import checked
 
@@ -73,7 +73,7 @@ def traversals(
         )
     y = y_to_program(program, y)
     fns = prior_sites(program, None if y is None else y[:1], shape)
-    means = by_site(program, encode(program, x, y), x, y)
+    means = encoded_sites(program, x, y)
     sites = {name: means[name] for name in fns}
     along = None if y is None else y[:1]
     draws = sample_latents(

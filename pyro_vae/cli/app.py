@@ -133,7 +133,7 @@ def _no_memory(error: Exception) -> bool:
         return True
     if "torch" not in sys.modules:
         return False
-    from pyro_vae.evaluation.chunks import is_out_of_memory
+    from pyro_vae.memory import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -69,6 +69,7 @@ def evaluate(
     from pyro_vae.errors import UserError, nearest
     from pyro_vae.evaluation.evaluate import chosen_rows
     from pyro_vae.evaluation.evaluate import evaluate as evaluate_program
+    from pyro_vae.evaluation.methods import Annealing, ImportanceSampling
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
     from pyro_vae.training.distributed import is_first, join
     from pyro_vae.training.files import checksum_of, write_text
@@ -85,46 +86,34 @@ def evaluate(
     data = loaded.load_data(data_root)
     total = len(chosen_rows(len(data.stored(split)), limit))
     of_process = f"-{rank}" if rank else ""
-    parts = () if method == "iw" else ("ais", "bdmc")
-    kept = [Kept(run / f"evaluation-{part}{of_process}.safetensors") for part in parts]
+    parts = {} if method == "iw" else {"checkpoint": "ais", "simulated_checkpoint": "bdmc"}
+    checkpoints: dict[str, Any] = {
+        name: Kept(run / f"evaluation-{part}{of_process}.safetensors") for name, part in parts.items()
+    }
     with (
         Progress(total * (2 if method == "bdmc" else 1), visible=not quiet and is_first(), unit="image") as bar,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
+        how: ImportanceSampling | Annealing
         if method == "iw":
-            figures, _ = evaluate_program(
-                loaded.program, data, split=split, num_samples=samples, target_se=target_error, limit=limit, seed=seed,
-                precision=precision, noise=noise,
-                progress=lambda n: bar.advance(n, f"K = {samples}"),
-            )  # fmt: skip
-            figures["method"] = method
+            how, note = (
+                ImportanceSampling(samples, target_error, seed, precision=precision, noise=noise),
+                f"K = {samples}",
+            )
         else:
-            figures = _annealed(
-                loaded.program, data, bar, kept, split=split, limit=limit, num_chains=chains,
-                num_distributions=distributions, num_leapfrog=leapfrog, start=start, seed=seed, simulated=method == "bdmc",
-            )  # fmt: skip
+            how, note = Annealing(chains, distributions, leapfrog, start, seed), f"{chains} chains"  # type: ignore[arg-type]
+        figures, _ = evaluate_program(
+            loaded.program, data, method=how, split=split, limit=limit, simulated=method == "bdmc",
+            progress=lambda n: bar.advance(n, note), **checkpoints,
+        )  # fmt: skip
     figures["weights_crc32"] = weights
     text = _json(figures)
     if is_first():
         where = run / evaluation_name(method, split)
         deliver(text if json else _table(figures), lambda: write_text(where, text + "\n"), str(where))
-    for unfinished in kept:
+    for unfinished in checkpoints.values():
         unfinished.path.unlink(missing_ok=True)
-
-
-def _annealed(program: Any, data: Any, bar: Any, kept: list[Kept], **how: Any) -> dict[str, Any]:
-    from pyro_vae.evaluation.annealed import evaluate_annealed
-
-    figures, _ = evaluate_annealed(
-        program,
-        data,
-        progress=lambda n: bar.advance(n, f"{how['num_chains']} chains"),
-        checkpoint=kept[0],
-        simulated_checkpoint=kept[1],
-        **how,
-    )
-    return figures
 
 
 class Kept:

@@ -8,7 +8,6 @@ Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,24 +16,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.means import unit_names
-from pyro_vae.programs.trace import (
-    Program,
-    device_of,
-    evaluating,
-    innermost,
-    isolated,
-    latent_sites,
-    run,
-    to_program,
-    y_to_program,
-)
+from pyro_vae.programs.trace import Program, innermost, isolated, latent_sites, run
+from pyro_vae.programs.walk import Block, Walk, at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
 
 ACTIVE_VARIANCE = 0.01
 FIRST_DRAWS, MOST_DRAWS = 64, 1024  # per datum
 DECIDED = 4.0  # standard errors from the threshold: a false alarm in 16,000 units
-BLOCK_IMAGES = 500
-PASS_DRAWS = 64
 
 
 class ActivityWarning(UserWarning):
@@ -131,10 +119,11 @@ def told(activity: Activity) -> Activity:
 
 
 def _estimate(program: Program, x: Tensor, y: Tensor | None, num_draws: int, seed: int) -> Activity:
-    blocks = [
-        _moments(program, x[rows], y_to_program(program, y, rows), num_draws, seed, rows.start)
-        for rows in (slice(first, first + BLOCK_IMAGES) for first in range(0, len(x), BLOCK_IMAGES))
-    ]
+    walk = Walk(program, x, y, rows=at_once("active units"))
+    for block in walk:
+        with block:
+            walk.keep(_moments(block, num_draws, seed))
+    blocks = walk.gathered()
     shapes = {name: mean for name, (mean, _, _) in blocks[0].items()}
     means = {name: torch.cat([b[name][0] for b in blocks]) for name in shapes}
     noises = {name: torch.cat([b[name][1] for b in blocks]) for name in shapes}
@@ -162,23 +151,20 @@ def _variance(mean: Tensor, noise: Tensor, num_draws: int) -> tuple[Tensor, Tens
     return estimate, around.sqrt() / (num - 1)
 
 
-def _moments(
-    program: Program, x: Tensor, y: Tensor | None, num_draws: int, seed: int, first: int
-) -> dict[str, tuple[Tensor, Tensor, str]]:
+def _moments(block: Block, num_draws: int, seed: int) -> dict[str, tuple[Tensor, Tensor, str]]:
     """By site: the mean ``(batch, *event)``, the variance of its error, and the name of the distribution; float64, CPU."""
-    x = to_program(program, x)
     total: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
     start: dict[str, Tensor] = {}
     families: dict[str, str] = {}
-    for part, size in enumerate(_passes(num_draws)):
-        stream = seeded(derive_seed("active units", seed, first, num_draws, part), device_of(program))
-        with evaluating(program), isolated(), stream:
-            sites = latent_sites(run(program.guide, x, y, num_samples=size))
+    for part, span in enumerate(spans(num_draws, at_once("active units: draws"))):
+        size = span.stop - span.start
+        with isolated(), seeded(derive_seed("active units", seed, block.first, num_draws, part), block.x.device):
+            sites = latent_sites(run(block.walk.program.guide, block.x, block.y, num_samples=size))
         for name, site in sites.items():
             if site["infer"].get("is_auxiliary"):
                 continue
-            value = mean_or_draw(site).expand(size, len(x), *site["fn"].event_shape).cpu().double()
+            value = mean_or_draw(site).expand(size, len(block), *site["fn"].event_shape).cpu().double()
             if part == 0:  # sums are taken from a point near the mean, where squares cancel least
                 start[name], families[name] = value.mean(0), type(innermost(site["fn"])).__name__
                 total[name], square[name] = torch.zeros_like(start[name]), torch.zeros_like(start[name])
@@ -201,8 +187,3 @@ def mean_or_draw(site: dict[str, Any]) -> Tensor:
         drawn: Tensor = site["value"]
         return drawn if drawn.is_floating_point() else drawn.to(torch.get_default_dtype())
     return mean
-
-
-def _passes(num_draws: int) -> Iterator[int]:
-    for first in range(0, num_draws, PASS_DRAWS):
-        yield min(PASS_DRAWS, num_draws - first)

@@ -14,30 +14,47 @@ draws that would just do, and its error comes down to the target in 99 % to 73 %
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.estimators import Estimate
-from pyro_vae.evaluation.weights import Reduced, in_place
+from pyro_vae.evaluation.weights import Reduced, joined, reduced
+from pyro_vae.programs.walk import Block
+from pyro_vae.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from pyro_vae.evaluation.importance import Draws
 
 PILOT = 250  # draws: fewer tell neither their error nor their tail
 MARGIN = 1.2  # on the number of draws, beside Pareto k
 
 
-def adaptive(pilot: Reduced, fresh: Callable[[Tensor, int], Reduced], num_samples: int, target_se: float) -> Reduced:
-    """What fresh draws say of every image of a block, of as many as its pilot asks for.
+def adaptive(draws: Draws, block: Block, at_once: int, num_samples: int, target_se: float) -> Reduced:
+    """What fresh draws say of every image of a block, of as many as its pilot asks for; nothing of the pilot is reported.
 
     Args:
-        pilot: of all images of the block; nothing of it is reported.
-        fresh: the places of some images in the block, and how many draws: what these say.
+        draws: how to draw.
+        block: the images.
+        at_once: draws of all images of the block in one pass; of fewer images, more.
         num_samples: draws of an image at most.
         target_se: standard error of log p(x) that is small enough, in nats.
     """
-    numbers = chosen(pilot.estimate, int(pilot.draws[0]), num_samples, target_se)
-    groups = [(torch.nonzero(numbers == number)[:, 0], int(number)) for number in numbers.unique()]
-    return in_place([(rows, fresh(rows, number)) for rows, number in groups])
+    of_pilot = lambda first: derive_seed("importance weights: pilot", draws.seed, block.first, first)  # noqa: E731
+    pilot = reduced(draws(block, PILOT, at_once, seeds=of_pilot))
+    numbers = chosen(pilot, PILOT, num_samples, target_se)
+    places, parts = [], []
+    for number in numbers.unique().tolist():
+        rows = torch.nonzero(numbers == number)[:, 0]
+
+        def seeds(first: int, number: int = number) -> int:
+            """Images that get another number are in the same block, and draw other noise."""
+            return derive_seed("importance weights: after a pilot", draws.seed, block.first, number, first)
+
+        places.append(rows)
+        parts.append(reduced(draws(block, number, at_once * len(block) // len(rows), seeds=seeds, rows=rows)))
+    return Reduced(**joined(parts, torch.cat(places).argsort()))
 
 
 def chosen(pilot: Estimate, draws: int, num_samples: int, target_se: float) -> Tensor:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.anneal import Checkpoint, Progress, Settings, Weights, run
+from pyro_vae.evaluation.anneal import Checkpoint, Progress, run
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
-from pyro_vae.evaluation.path import Start
+from pyro_vae.evaluation.methods import Annealing, taking
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits
 from pyro_vae.programs.contract import Program, require_rows
 from pyro_vae.signatures import checked
@@ -31,21 +31,15 @@ GOOD_ACCEPTANCE = (0.4, 0.9)
 
 
 @checked
+@taking(Annealing)
 def annealed_log_likelihood(
     program: Program,
     x: Tensor,
     y: Tensor | None = None,
     *,
-    num_chains: int = 16,
-    num_distributions: int = 1000,
-    num_leapfrog: int = 10,
-    start: Start = "prior",
-    seed: int = 0,
-    target_accept: float = 0.65,
-    schedule: str = "sigmoidal",
-    chunk_size: int | None = None,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    **annealing: Any,
 ) -> AnnealedLogLikelihood:
     """log p(x) of every row of x, by annealed importance sampling.
 
@@ -61,16 +55,7 @@ def annealed_log_likelihood(
         program: any Program with continuous latents, on its device.
         x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is).
         y: what a conditional program is conditioned on, ``(N, ...)``.
-        num_chains: independent chains per image; 8 or more for an error that can be relied on.
-        num_distributions: intermediate distributions between the two ends.
-        num_leapfrog: leapfrog steps per trajectory.
-        start: anneal from the ``"prior"``, or from the ``"guide"``: shorter where the guide is good, and blind where
-            it is too narrow.
-        seed: of everything drawn; torch's generators are put back.
-        target_accept: acceptance that the step sizes are adapted to.
-        schedule: ``"sigmoidal"`` or ``"linear"`` in the inverse temperature.
-        chunk_size: images times chains in one batch, recorded in the result; by default so many that the observed site
-            holds about half a million elements (64 million on a GPU).
+        annealing: the options of :class:`~pyro_vae.evaluation.methods.Annealing`.
         progress: called with images' worth of work done, a fraction at a time; adds up to N.
         checkpoint: where to keep unfinished work twice a minute, and to find it: the result is the same to the bit.
 
@@ -88,10 +73,26 @@ def annealed_log_likelihood(
         >>> result.log_likelihood.shape, result.num_samples
         (torch.Size([4]), 16)
     """
-    settings = Settings(num_chains, num_distributions, num_leapfrog, start, schedule, target_accept, seed, chunk_size)
-    bound = guide_bound(program, x, y, seed)
-    weights = run(program, x, y, settings, progress=progress, checkpoint=checkpoint)
-    result = from_weights(weights, settings, bound)
+    how = Annealing(**annealing)
+    bound = guide_bound(program, x, y, how.seed)
+    weights = run(program, x, y, how, progress=progress, checkpoint=checkpoint)
+    found = estimate(weights.log_weight)
+    result = AnnealedLogLikelihood(
+        **{**vars(found), "khat": torch.full_like(found.khat, torch.nan)},
+        reconstruction=bound.reconstruction,
+        kl=bound.kl,
+        num_samples=how.num_chains,
+        seed=how.seed,
+        chunk_size=weights.chunk_size,
+        acceptance=weights.acceptance,
+        step_size=weights.step_size,
+        importance_bound=bound.log_likelihood,
+        importance_bound_se=bound.mc_se,
+        num_distributions=how.num_distributions,
+        num_leapfrog=how.num_leapfrog,
+        start=how.start,
+        edge=weights.edge,
+    )
     for message in result.warnings:
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
     return result
@@ -197,29 +198,3 @@ def guide_bound(program: Program, x: Tensor, y: Tensor | None, seed: int) -> Log
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableEstimateWarning)
         return log_likelihood(program, x, y, num_samples=GUIDE_DRAWS, seed=seed)
-
-
-def from_weights(weights: Weights, settings: Settings, bound: LogLikelihood) -> AnnealedLogLikelihood:
-    """The result of the forward chains."""
-    found = estimate(weights.log_weight)
-    return AnnealedLogLikelihood(
-        log_likelihood=found.log_likelihood,
-        bias=found.bias,
-        mc_se=found.mc_se,
-        ess=found.ess,
-        khat=torch.full_like(found.khat, torch.nan),
-        interval=found.interval,
-        reconstruction=bound.reconstruction,
-        kl=bound.kl,
-        num_samples=settings.num_chains,
-        seed=settings.seed,
-        chunk_size=weights.chunk_size,
-        acceptance=weights.acceptance,
-        step_size=weights.step_size,
-        importance_bound=bound.log_likelihood,
-        importance_bound_se=bound.mc_se,
-        num_distributions=settings.num_distributions,
-        num_leapfrog=settings.num_leapfrog,
-        start=settings.start,
-        edge=weights.edge,
-    )

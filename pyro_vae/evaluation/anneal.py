@@ -22,22 +22,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError
-from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.hmc import StepSizes, adapt, transition
-from pyro_vae.evaluation.path import Path, Start
-from pyro_vae.evaluation.shares import everyones, own_stretch
+from pyro_vae.evaluation.methods import Annealing, rows_of_chains
+from pyro_vae.evaluation.path import Path
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import Program, device_of, evaluating
-from pyro_vae.programs.latents import to_program
-from pyro_vae.programs.trace import y_to_program
+from pyro_vae.programs.trace import Program, device_of
+from pyro_vae.programs.walk import Block, Walk
 from pyro_vae.seeding import derive_seed, generator
 
 Progress = Callable[[float], None]
 
-# Elements of the observed site held at once: so many that a CPU keeps them in its cache, or that a GPU is busy.
-BLOCK_ELEMENTS = {"cpu": 2**19, "other": 2**26}
-SHARPNESS = 4.0  # of the sigmoidal schedule: the logits of beta run over +-4
 WARM_UP = 20  # transitions at the hot end before the step sizes are recorded
 RATE = 0.5  # of the adaptation: nats of step size per unit of acceptance
 SMOOTHING = 5  # recorded step sizes averaged over so many neighbours
@@ -51,62 +45,6 @@ class Checkpoint(Protocol):
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Replace what was saved."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to anneal.
-
-    Args:
-        num_chains: independent chains per image.
-        num_distributions: intermediate distributions, each with one HMC trajectory.
-        num_leapfrog: leapfrog steps per trajectory.
-        start: anneal from the ``"prior"`` or from the ``"guide"``.
-        schedule: ``"sigmoidal"`` (dense at both ends; Grosse et al. 2015) or ``"linear"``.
-        target_accept: the acceptance that the preliminary run adapts the step sizes to.
-        seed: of everything drawn.
-        chunk_size: images times chains in one batch; None for a block that fits the cache (CPU) or fills a GPU.
-    """
-
-    num_chains: int = 16
-    num_distributions: int = 1000
-    num_leapfrog: int = 10
-    start: Start = "prior"
-    schedule: str = "sigmoidal"
-    target_accept: float = 0.65
-    seed: int = 0
-    chunk_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("num_chains", "num_distributions", "num_leapfrog"):
-            if getattr(self, name) < 1:
-                raise UserError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if not 0 < self.target_accept < 1:
-            raise UserError(f"expected target_accept between 0 and 1, got {self.target_accept}")
-        if self.start not in ("prior", "guide"):
-            raise UserError(f"expected start to be 'prior' or 'guide', got {self.start!r}")
-        if self.schedule not in ("sigmoidal", "linear"):
-            raise UserError(f"expected schedule to be 'sigmoidal' or 'linear', got {self.schedule!r}")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"expected chunk_size of at least 1, got {self.chunk_size}")
-
-    @property
-    def num_preliminary(self) -> int:
-        """Temperatures of the preliminary run: a tenth of the run's, at least 50."""
-        return max(50, self.num_distributions // 10)
-
-    def betas(self, positions: Tensor) -> Tensor:
-        """Inverse temperatures at positions in [0, 1], in float64."""
-        if self.schedule == "linear":
-            return positions.double()
-        ends = math.tanh(SHARPNESS / 2)
-        return 0.5 * (1 + torch.tanh(SHARPNESS / 2 * (2 * positions.double() - 1)) / ends)
-
-    def block_images(self, x: Tensor, device: torch.device) -> int:
-        """Images in one batch."""
-        budget = BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["other"])
-        rows = self.chunk_size or max(64, budget // max(1, math.prod(x.shape[1:])))
-        return max(1, rows // self.num_chains)
 
 
 @dataclass(frozen=True)
@@ -136,7 +74,7 @@ def run(
     program: Program,
     x: Tensor,
     y: Tensor | None,
-    settings: Settings,
+    how: Annealing,
     *,
     exact: dict[str, Tensor] | None = None,
     progress: Progress | None = None,
@@ -152,41 +90,26 @@ def run(
     Args:
         program: any Program with continuous latents.
         x: data ``(N, *event)``, and y ``(N, ...)`` for a conditional program.
-        settings: how to anneal.
+        how: to anneal.
         exact: latents ``(N, *latent)`` by site, an exact draw from the posterior of each image: then the reverse chains
             run too.
         progress: called with images' worth of work done, a fraction at a time; adds up to N.
         checkpoint: where to keep and find unfinished work.
         save_every: seconds between two saves.
     """
-    device = device_of(program)
-    work = _Work(checkpoint, _fingerprint(program, x, y, settings, exact), save_every)
-    images = settings.block_images(x, device)
-    own = own_stretch(len(x), images)
-    fitting = Chunks(work.block_images or images, settings.num_chains, whole=True)
-    report = _Reporter(progress, settings, reverse=exact is not None)
-    report.skip(work.images)
-
-    def anneal(x: Tensor, y: Tensor | None, at: int, chains: int) -> None:
-        first = begin + at
-        work.begin_block(fitting.images)
-        report.begin_block(len(x))
-        block, block_y = to_program(program, x), y_to_program(program, y)
-        with evaluating(program):
-            density = Unconstrained(program, block, block_y)
-            path = Path(density, chains, settings.start)
-            exact_u = None
-            if exact is not None:
-                rows = slice(first, first + len(x))
-                values = {name: value[rows].unsqueeze(0).to(device) for name, value in exact.items()}
-                exact_u = density.unconstrain(values).expand(chains, -1, -1)
-            _block(path, settings, first, exact_u, work, report)
-        report.end_block()
-
-    begin = own.start + work.images
-    fitting.over(anneal, x[begin : own.stop], None if y is None else y[begin : own.stop])
-    shares = everyones((work.done, fitting.images))
-    done = {name: torch.cat([share[name] for share, _ in shares if share], -1) for name in shares[0][0]}
+    work = _Work(checkpoint, _fingerprint(program, x, y, how, exact), save_every)
+    walk = Walk(
+        program, x, y, rows=rows_of_chains(x, device_of(program), how.num_chains, how.chunk_size), draws=how.num_chains,
+        whole=True, shared=True, begin=work.images, progress=progress,
+    )  # fmt: skip
+    walk.rows = work.block_images or walk.rows
+    for block in walk:
+        with block:
+            work.begin_block(walk.rows)
+            _block(program, how, block, exact, work)
+    walk.keep(work.done)
+    shares = [share for share in walk.gathered() if share]
+    done = {name: torch.cat([share[name] for share in shares], -1) for name in shares[0]}
     return Weights(
         log_weight=done["forward.log_weight"],
         acceptance=done["forward.acceptance"],
@@ -194,45 +117,52 @@ def run(
         reverse_log_weight=done.get("reverse.log_weight"),
         reverse_acceptance=done.get("reverse.acceptance"),
         edge=done["edge"],
-        chunk_size=min(size for _, size in shares) * settings.num_chains,
+        chunk_size=walk.rows * how.num_chains,
     )
 
 
-def _block(path: Path, settings: Settings, first: int, exact: Tensor | None, work: _Work, report: _Reporter) -> None:
+def _block(program: Program, how: Annealing, block: Block, exact: dict[str, Tensor] | None, work: _Work) -> None:
     """Adapt, go forward and, from exact draws, back; results are filed with ``work``."""
+    density = Unconstrained(program, block.x, block.y)
+    path, exact_u = Path(density, how.num_chains, how.start), None
+    if exact is not None:
+        values = {name: value[block.rows].unsqueeze(0).to(block.x.device) for name, value in exact.items()}
+        exact_u = density.unconstrain(values).expand(how.num_chains, -1, -1)
+    total = WARM_UP + how.num_preliminary + how.num_distributions * (1 if exact is None else 2)
+    report = lambda transitions: block.report(transitions / total)  # noqa: E731
     log_step = work.now.get("log_step")
     if log_step is None:
-        log_step = _preliminary(path, settings, first, report)
+        log_step = _preliminary(path, how, block.first, report)
         work.now["log_step"] = log_step
     else:
-        report(WARM_UP + settings.num_preliminary)
+        report(WARM_UP + how.num_preliminary)
         log_step = log_step.to(path.density.x)
     sizes = StepSizes(log_step)
-    for phase, u in (("forward", None), ("reverse", exact)):
+    for phase, u in (("forward", None), ("reverse", exact_u)):
         if phase == "reverse" and u is None:
             continue
         if f"{phase}.log_weight" in work.now:
-            report(settings.num_distributions)
+            report(how.num_distributions)
             continue
-        log_weight, acceptance = _sweep(path, settings, sizes, first, phase, u, work, report)
+        log_weight, acceptance = _sweep(path, how, sizes, block.first, phase, u, work, report)
         work.now |= {f"{phase}.log_weight": log_weight.cpu(), f"{phase}.acceptance": acceptance.cpu()}
     step_size = sizes.at(torch.ones(1))[0].cpu().double()
     results = {"step_size": step_size, "edge": path.edge.cpu()}
     work.finish_block({**{k: v for k, v in work.now.items() if "." in k}, **results})
 
 
-def _preliminary(path: Path, settings: Settings, first: int, report: _Reporter) -> Tensor:
+def _preliminary(path: Path, how: Annealing, first: int, report: Progress) -> Tensor:
     """Log step sizes ``(M, batch)`` at equally spaced positions, adapted while a short run cools."""
-    u = path.draw(derive_seed("annealing: start of the adaptation", settings.seed, first))
-    positions = torch.linspace(0, 1, settings.num_preliminary, dtype=torch.float64)
-    betas = settings.betas(positions).to(u)
+    u = path.draw(derive_seed("annealing: start of the adaptation", how.seed, first))
+    positions = torch.linspace(0, 1, how.num_preliminary, dtype=torch.float64)
+    betas = how.betas(positions).to(u)
     point = path(u)
     log_step = torch.full_like(u[0, :, 0], -0.25 * math.log(u.shape[-1]))
     table = []
     for t in range(-WARM_UP, len(betas)):
-        random = generator("annealing: adaptation", settings.seed, first, t + WARM_UP, device=u.device)
-        point, probability = transition(path, point, betas[max(t, 0)], log_step.exp(), settings.num_leapfrog, random)
-        log_step = adapt(log_step, probability, settings.target_accept, RATE)
+        random = generator("annealing: adaptation", how.seed, first, t + WARM_UP, device=u.device)
+        point, probability = transition(path, point, betas[max(t, 0)], log_step.exp(), how.num_leapfrog, random)
+        log_step = adapt(log_step, probability, how.target_accept, RATE)
         if t >= 0:
             table.append(log_step)
         report(1)
@@ -243,20 +173,20 @@ def _preliminary(path: Path, settings: Settings, first: int, report: _Reporter) 
 
 def _sweep(
     path: Path,
-    settings: Settings,
+    how: Annealing,
     sizes: StepSizes,
     first: int,
     phase: str,
     exact: Tensor | None,
     work: _Work,
-    report: _Reporter,
+    report: Progress,
 ) -> tuple[Tensor, Tensor]:
     """Log-weights ``(chains, batch)`` and mean acceptance ``(batch,)`` of one direction, in float64."""
-    last = settings.num_distributions + 1
+    last = how.num_distributions + 1
     positions = torch.linspace(0, 1, last + 1, dtype=torch.float64)
-    u = path.draw(derive_seed("annealing: start", settings.seed, first)) if exact is None else exact.contiguous()
+    u = path.draw(derive_seed("annealing: start", how.seed, first)) if exact is None else exact.contiguous()
     wide = torch.float64 if u.device.type != "mps" else torch.float32
-    betas = settings.betas(positions).to(u.dtype)
+    betas = how.betas(positions).to(u.dtype)
     # rise[t - 1] = b_t - b_(t-1), of the very numbers that the transitions use
     rise, betas = betas.double().diff().to(wide).to(u.device), betas.to(u.device)
     step_sizes = sizes.at(positions)
@@ -274,44 +204,13 @@ def _sweep(
         target = t if phase == "forward" else t - 1
         if done == last - 1:
             break
-        random = generator(f"annealing: {phase}", settings.seed, first, done, device=u.device)
-        point, probability = transition(path, point, betas[target], step_sizes[target], settings.num_leapfrog, random)
+        random = generator(f"annealing: {phase}", how.seed, first, done, device=u.device)
+        point, probability = transition(path, point, betas[target], step_sizes[target], how.num_leapfrog, random)
         accepted = accepted + probability.mean(0)
         report(1)
         work.keep(done + 1, u=point.u, log_weight=log_weight, accepted=accepted)
     work.step = 0
-    return log_weight, accepted / settings.num_distributions
-
-
-class _Reporter:
-    """Turns transitions into images' worth of work."""
-
-    def __init__(self, progress: Progress | None, settings: Settings, reverse: bool) -> None:
-        self.total = WARM_UP + settings.num_preliminary + settings.num_distributions * (2 if reverse else 1)
-        self._progress = progress
-        self._images, self._told = 0, 0.0  # of the block under way, and what has been said of it
-
-    def __call__(self, transitions: int) -> None:
-        self._tell(self._images * transitions / self.total)
-
-    def begin_block(self, images: int) -> None:
-        """What was said of a block that was given up is taken back."""
-        self._tell(-self._told)
-        self._images = images
-
-    def end_block(self) -> None:
-        """The next block begins at nothing."""
-        self._told = 0.0
-
-    def skip(self, images: int) -> None:
-        """So many images were finished before."""
-        self._tell(images)
-        self.end_block()
-
-    def _tell(self, images: float) -> None:
-        self._told += images
-        if images and self._progress is not None:
-            self._progress(images)
+    return log_weight, accepted / how.num_distributions
 
 
 @dataclass
@@ -368,9 +267,9 @@ class _Work:
         self._saved = time.monotonic()
 
 
-def _fingerprint(program: Any, x: Tensor, y: Tensor | None, settings: Settings, exact: Any) -> str:
+def _fingerprint(program: Any, x: Tensor, y: Tensor | None, how: Annealing, exact: Any) -> str:
     """What the chains depend on, in one line: work of another program, data or settings is not gone on with."""
-    digest = hashlib.sha256(repr(sorted(asdict(settings).items())).encode())
+    digest = hashlib.sha256(repr(sorted(asdict(how).items())).encode())
     tensors = [x, *([] if y is None else [y]), *(exact or {}).values(), *program.state_dict().values()]
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

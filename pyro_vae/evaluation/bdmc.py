@@ -14,16 +14,16 @@ Wu, Burda, Salakhutdinov & Grosse 2017, https://arxiv.org/abs/1611.04273.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
-from pyro_vae.evaluation.anneal import Checkpoint, Progress, Settings, run
+from pyro_vae.evaluation.anneal import Checkpoint, Progress, run
 from pyro_vae.evaluation.estimators import estimate
-from pyro_vae.evaluation.path import Start
+from pyro_vae.evaluation.methods import Annealing, taking
 from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
 from pyro_vae.programs.trace import Program
 from pyro_vae.seeding import derive_seed
@@ -31,22 +31,16 @@ from pyro_vae.signatures import checked
 
 
 @checked
+@taking(Annealing)
 def bidirectional(
     program: Program,
     num_images: int = 20,
     y: Tensor | None = None,
     *,
-    num_chains: int = 16,
-    num_distributions: int = 1000,
-    num_leapfrog: int = 10,
-    start: Start = "prior",
-    seed: int = 0,
-    target_accept: float = 0.65,
-    schedule: str = "sigmoidal",
     event_shape: tuple[int, ...] | None = None,
-    chunk_size: int | None = None,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    **annealing: Any,
 ) -> BidirectionalBounds:
     """Sandwich log p(x) on images simulated from the model.
 
@@ -54,9 +48,8 @@ def bidirectional(
         program: any Program with continuous latents; its model is sampled from.
         num_images: N.
         y: for a conditional program, what to condition on, ``(N, ...)``.
-        num_chains, num_distributions, num_leapfrog, start, target_accept, schedule, chunk_size: as in
-            :func:`~pyro_vae.evaluation.ais.annealed_log_likelihood`; chains run forward and back.
-        seed: of the data and the chains; torch's generators are put back.
+        annealing: the options of :class:`~pyro_vae.evaluation.methods.Annealing`; chains run forward and back, and the seed is of
+            the data too.
         event_shape: of one datum, where the program does not say it as ``program.event_shape``.
         progress: called with images' worth of work done; adds up to N.
         checkpoint: where to keep and find unfinished work.
@@ -83,14 +76,15 @@ def bidirectional(
     if num_images < 1:
         raise UserError(f"expected num_images of at least 1, got {num_images}")
     require_joint_draws(program, "bidirectional Monte Carlo", y, event_shape=event_shape)
-    # chains of their own: annealing of real images with this seed draws other numbers
-    chains = derive_seed("bidirectional: chains", seed)
-    settings = Settings(num_chains, num_distributions, num_leapfrog, start, schedule, target_accept, chains, chunk_size)
+    how = Annealing(**annealing)
+    seed = how.seed
     exact = sample_latents(
         program, num_images, y, event_shape=event_shape, seed=derive_seed("bidirectional: latents", seed)
     )
     x = decode(program, exact, y, mean=False, event_shape=event_shape, seed=derive_seed("bidirectional: data", seed))
-    weights = run(program, x, y, settings, exact=exact, progress=progress, checkpoint=checkpoint)
+    # chains of their own: annealing of real images with this seed draws other numbers
+    chains = replace(how, seed=derive_seed("bidirectional: chains", seed))
+    weights = run(program, x, y, chains, exact=exact, progress=progress, checkpoint=checkpoint)
     forward = estimate(weights.log_weight)
     reverse = estimate(-_present(weights.reverse_log_weight))
     bounds = BidirectionalBounds(
@@ -101,10 +95,10 @@ def bidirectional(
         acceptance=weights.acceptance,
         reverse_acceptance=_present(weights.reverse_acceptance),
         x=x,
-        num_chains=num_chains,
-        num_distributions=num_distributions,
-        num_leapfrog=num_leapfrog,
-        start=start,
+        num_chains=how.num_chains,
+        num_distributions=how.num_distributions,
+        num_leapfrog=how.num_leapfrog,
+        start=how.start,
         seed=seed,
     )
     consistency.warn(bounds.warnings)

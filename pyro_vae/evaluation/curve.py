@@ -19,11 +19,12 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.blind import blind_spots, require_weights
 from pyro_vae.evaluation.estimators import estimate
-from pyro_vae.evaluation.importance import block_shape
+from pyro_vae.evaluation.importance import Draws, block_shape
+from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import admit
-from pyro_vae.programs.trace import Program, draw_terms, evaluating, to_program, y_to_program
-from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.programs.trace import Program
+from pyro_vae.programs.walk import Walk
 from pyro_vae.signatures import checked
 
 
@@ -126,22 +127,12 @@ def bound_curve(
     for message in blind_spots(traces):
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
     images, samples = block_shape(x, num_samples, chunk_size)
-    parts = []
-    for first in range(0, len(x), images):
-        rows = slice(first, first + images)
-        block = to_program(program, x[rows])
-        block_y = y_to_program(program, y, rows)
-        log_weight = []
-        for first_sample in range(0, num_samples, samples):
-            drawn = min(samples, num_samples - first_sample)
-            with (
-                evaluating(program),
-                seeded(derive_seed("importance weights", seed, first, first_sample), block.device),
-            ):
-                log_weight.append(draw_terms(program, block, block_y, num_samples=drawn).log_weight)
-        parts.append(curve(torch.cat(log_weight)))
-        if progress is not None:
-            progress(len(block))
+    draws = Draws(program, ImportanceSampling(num_samples, seed=seed), samples)
+    walk = Walk(program, x, y, rows=images, draws=samples, progress=progress)
+    for block in walk:
+        with block:
+            walk.keep(curve(torch.cat([part[0] for part in draws(block, num_samples, walk.draws)])))
+    parts = walk.gathered()
     return BoundCurve(
         parts[0].num_samples,
         torch.cat([part.bound for part in parts], 1),

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.estimators import Estimate
 from pyro_vae.evaluation.weights import Reduced
 from pyro_vae.precision import casts
 from pyro_vae.programs.trace import AtValues, Program, Terms, Traces, innermost, isolated, run
+from pyro_vae.programs.walk import spans
 
 LOST = 1e-3  # of the guide's probability on states that the model lacks: its KL to the prior is infinite
 
@@ -42,11 +42,8 @@ def summed(
         num_samples: what the effective sample size of equal weights is reported as.
         precision: of matrix products.
     """
-    total = len(next(iter(states.values())))
-    parts = [
-        _terms(program, x, y, {n: s[first : first + at_once] for n, s in states.items()}, precision)
-        for first in range(0, total, at_once)
-    ]
+    spanned = spans(len(next(iter(states.values()))), at_once)
+    parts = [_terms(program, x, y, {n: s[span] for n, s in states.items()}, precision) for span in spanned]
     wide = torch.float64 if x.device.type != "mps" else torch.float32
     log_likelihood, log_prior, log_guide = (
         torch.cat([getattr(p, name).to(wide) for p in parts]) for name in ("log_likelihood", "log_prior", "log_guide")
@@ -57,16 +54,17 @@ def summed(
     kl = torch.where(q.sum(0) < 1 - LOST, torch.full_like(evidence, math.inf), mean(log_guide - log_prior))
     same = lambda value: torch.full_like(evidence, value).cpu().double()  # noqa: E731
     exact = evidence.cpu().double()
-    found = Estimate(
+    return Reduced(
         log_likelihood=exact,
         bias=same(0.0),
         mc_se=same(0.0),
         ess=same(num_samples),
         khat=same(-math.inf),
         interval=torch.stack([exact, exact], -1),
+        reconstruction=mean(log_likelihood).cpu().double(),
+        kl=kl.cpu().double(),
+        draws=torch.full((len(x),), num_samples, dtype=torch.int64),
     )
-    draws = torch.full((len(x),), num_samples, dtype=torch.int64)
-    return Reduced(found, mean(log_likelihood).cpu().double(), kl.cpu().double(), draws)
 
 
 def _terms(program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tensor], precision: str) -> Terms:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +12,17 @@ from torch import Tensor
 from pyro_vae.data import Data
 from pyro_vae.data.preparation import published_generator
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.activity import told, unit_activity
+from pyro_vae.evaluation.ais import annealed_log_likelihood, guide_bound
+from pyro_vae.evaluation.anneal import Checkpoint, Progress
+from pyro_vae.evaluation.bdmc import bidirectional
 from pyro_vae.evaluation.importance import log_likelihood
+from pyro_vae.evaluation.methods import Annealing, ImportanceSampling, taking
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.trace import OBSERVED, Program, needs_y, takes_y, to_program
+from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
 ACTIVE_IMAGES = 500
@@ -25,60 +30,76 @@ SUBSET_SEED = 20_140_414  # of --limit: the same images for every run
 
 
 @checked
+@taking(ImportanceSampling)
 def evaluate(
     program: Program,
     data: Data,
     *,
+    method: ImportanceSampling | Annealing | None = None,
     split: str = "test",
-    num_samples: int = 5000,
-    target_se: float | None = None,
     limit: int | None = None,
-    seed: int = 0,
-    chunk_size: int | None = None,
-    precision: str = "full",
-    noise: str = "random",
-    progress: Callable[[int], None] | None = None,
+    simulated: bool = False,
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+    simulated_checkpoint: Checkpoint | None = None,
+    **options: Any,
 ) -> tuple[dict[str, Any], LogLikelihood]:
-    """Importance-weighted NLL of a split, with everything that stands beside it.
+    """NLL of a split by importance sampling, or by annealing, with everything that stands beside it.
 
     Args:
-        program: any Program.
+        program: any Program; with continuous latents for annealing.
         data: the data set it was trained on, prepared as it was then.
+        method: how log p(x) is estimated, with its options; the data are drawn with a seed of their own.
         split: ``train``, ``validation`` or ``test``.
-        num_samples: K.
         limit: evaluate a random subset of so many images, the same for every program.
-        seed: of the importance samples; the data are drawn with a seed of their own.
-        target_se, chunk_size, precision, noise: see :func:`log_likelihood`.
-        progress: called with the number of images after every block.
+        simulated: of annealing: also sandwich log p(x) of as many images simulated from the model, by bidirectional Monte Carlo.
+        progress: called with images' worth of work done; adds up to the number of images, twice that if ``simulated``.
+        checkpoint, simulated_checkpoint: of annealing: where to keep and find unfinished work.
+        options: those of :func:`log_likelihood`, in place of ``method``.
 
     Returns:
-        The figures of ``evaluate --json``, and the per-image result they were made of.
+        The figures of ``evaluate --json``, undefined ones None, and the per-image result they were made of.
     """
     start = time.perf_counter()
     if not isinstance(data, Data):
         raise UserError(
             f"expected a data set of load_data, got {type(data).__name__}; for a tensor use pv.log_likelihood(program, x)"
         )
+    if method is not None and options:
+        raise UserError(f"give {next(iter(options))} to the method, as an option of {type(method).__name__}")
+    method = method or ImportanceSampling(**options)
+    if isinstance(method, ImportanceSampling) and (simulated or checkpoint or simulated_checkpoint):
+        raise UserError("simulated images and checkpoints are for annealing: give method=Annealing(...)")
     rows = chosen_rows(len(data.stored(split)), limit)
-    x = data.observed(split, rows=rows)
-    y = y_of(program, data, split, rows)
+    x, y = data.observed(split, rows=rows), y_of(program, data, split, rows)
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
     # before the work of hours, which what cannot be counted does not undo
     observed_train = data.observed("train", rows=train_rows)
     activity = told(unit_activity(program, observed_train, y_of(program, data, "train", train_rows)))
-    result = log_likelihood(
-        program, x, y, num_samples=num_samples, target_se=target_se, seed=seed, chunk_size=chunk_size, precision=precision,
-        noise=noise, progress=progress,
-    )  # fmt: skip
-    figures = result.summary()
+    against: list[str] = []
+    if isinstance(method, ImportanceSampling):
+        result = log_likelihood(program, x, y, progress=progress, **vars(method))
+    else:
+        result = annealed_log_likelihood(program, x, y, progress=progress, checkpoint=checkpoint, **vars(method))
+    figures = {"method": "iw"} | result.summary()
+    if simulated and isinstance(method, Annealing):
+        bounds = bidirectional(
+            program, len(x), y, event_shape=tuple(x.shape[1:]), progress=progress, checkpoint=simulated_checkpoint,
+            **vars(method),
+        )  # fmt: skip
+        weighted = guide_bound(program, bounds.x, y, derive_seed("importance weights of simulated data", method.seed))
+        claims = consistency.of_bounds(bounds.lower, bounds.upper, weighted.log_likelihood)
+        against = list(consistency.forbidden(claims))
+        consistency.warn([message for message in against if message not in bounds.warnings], stacklevel=2)
+        figures |= bounds.summary() | {"method": "bdmc"}
     figures |= {
         "bits_per_dim": bits_per_dim(program, data, result.nll, x[:2], None if y is None else y[:2]),
         "active_units": activity.counts,
-        "warnings": [*figures["warnings"], *activity.warnings],
+        "warnings": [*against, *figures["warnings"], *activity.warnings],
         "split": split,
         "binarization": data.binarization,
         "dequantization": data.dequantization,
-        "seed": seed,
+        "seed": method.seed,
         "chunk_size": result.chunk_size,
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -110,17 +131,6 @@ def bits_per_dim(program: Program, data: Data, nll: float, x: Tensor, y: Tensor 
     if data.log_jacobian is not None:
         return (nll + data.log_jacobian) / (dims * math.log(2))
     return None
-
-
-def active_units(program: Program, x: Tensor, y: Tensor | None = None) -> list[int | None]:
-    """Per latent site, the units whose guide mean varies over the images x by more than 0.01; None where a site has no mean.
-
-    A unit whose variance is not told from 0.01 by 1,024 draws per image is counted on the side its estimate falls, with a
-    warning: see :func:`~pyro_vae.evaluation.activity.unit_activity`.
-    Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.2: A_u = Cov_x(E_q[u | x]) > 0.01, over 500
-    training images in their code.
-    """
-    return told(unit_activity(program, x, y)).counts
 
 
 def y_of(program: Program, data: Data, split: str, rows: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import IndependentTransform, biject_to
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.evaluation.unconstrained import Unconstrained, split_by_site
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.trace import Program, arguments, is_random, isolated, latent_sites, run, sum_log_prob
@@ -62,20 +62,14 @@ class _Place(Messenger):
 
     def __init__(self, shapes: dict[str, torch.Size], loc: Tensor, log_scale: Tensor, noise: Tensor) -> None:
         super().__init__()
-        sizes = [math.prod(shape) for shape in shapes.values()]
-        u, log_q = loc + log_scale.exp() * noise, -0.5 * noise.square() - log_scale - 0.5 * math.log(2 * math.pi)
-        self._parts = {
-            name: (part.reshape(*noise.shape[:-1], *shape), density.reshape(*noise.shape[:-1], *shape))
-            for (name, shape), part, density in zip(
-                shapes.items(), u.split(sizes, -1), log_q.split(sizes, -1), strict=True
-            )
-        }
+        self._u = split_by_site(shapes, loc + log_scale.exp() * noise)
+        self._log_q = split_by_site(shapes, -0.5 * noise.square() - log_scale - 0.5 * math.log(2 * math.pi))
         self.log_q = noise.new_zeros(noise.shape[:-1])
 
     def _pyro_sample(self, msg: Any) -> None:
         if not is_random(msg) or msg["is_observed"]:
             return
-        u, log_q = self._parts[msg["name"]]
+        u, log_q = self._u[msg["name"]], self._log_q[msg["name"]]
         transform: Any = biject_to(msg["fn"].support)
         value = transform(u)
         counts, rows = counted(msg), (*self.log_q.shape, -1)

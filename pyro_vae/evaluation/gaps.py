@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,11 +28,11 @@ from pyro_vae.programs.ascent import ascend
 from pyro_vae.programs.contract import admit, require_gradients
 from pyro_vae.programs.freed import SAME_FAMILY as SAME_FAMILY
 from pyro_vae.programs.freed import FreedGuide, free_guide
-from pyro_vae.programs.trace import Program, draw_terms, evaluating, to_program, y_to_program
+from pyro_vae.programs.trace import Program, draw_terms
+from pyro_vae.programs.walk import Block, Walk, at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
-BLOCK_IMAGES = 100
 FAST = 0.05  # the least rate of the faster ascent that tries to go on: raw parameters differ by about 1
 LEAST_PROBE = 50  # steps
 LEFT = 0.02  # nats per image that an ascent may leave without a warning
@@ -205,21 +205,15 @@ def inference_gaps(
     own = log_likelihood or importance_weighted(program, x, y, num_samples=5000, seed=seed)
     if len(own) != len(x):
         raise UserError(f"expected the log-likelihood of the same {len(x)} images, got {len(own)}")
-    rows: list[tuple[Tensor, ...]] = []
-    for first in range(0, len(x), BLOCK_IMAGES):
-        part = slice(first, first + BLOCK_IMAGES)
-        block = to_program(program, x[part])
-        block_y = y_to_program(program, y, part)
-        with evaluating(program), seeded(derive_seed("inference gaps", seed, first), block.device):
-            free: FreedGuide | FreeNormals = free_guide(program, block, block_y) or FreeNormals(program, block, block_y)
-            before = _final(lambda count: _guide(program, block, block_y, count), num_final_draws, num_draws)  # noqa: B023
-            rows.append((*_optimum(free, num_steps, num_draws, num_final_draws, lr), *before))
-        if progress is not None:
-            progress(len(block))
-    optimal, optimal_se, rises, rise_ses, elbo, elbo_se = (torch.cat(column) for column in zip(*rows, strict=True))
+    walk = Walk(program, x, y, rows=at_once("inference gaps"), progress=progress)
+    for block in walk:
+        with block, seeded(derive_seed("inference gaps", seed, block.first), block.x.device):
+            walk.keep(_gaps(block, num_steps, num_draws, num_final_draws, lr))
+    families, *columns = zip(*walk.gathered(), strict=True)
+    optimal, optimal_se, rises, rise_ses, elbo, elbo_se = (torch.cat(column) for column in columns)
     probe = int(rises.mean(0).argmax())
     gaps = InferenceGaps(
-        own.log_likelihood, own.mc_se, optimal, optimal_se, elbo, elbo_se, free.family,
+        own.log_likelihood, own.mc_se, optimal, optimal_se, elbo, elbo_se, families[-1],
         float(rises.mean(0)[probe]), _mean_se(rise_ses[:, probe]),
         consistency.forbidden(consistency.of_gaps(elbo, optimal, own.log_likelihood - own.bias)),
     )  # fmt: skip
@@ -229,14 +223,16 @@ def inference_gaps(
     return gaps
 
 
-def _guide(program: Program, x: Tensor, y: Tensor | None, count: int) -> Tensor:
-    return draw_terms(program, x, y, num_samples=count).log_weight
+def _gaps(block: Block, num_steps: int, num_draws: int, num_final_draws: int, lr: float) -> tuple[Any, ...]:
+    """The family that is free, and three values, each with its error.
 
-
-def _optimum(
-    free: FreedGuide | FreeNormals, num_steps: int, num_draws: int, num_final_draws: int, lr: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ELBO at the end of an ascent and its error ``(batch,)``; the rises of further ones and theirs ``(batch, probes)``."""
+    They are the ELBO at the end of an ascent ``(batch,)``, its rises in further ones ``(batch, probes)``, and the guide's own.
+    """
+    program = block.walk.program
+    free: FreedGuide | FreeNormals = free_guide(program, block.x, block.y) or FreeNormals(program, block.x, block.y)
+    before = _terms(
+        lambda count: draw_terms(program, block.x, block.y, num_samples=count).log_weight, num_final_draws, num_draws
+    )
 
     def elbo() -> Tensor:
         return free.log_weights(num_draws).mean(0).sum()
@@ -257,26 +253,17 @@ def _optimum(
             for parameter, value in zip(free.parameters, end, strict=True):
                 parameter.copy_(value)
     rise, rise_se = (torch.stack(t, -1) for t in zip(*(_mean_and_se(r - found) for r in rises), strict=True))
-    return *_mean_and_se(found), rise, rise_se
-
-
-def _final(draws: Draws, count: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """Mean ELBO and its standard error over ``count`` draws, each ``(batch,)``, float64, on the CPU."""
-    return _mean_and_se(_terms(draws, count, chunk))
+    return free.family, *_mean_and_se(found), rise, rise_se, *_mean_and_se(before)
 
 
 def _terms(draws: Draws, count: int, chunk: int) -> Tensor:
+    """ELBO terms of ``count`` draws ``(count, batch)``, float64, on the CPU."""
     with torch.no_grad():
-        return torch.cat([draws(size).cpu().double() for size in _sizes(count, max(chunk, 64))])
+        return torch.cat([draws(s.stop - s.start).cpu().double() for s in spans(count, max(chunk, 64))])
 
 
 def _mean_and_se(terms: Tensor) -> tuple[Tensor, Tensor]:
     return terms.mean(0), terms.std(0) / math.sqrt(len(terms))
-
-
-def _sizes(total: int, chunk: int) -> Iterator[int]:
-    for first in range(0, total, chunk):
-        yield min(chunk, total - first)
 
 
 def _mean_se(*errors: Tensor) -> float:

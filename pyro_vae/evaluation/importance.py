@@ -12,35 +12,31 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
-from pyro_vae.errors import UserError, nearest
+from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weights
-from pyro_vae.evaluation.chunks import Chunks
 from pyro_vae.evaluation.consistency import latents_have_densities
 from pyro_vae.evaluation.enumeration import summed
-from pyro_vae.evaluation.quasi import NOISES, SobolNoise, length_of
+from pyro_vae.evaluation.methods import ImportanceSampling
+from pyro_vae.evaluation.quasi import SobolNoise, length_of
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
-from pyro_vae.evaluation.rounding import IMAGES, rounding_error
-from pyro_vae.evaluation.shares import everyones, own_share
-from pyro_vae.evaluation.weights import Reduced, Weighed, reduced, weigh
+from pyro_vae.evaluation.rounding import rounding_error
+from pyro_vae.evaluation.weights import Weighed, joined, reduced, weigh
 from pyro_vae.precision import products, require_precision
 from pyro_vae.programs.contract import admit
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.states import joint_states
-from pyro_vae.programs.trace import Program, device_of, dtype_of, evaluating, latent_sites, to_program, y_to_program
+from pyro_vae.programs.trace import Program, device_of, dtype_of, latent_sites
+from pyro_vae.programs.walk import Block, Walk, at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
-# Decoder outputs held at once, in elements: 4 MB in float32, so that a block of activations stays near the cache.
-BLOCK_ELEMENTS = 2**20
 WORTH_COMPILING = 10_000_000  # draws: what a graph saves on them is about what it takes to compile it
 
 
@@ -105,88 +101,52 @@ def log_likelihood(
         >>> result.log_likelihood.shape, result.num_samples
         (torch.Size([4]), 100)
     """
-    if num_samples < 1:
-        raise UserError(f"expected num_samples of at least 1, got {num_samples}")
-    if target_se is not None and not target_se > 0:
-        raise UserError(f"expected a target error (target_se, --target-error) above 0, got {target_se}")
+    how = ImportanceSampling(num_samples, target_se, seed, chunk_size, compile, precision, noise)
     traces = admit(program, x, y)
     require_weights(traces)
+    require_precision(precision, device_of(program), dtype_of(program))
     states = joint_states(latent_sites(traces.model))
     images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size)
-    if noise not in NOISES:
-        raise UserError(f"unknown noise {noise!r}: {nearest(noise, NOISES)}")
-    if noise == "sobol" and target_se is not None:
-        raise UserError(
-            "target_se needs random noise: the error of Sobol noise is known when all randomisations are drawn"
-        )
-    device = device_of(program)
-    require_precision(precision, device, dtype_of(program))
-    one_shape = target_se is None  # images that get as many draws are not as many
-    compiled = one_shape and wants_compiling(compile, len(x) * num_samples, device)
-    length = length_of(num_samples) if noise == "sobol" else None
-    if noise == "sobol":
-        if compile == "on":
-            warnings.warn("evaluating uncompiled: Sobol noise is not made in graphs", CaptureWarning, stacklevel=3)
-        compiled = False
-    draw = _Passes(program, samples, precision, compiled=compiled)
-    fitting = Chunks(images, samples)
-    blocks: dict[int, list[Reduced]] = {}
-    for first in own_share(range(0, len(x), images)):
-        rows = slice(first, first + images)
-        block, block_y = to_program(program, x[rows]), y_to_program(program, y, rows)
-        with evaluating(program), products(precision):
-
-            def reduce(x: Tensor, y: Tensor | None, at: int, samples: int, first: int = first) -> Reduced:
-                if states is not None:
-                    return summed(program, x, y, states, samples, num_samples, precision)
-                return _block(draw, x, y, num_samples, samples, seed, first + at, target_se, length)
-
-            blocks[first] = fitting.over(reduce, block, block_y)
-        if progress is not None:
-            progress(len(block))
-    shares = everyones((blocks, fitting.images * fitting.samples))
-    blocks = {first: found for share, _ in shares for first, found in share.items()}
-    parts = [part for first in sorted(blocks) for part in blocks[first]]
-    error = None
-    if precision != "full":
-        few = y_to_program(program, y, slice(0, IMAGES))
-        error = rounding_error(program, to_program(program, x[:IMAGES]), few, precision, seed)
-    names = ("log_likelihood", "bias", "mc_se", "ess", "khat", "interval")
-    columns: dict[str, Any] = {name: torch.cat([getattr(part.estimate, name) for part in parts]) for name in names}
+    draws = Draws(program, how, samples, compiled=wants_compiling(how, len(x), device_of(program)))
+    walk = Walk(program, x, y, rows=images, draws=samples, shared=True, progress=progress)
+    for block in walk:
+        with block, products(precision):
+            if states is not None:
+                walk.keep(summed(program, block.x, block.y, states, walk.draws, num_samples, precision))
+            elif target_se is not None and num_samples > PILOT:
+                walk.keep(adaptive(draws, block, walk.draws, num_samples, target_se))
+            else:
+                walk.keep(reduced(draws(block, num_samples, walk.draws), draws.length or 1))
+    found = joined(walk.gathered())
     if states is None and discrete_sites(traces):
-        columns["khat"] = torch.full_like(columns["khat"], math.nan)  # it would see the states alone that were drawn
+        found["khat"] = torch.full_like(found["khat"], math.nan)  # it would see the states alone that were drawn
+    if target_se is None or states is not None:
+        del found["draws"]  # all got num_samples
     result = LogLikelihood(
-        **columns,
-        reconstruction=torch.cat([part.reconstruction for part in parts]),
-        kl=torch.cat([part.kl for part in parts]),
-        draws=None if one_shape or states is not None else torch.cat([part.draws for part in parts]),
+        **found,
         target_se=target_se,
         num_samples=num_samples,
         seed=seed,
-        chunk_size=min(size for _, size in shares),
+        chunk_size=walk.rows * walk.draws,
         precision=precision,
-        rounding_error=error,
+        rounding_error=None if precision == "full" else rounding_error(program, x, y, precision, seed),
         noise=noise,
         states=None if states is None else len(next(iter(states.values()))),
         blind_spots=[] if states is not None else blind_spots(traces),
     )
-    result = _held_to_theory(result, kl_is_one=latents_have_densities(traces))
+    kl = result.kl if latents_have_densities(traces) else None
+    claims = consistency.of_likelihood(result.elbo, result.log_likelihood - result.bias, kl)
+    result = replace(result, forbidden=consistency.forbidden(claims))
     consistency.warn(result.forbidden)
     for message in result.warnings:
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
     return result
 
 
-def _held_to_theory(result: LogLikelihood, *, kl_is_one: bool) -> LogLikelihood:
-    corrected = result.log_likelihood - result.bias
-    claims = consistency.of_likelihood(result.elbo, corrected, result.kl if kl_is_one else None)
-    return replace(result, forbidden=consistency.forbidden(claims))
-
-
 def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None) -> tuple[int, int]:
     """Images and samples in one pass; all samples of an image are drawn before the next block of images begins."""
     if chunk_size is None:
-        chunk_size = max(64, BLOCK_ELEMENTS // max(1, math.prod(x.shape[1:])))
+        chunk_size = at_once("importance weights", math.prod(x.shape[1:]), 64)
     if chunk_size < 1:
         raise UserError(f"expected chunk_size of at least 1, got {chunk_size}")
     passes = math.ceil(num_samples / chunk_size)
@@ -194,24 +154,66 @@ def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None) -> t
     return max(1, min(len(x), chunk_size // samples)), samples
 
 
-def wants_compiling(choice: str, num_draws: int, device: torch.device) -> bool:
+def wants_compiling(how: ImportanceSampling, num_rows: int, device: torch.device) -> bool:
     """Whether to compile a pass: as asked, or where the number of draws repays the time it takes."""
-    if choice not in ("auto", "on", "off"):
-        raise UserError(f"expected compile to be auto, on or off, got {choice!r}")
-    return choice == "on" or (choice == "auto" and device.type in ("cpu", "cuda") and num_draws >= WORTH_COMPILING)
+    if how.noise == "sobol" and how.compile == "on":
+        warnings.warn("evaluating uncompiled: Sobol noise is not made in graphs", CaptureWarning, stacklevel=4)
+    if (
+        how.noise == "sobol" or how.target_se is not None
+    ):  # with a target, images that get as many draws are not as many
+        return False
+    worth = device.type in ("cpu", "cuda") and num_rows * how.num_samples >= WORTH_COMPILING
+    return how.compile == "on" or (how.compile == "auto" and worth)
 
 
-class _Passes:
-    """Draws of a fixed number of samples, by one compiled graph where that is wanted and can be."""
+class Draws:
+    """Weights of draws from the guide, by one compiled graph of ``samples`` draws where that is wanted and can be.
 
-    def __init__(self, program: Program, samples: int, precision: str, *, compiled: bool) -> None:
-        self.program, self.samples, self.precision, self.wanted = program, samples, precision, compiled
+    Attributes:
+        seed: of the draws.
+        length: draws in a row that depend on each other, where noise is Sobol's; None where they are independent.
+    """
+
+    def __init__(self, program: Program, how: ImportanceSampling, samples: int, *, compiled: bool = False) -> None:
+        self.program, self.samples, self.precision, self.wanted = program, samples, how.precision, compiled
+        self.seed = how.seed
+        self.length = length_of(how.num_samples) if how.noise == "sobol" else None
         self.bound = OfProgram(program, weigh)
         self.graph: Captured | None = None
         self.leaves: list[Tensor] = []  # the program's tensors
 
-    def __call__(self, x: Tensor, y: Tensor | None, num_samples: int) -> Weighed:
-        """What :func:`weigh` returns; a last pass of another shape is not worth a graph of its own."""
+    def __call__(
+        self,
+        block: Block,
+        num_samples: int,
+        at_once: int,
+        *,
+        seeds: Callable[[int], int] | None = None,
+        rows: Tensor | None = None,
+    ) -> list[Weighed]:
+        """What :func:`weigh` returns of ``num_samples`` draws of a block, or of some of its ``rows``, in parts.
+
+        Args:
+            block: rows of data, which is entered.
+            num_samples: draws of each row.
+            at_once: of which in one pass.
+            seeds: of a part, by its first draw.
+            rows: their places in the block; None for all.
+        """
+        x, y = block.x, block.y
+        if rows is not None and len(rows) < len(block):
+            x, y = x[rows], None if y is None else y[rows]
+        found = []
+        for part in spans(num_samples, at_once):
+            first, number = part.start, part.stop - part.start
+            seed = derive_seed("importance weights", self.seed, block.first, first) if seeds is None else seeds(first)
+            even = SobolNoise(self.seed, block.first, first, number, self.length) if self.length else nullcontext()
+            with seeded(seed, x.device), even:
+                found.append(self._pass(x, y, number))
+        return found
+
+    def _pass(self, x: Tensor, y: Tensor | None, num_samples: int) -> Weighed:
+        """One pass, compiled where it can be; a last one of another shape is not worth a graph of its own."""
         if self.wanted and self.graph is None:
             self._compile(x, y)
         if self.graph is not None and (changed := self._stale()) is not None:
@@ -219,7 +221,7 @@ class _Passes:
             warnings.warn(
                 f"evaluating goes on uncompiled: {changed} while the program was evaluated",
                 CaptureWarning,
-                stacklevel=6,
+                stacklevel=5,
             )
         args = [*self.leaves, x] if y is None else [*self.leaves, x, y]
         if self.graph is not None and num_samples == self.samples and self.graph.fits(args):
@@ -250,38 +252,3 @@ class _Passes:
             self.graph = capture(function, (tensors, x, [] if y is None else [y]), self.bound.program)
         except Uncapturable as error:
             warnings.warn(f"evaluating uncompiled: {error}", CaptureWarning, stacklevel=6)
-
-
-def _block(
-    draw: _Passes,
-    x: Tensor,
-    y: Tensor | None,
-    num_samples: int,
-    samples: int,
-    seed: int,
-    first_image: int,
-    target_se: float | None,
-    length: int | None,
-) -> Reduced:
-    """What is reported of one block of images, ``samples`` draws of each in one pass."""
-
-    def drawn(rows: Tensor, seeds: Callable[[int], int], first_sample: int, number: int) -> Weighed:
-        whole = len(rows) == len(x)
-        some_x, some_y = (x, y) if whole else (x[rows], None if y is None else y[rows])
-        even = SobolNoise(seed, first_image, first_sample, number, length) if length else nullcontext()
-        with seeded(seeds(first_sample), x.device), even:
-            return draw(some_x, some_y, number)
-
-    every = torch.arange(len(x))
-    if target_se is None or num_samples <= PILOT:
-        of_all = lambda first: derive_seed("importance weights", seed, first_image, first)  # noqa: E731
-        return reduced(partial(drawn, every, of_all), num_samples, samples, length or 1)
-
-    def fresh(rows: Tensor, number: int) -> Reduced:
-        # images that get another number are in the same block, and draw other noise
-        seeds = lambda first: derive_seed("importance weights: after a pilot", seed, first_image, number, first)  # noqa: E731
-        room = samples * len(x) // len(rows)  # a pass of fewer images takes more draws
-        return reduced(partial(drawn, rows, seeds), number, room)
-
-    of_pilot = lambda first: derive_seed("importance weights: pilot", seed, first_image, first)  # noqa: E731
-    return adaptive(reduced(partial(drawn, every, of_pilot), PILOT, samples), fresh, num_samples, target_se)

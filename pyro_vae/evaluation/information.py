@@ -37,12 +37,11 @@ from pyro_vae.programs.contract import (
 from pyro_vae.programs.coordinates import coordinate_log_prob
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.scoring import scores_any
-from pyro_vae.programs.trace import latent_values, run, sum_log_prob, to_program, y_to_program
+from pyro_vae.programs.trace import latent_values, run, sum_log_prob, to_program
+from pyro_vae.programs.walk import Block, Walk, at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
-BLOCK_IMAGES = 250
-PAIR_ELEMENTS = 2**22  # numbers in the latents of one block of pairs (draw, image)
 CEILING = 0.1  # nats below log N from which on the lower bound says no more than that it is at its largest
 
 
@@ -76,13 +75,13 @@ class LatentInformation:
     rate_se: float
     distortion: float
     distortion_se: float
-    information_lower: float | None
-    information_lower_se: float | None
-    information_upper: float | None
-    information_upper_se: float | None
-    marginal_kl_se: tuple[float, float] | None
     num_data: int
     num_samples: int
+    information_lower: float | None = None
+    information_lower_se: float | None = None
+    information_upper: float | None = None
+    information_upper_se: float | None = None
+    marginal_kl_se: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
 
@@ -208,11 +207,26 @@ def latent_information(
         raise UserError(f"expected data (N, *event) with at least two rows, got {tuple(getattr(x, 'shape', ()))}")
     if num_samples < 1:
         raise UserError(f"expected num_samples of at least 1, got {num_samples}")
-    parts = [_block(program, x, y, first, num_samples, seed) for first in range(0, len(x), BLOCK_IMAGES)]
+    walk = Walk(program, x, y, rows=at_once("information"))
+    for block in walk:
+        with block:
+            walk.keep(_rate(block, num_samples, seed))
+    parts = walk.gathered()
     rate, distortion = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     units = [part[2] for part in parts if part[2] is not None]
     activity = unit_activity(program, x, y, seed=seed)
     bounds, notes = _information(program, x, y, seed)
+    of_bounds: dict[str, Any] = {}
+    if bounds is not None:
+        lower, upper = bounds
+        of_bounds = {
+            "information_lower": float(lower.mean()),
+            "information_lower_se": _se(lower),
+            "information_upper": float(upper.mean()),
+            "information_upper_se": _se(upper),
+            "marginal_kl_se": (_se(rate - upper), _se(rate - lower)),
+            "forbidden": _forbidden(lower, upper, rate),
+        }
     found = LatentInformation(
         activity=activity,
         # one-hot sites have one KL for all classes of a unit
@@ -221,15 +235,10 @@ def latent_information(
         rate_se=_se(rate),
         distortion=float(distortion.mean()),
         distortion_se=_se(distortion),
-        information_lower=None if bounds is None else float(bounds[0].mean()),
-        information_lower_se=None if bounds is None else _se(bounds[0]),
-        information_upper=None if bounds is None else float(bounds[1].mean()),
-        information_upper_se=None if bounds is None else _se(bounds[1]),
-        marginal_kl_se=None if bounds is None else (_se(rate - bounds[1]), _se(rate - bounds[0])),
         num_data=len(x),
         num_samples=num_samples,
         notes=notes,
-        forbidden=() if bounds is None else _forbidden(bounds[0], bounds[1], rate),
+        **of_bounds,
     )
     consistency.warn(found.forbidden)
     return found
@@ -240,14 +249,10 @@ def _forbidden(lower: Tensor, leave_one_out: Tensor, rate: Tensor) -> tuple[str,
     return consistency.forbidden(consistency.of_information(lower, uppers))
 
 
-def _block(
-    program: Program, x: Tensor, y: Tensor | None, first: int, num_samples: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _rate(block: Block, num_samples: int, seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Rate and distortion ``(batch,)`` and the units' KL ``(batch, D)`` of one block of data, over the draws."""
-    rows = slice(first, first + BLOCK_IMAGES)
-    block, block_y = to_program(program, x[rows]), y_to_program(program, y, rows)
-    with evaluating(program), isolated(), seeded(derive_seed("rate and distortion", seed, first), block.device):
-        traces = trace(program, block, block_y, num_samples=num_samples)
+    with isolated(), seeded(derive_seed("rate and distortion", seed, block.first), block.x.device):
+        traces = trace(block.walk.program, block.x, block.y, num_samples=num_samples)
         terms = traces.terms(num_samples, len(block))
         units = _units(traces, num_samples, len(block))
     rate = wide(terms.log_guide - terms.log_prior).mean(0).cpu()
@@ -292,9 +297,9 @@ def _information(
                     "latents, and I(x; z) has no bounds; give rows of one kind",
                 )
         values = {n: v[0] for n, v in latent_values(traced, 1, len(x)).items()}
-        size = max(1, PAIR_ELEMENTS // (len(x) * max(1, sum(v[0].numel() for v in values.values()))))
+        size = at_once("information: pairs", len(x) * max(1, sum(v[0].numel() for v in values.values())))
         try:
-            rows = [_pairs(program, x, values, first, size) for first in range(0, len(x), size)]
+            rows = [_pairs(program, x, {n: v[span] for n, v in values.items()}) for span in spans(len(x), size)]
         except NotImplementedError:  # a guide of the user's that has no inverse
             return None, ()
     log_q = torch.cat(rows)
@@ -313,9 +318,9 @@ def _same_rows(mask: Tensor, events: int) -> bool:
     return bool((by_row == by_row[0]).all())
 
 
-def _pairs(program: Program, x: Tensor, values: dict[str, Tensor], first: int, size: int) -> Tensor:
-    """Log q(z_n | x_m) ``(size, N)`` of the draws from ``first`` on, under every datum's guide."""
-    chosen = {n: v[first : first + size].unsqueeze(1).expand(-1, len(x), *v.shape[1:]) for n, v in values.items()}
+def _pairs(program: Program, x: Tensor, values: dict[str, Tensor]) -> Tensor:
+    """Log q(z_n | x_m) ``(size, N)`` of some draws under every datum's guide."""
+    chosen = {n: v.unsqueeze(1).expand(-1, len(x), *v.shape[1:]) for n, v in values.items()}
     num = len(next(iter(chosen.values())))
     with seeded(derive_seed("information: scores"), x.device):
         traced = run(program.guide, x, num_samples=num, at=chosen)

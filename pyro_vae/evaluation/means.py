@@ -8,20 +8,9 @@ from torch import Tensor
 
 from pyro_vae.programs.contract import require_rows
 from pyro_vae.programs.given import require_y
-from pyro_vae.programs.latents import Latents, encode
-from pyro_vae.programs.trace import (
-    Program,
-    device_of,
-    evaluating,
-    isolated,
-    latent_sites,
-    run,
-    to_program,
-    y_to_program,
-)
-from pyro_vae.seeding import derive_seed, seeded
-
-BLOCK = 2000
+from pyro_vae.programs.latents import encoded_sites
+from pyro_vae.programs.trace import Program
+from pyro_vae.programs.walk import Walk, at_once
 
 
 def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[tuple[str, ...], Tensor]:
@@ -43,24 +32,12 @@ def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[t
     """
     require_rows(x, program)
     require_y(program, len(x), y)
-    parts: list[Tensor] = []
-    names: tuple[str, ...] = ()
-    for first in range(0, len(x), BLOCK):
-        block_y = y_to_program(program, y, slice(first, first + BLOCK))
-        found = by_site(program, encode(program, x[first : first + BLOCK], block_y), x, y)
-        names = unit_names(found)
-        parts.append(flat(found))
-    return names, torch.cat(parts)
-
-
-def by_site(program: Program, z: Latents, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-    """What ``encode`` returned by the names of the sites, also where there is one; x and y are asked for the name."""
-    if isinstance(z, dict):
-        return z
-    row_y = y_to_program(program, y, slice(0, 1))
-    with evaluating(program), isolated(), seeded(derive_seed("site names"), device_of(program)):
-        traced = run(program.guide, to_program(program, x[:1]), row_y)
-    return {next(iter(latent_sites(traced))): z}
+    walk = Walk(program, x, y, rows=at_once("latent means"))
+    for block in walk:
+        with block:
+            walk.keep(encoded_sites(program, block.x, block.y))
+    parts = walk.gathered()
+    return unit_names(parts[0]), torch.cat([flat(part) for part in parts])
 
 
 def flat(sites: dict[str, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.evaluation.weights import weigh
 from pyro_vae.precision import products
-from pyro_vae.programs.contract import Program, evaluating
+from pyro_vae.programs.trace import Program, evaluating, to_program, y_to_program
 from pyro_vae.seeding import derive_seed, seeded
 
 IMAGES, SAMPLES = 16, 500  # the first of them, and draws of each
@@ -24,7 +24,7 @@ def rounding_error(program: Program, x: Tensor, y: Tensor | None, precision: str
     Products round here as they do in the estimate; a compiled pass takes them from the same libraries. None for a program
     that does not run in float64: one with float32 tensors that are no parameters or buffers.
     """
-    x, y = x[:IMAGES], None if y is None else y[:IMAGES]
+    x, y = to_program(program, x[:IMAGES]), y_to_program(program, y, slice(0, IMAGES))
     wide_y = y.double() if y is not None and y.is_floating_point() else y
     exact: Any = copy.deepcopy(program).double()  # type: ignore[attr-defined]
     found = []

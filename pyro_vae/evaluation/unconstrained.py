@@ -232,16 +232,19 @@ def _double_by_default(wide: bool) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def split_by_site(shapes: dict[str, torch.Size], u: Tensor) -> dict[str, Tensor]:
+    """Each site's part ``(..., *shape)`` of ``u`` ``(..., D)``."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    parts = u.split(sizes, -1) if len(sizes) > 1 else [u]
+    return {n: part.reshape(*u.shape[:-1], *shapes[n]) for n, part in zip(shapes, parts, strict=True)}
+
+
 class _Place(Messenger):
     """Give every latent site its part of u, through the bijection to its support, and add up log |dz/du|."""
 
     def __init__(self, shapes: dict[str, torch.Size], u: Tensor) -> None:
         super().__init__()
-        sizes = [math.prod(shape) for shape in shapes.values()]
-        parts = u.split(sizes, -1) if len(sizes) > 1 else [u]
-        self._parts = {
-            name: part.reshape(*u.shape[:-1], *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
-        }
+        self._parts = split_by_site(shapes, u)
         self.log_jacobian = u.new_zeros(u.shape[:-1])
 
     def _pyro_sample(self, msg: Any) -> None:

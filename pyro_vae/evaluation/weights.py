@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.estimators import Estimate, estimate
 from pyro_vae.precision import casts
-from pyro_vae.programs.contract import Program, draw_terms
+from pyro_vae.programs.trace import Program, draw_terms
 
 Weighed = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -32,38 +32,27 @@ def weigh(program: Program, x: Tensor, y: Tensor | None, num_samples: int, preci
 
 
 @dataclass(frozen=True)
-class Reduced:
-    """What is kept of a block's draws; tensors are ``(batch,)``, float64, on the CPU, ``estimate.interval`` ``(batch, 2)``.
+class Reduced(Estimate):
+    """What is kept of a block's draws, beside the estimate; ``(batch,)``, float64, on the CPU.
 
     ``reconstruction`` and ``kl`` are means over the draws; ``draws`` is how many each image got, int64.
     """
 
-    estimate: Estimate
     reconstruction: Tensor
     kl: Tensor
     draws: Tensor
 
 
-def reduced(draw: Callable[[int, int], Weighed], num_samples: int, samples: int, length: int = 1) -> Reduced:
-    """What ``num_samples`` draws of each image say, made at most ``samples`` at a time.
-
-    Args:
-        draw: from which draw on, and how many: their weights.
-        num_samples: K.
-        samples: draws in one pass.
-        length: draws in a row that depend on each other.
-    """
-    parts = [draw(first, min(samples, num_samples - first)) for first in range(0, num_samples, samples)]
-    found = estimate(torch.cat([part[0] for part in parts]), torch.stack([part[3] for part in parts]).amax(0), length)
+def reduced(parts: list[Weighed], length: int = 1) -> Reduced:
+    """What the draws of each image say, which were made in parts; ``length`` of them in a row may depend on each other."""
+    log_weight = torch.cat([part[0] for part in parts])
+    found = estimate(log_weight, torch.stack([part[3] for part in parts]).amax(0), length)
     sums = [torch.stack([part[i].cpu().double() for part in parts]).sum(0) for i in (1, 2)]
-    draws = torch.full((len(sums[0]),), num_samples, dtype=torch.int64)
-    return Reduced(found, sums[0] / num_samples, sums[1] / num_samples, draws)
+    reconstruction, kl = (total / len(log_weight) for total in sums)
+    draws = torch.full((len(kl),), len(log_weight), dtype=torch.int64)
+    return Reduced(**vars(found), reconstruction=reconstruction, kl=kl, draws=draws)
 
 
-def in_place(parts: list[tuple[Tensor, Reduced]]) -> Reduced:
-    """Parts of a block put together, each with the places of its images in the block."""
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    joined = lambda get: torch.cat([get(part) for _, part in parts])[order]  # noqa: E731
-    found = {f.name: joined(lambda part, name=f.name: getattr(part.estimate, name)) for f in fields(Estimate)}
-    rest = {name: joined(lambda part, name=name: getattr(part, name)) for name in ("reconstruction", "kl", "draws")}
-    return Reduced(Estimate(**found), **rest)
+def joined(parts: list[Reduced], order: Tensor | slice = slice(None)) -> dict[str, Any]:
+    """Parts put together by field, and in an order."""
+    return {f.name: torch.cat([getattr(part, f.name) for part in parts])[order] for f in fields(Reduced)}

@@ -88,13 +88,21 @@ def encode(
     Raises:
         UserError: data of another shape, missing ones (NaN), no rows; a program that breaks the contract.
     """
+    found = encoded_sites(program, x, y, num_samples=num_samples, seed=seed)
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def encoded_sites(
+    program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """What :func:`encode` returns, by the names of the sites also where there is one."""
     if num_samples is not None:
         _require_count("encode", num_samples)
     sites = latent_sites(admit(program, x, y, support=False).model)
     at = AtValues({}, default=point_of) if num_samples is None else None
     with evaluating(program), isolated(), seeded(derive_seed("encoded latents", seed), device_of(program)):
         traced = run(program.guide, to_program(program, x), y_to_program(program, y), num_samples=num_samples, at=at)
-    return _one_or_dict({n: value for n, value in latent_values(traced).items() if n in sites})
+    return {n: value for n, value in latent_values(traced).items() if n in sites}
 
 
 @checked
@@ -289,7 +297,3 @@ def event_shape_of(program: Any, event_shape: Any) -> tuple[int, ...]:
     if isinstance(shape, str) or any(n < 1 for n in found):
         raise UserError(f"expected event_shape as whole numbers of at least 1, (C, H, W), say, got {shape!r}")
     return found
-
-
-def _one_or_dict(values: dict[str, Tensor]) -> Latents:
-    return next(iter(values.values())) if len(values) == 1 else values

@@ -21,9 +21,9 @@ from pyro_vae.errors import NumericalError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.objectives.base import Objective
 from pyro_vae.precision import casts, no_denormals, products
-from pyro_vae.programs.contract import draw_terms, evaluating
-from pyro_vae.programs.latents import to_program
-from pyro_vae.programs.trace import dtype_of, y_to_program
+from pyro_vae.programs.contract import draw_terms
+from pyro_vae.programs.trace import dtype_of
+from pyro_vae.programs.walk import Walk, at_once
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training.average import Average
 from pyro_vae.training.captured import CapturedStep
@@ -54,7 +54,6 @@ LOGS_PER_EPOCH = 10  # how often an epoch's losses are read to the host
 COPY_SECONDS = 60  # how old the copy of the state may be from which a fault is looked for
 CHECKPOINT_SECONDS = 600  # how long an epoch may go on without a checkpoint within it
 CHECKPOINT_SHARE = 0.005  # of the time of training goes into checkpoints after epochs, where these are short
-VALIDATION_ROWS = 1000  # images in one pass of validation
 STATISTICS_ROWS = 4096  # of an epoch, from which the averaged weights get running statistics
 
 
@@ -369,13 +368,12 @@ class Trainer:
             return {}
         x, y = self.validation
         sums = torch.zeros(2, dtype=torch.float64)
-        with self._averaged(), evaluating(self.program), seeded(derive_seed("validation"), self.device):
-            for first in range(0, len(x), VALIDATION_ROWS):
-                rows = slice(first, first + VALIDATION_ROWS)
-                block_y = y_to_program(self.program, y, rows)
-                terms = draw_terms(self.program, to_program(self.program, x[rows]), block_y, num_samples=1)
-                kl = terms.log_guide - terms.log_prior
-                sums += torch.stack([terms.log_likelihood.sum(), kl.sum()]).cpu().double()
+        with self._averaged(), seeded(derive_seed("validation"), self.device):
+            for block in Walk(self.program, x, y, rows=at_once("validation")):
+                with block:
+                    terms = draw_terms(self.program, block.x, block.y, num_samples=1)
+                    kl = terms.log_guide - terms.log_prior
+                    sums += torch.stack([terms.log_likelihood.sum(), kl.sum()]).cpu().double()
         reconstruction, kl_mean = (sums / len(x)).tolist()
         return {
             "validation_loss": kl_mean - reconstruction,

@@ -39,6 +39,6 @@ class Progress:
         """Show how many steps are done, and a word on how it goes."""
         self._bar.update(self._task, completed=done, description=text)
 
-    def advance(self, count: int, text: str = "") -> None:
+    def advance(self, count: float, text: str = "") -> None:
         """Show that ``count`` more are done."""
         self._bar.update(self._task, advance=count, description=text or None)
