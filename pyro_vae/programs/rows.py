@@ -27,7 +27,10 @@ ROWS, DRAWS = 8, 6  # that a program is looked at on: latents of few values must
 MIXED = (*reversed(range(DRAWS)), 0)  # the draws of the second run
 AGAIN = (6, 2, 1, 0)  # how often a row is there again: so unevenly that a mean, of few values too, moves
 ORDER = (*reversed(range(ROWS)), *(i for i, n in enumerate(AGAIN) for _ in range(n)))  # the rows of the second run
-RUNS, SURE = 3, 100.0  # with other roundings; how many times the largest change (a square, often) is rounding still
+RUNS, SURE = (
+    3,
+    100.0,
+)  # with other roundings; by how much more than these rounding may change a density (a square of it)
 _ATEN = torch.ops.aten
 SUMS = {_ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm, _ATEN.convolution, _ATEN.native_layer_norm, _ATEN.cumsum}
 PLAIN = "torch.distributions.transforms"  # whose inverses are exact; those of flows are not
@@ -137,6 +140,8 @@ def differences(
         if rounding and name in rounding:
             by_row = rounding[name].to(allowed)[list(rows)]
             allowed = allowed + by_row.reshape(-1, *[1] * (allowed.dim() - 2))
+            if bool(by_row.isinf().any()):  # numbers so large that rounding decides which density is finite at all
+                allowed = allowed.where(before.isfinite() & after.isfinite(), torch.inf)
         by = (before - after).abs()
         same = (before == after) | (before.isnan() & after.isnan()) | (by <= allowed) | allowed.isinf()
         if not bool(same.all()):
