@@ -79,6 +79,10 @@ class Guard:
                 return frame.clause() or _other_structure(self._modules, _structure(self.program))
         return next((entry.clause() for entry in self._entries if not entry.same()), None)
 
+    def changes_itself(self) -> bool:
+        """Whether what the function read and then wrote is another by now: it changes itself at every run."""
+        return any(not entry.same() for entry in self._own)
+
     def differs(self, first: Guard) -> str | None:
         """A number or the like that this run read and the ``first`` found otherwise: the function changes it itself."""
         was: dict[str, list[Look]] = {}

@@ -15,8 +15,10 @@ import inspect
 import math
 import numbers
 import operator
+import types
+import typing
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 from pyro_vae.errors import UserError
@@ -26,30 +28,38 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def checked(function: Callable[P, R]) -> Callable[P, R]:
+def checked(function: Callable[P, R], looking: Callable[..., Any] | None = None) -> Callable[P, R]:
     """The function, whose arguments annotated ``int``, ``float``, ``bool``, ``str`` and ``Callable`` are held to that.
 
     It runs in :func:`surroundings` of its own. ``None`` is taken where the annotation or the default says so; ``True`` is no
-    number. A warning of the function counts one frame more to its caller (``stacklevel=3``).
+    number.
+
+    Args:
+        function: to be checked.
+        looking: takes the arguments by name, and whether the caller said ``examine=True``; gives what is entered around the call.
 
     Raises:
         UserError: in one line, which argument was to be what, and what came.
     """
     signature = inspect.signature(function)
-    kinds = {name: _kind(str(p.annotation)) for name, p in signature.parameters.items()}
-    plain = {name: kind for name, kind in kinds.items() if kind is not None}
-    optional = {n for n, p in signature.parameters.items() if p.default is None or "None" in str(p.annotation)}
+
+    @functools.cache
+    def kinds() -> dict[str, tuple[Callable[[str, Any], Any], bool]]:
+        found = {name: _kind(p, function.__globals__) for name, p in signature.parameters.items()}
+        return {name: kind for name, kind in found.items() if kind is not None}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        anew = bool(kwargs.pop("examine", False)) if looking is not None else False
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # which says what is missing, or not known, as Python does
-        for name, value in bound.arguments.items():
-            if name in plain and not (value is None and name in optional):
-                bound.arguments[name] = plain[name](f"{function.__name__}: expected {name}", value)
-        with surroundings(function.__name__):
+        for name, (kind, optional) in kinds().items():
+            if name in bound.arguments and not (optional and bound.arguments[name] is None):
+                bound.arguments[name] = kind(f"{function.__name__}: expected {name}", bound.arguments[name])
+        bound.apply_defaults()
+        with surroundings(function.__name__), looking(bound.arguments, anew) if looking is not None else nullcontext():
             return function(*bound.args, **bound.kwargs)
 
     return call
@@ -86,10 +96,22 @@ def surroundings(name: str) -> Iterator[None]:
             yield
 
 
-def _kind(annotation: str) -> Callable[[str, Any], Any] | None:
-    """What a value of this annotation has to be; None for all but plain values."""
-    first = annotation.removesuffix(" | None")
-    return _function if first.startswith("Callable[") or first == "Progress" else KINDS.get(first)
+def _kind(parameter: inspect.Parameter, scope: dict[str, Any]) -> tuple[Callable[[str, Any], Any], bool] | None:
+    """What a value of this parameter has to be, and whether it may be None; None for all but plain values."""
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, scope)  # as typing.get_type_hints does, one by one
+        except NameError:  # of typing alone
+            return None
+    parts = set(typing.get_args(annotation)) if isinstance(annotation, types.UnionType) else {annotation}
+    optional = parameter.default is None or type(None) in parts
+    parts.discard(type(None))
+    if len(parts) != 1:
+        return None
+    (part,) = parts
+    kind = _function if typing.get_origin(part) is Callable else KINDS.get(part)
+    return None if kind is None else (kind, optional)
 
 
 def whole(what: str, value: Any) -> int:
@@ -136,4 +158,4 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 and "\n" not in text else type(value).__name__
 
 
-KINDS: dict[str, Callable[[str, Any], Any]] = {"int": whole, "float": _real, "bool": _flag, "str": _text}
+KINDS: dict[Any, Callable[[str, Any], Any]] = {int: whole, float: _real, bool: _flag, str: _text}

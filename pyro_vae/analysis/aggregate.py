@@ -18,16 +18,16 @@ from pyro_vae.analysis.drawing import finish, new_figure, plain
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.information import LatentInformation
 from pyro_vae.evaluation.means import flat, unit_names
-from pyro_vae.programs.contract import Program, admit, require_latents
+from pyro_vae.programs.contract import Program
+from pyro_vae.programs.door import door
 from pyro_vae.programs.latents import encoded_sites, sample_latents
 from pyro_vae.programs.trace import y_to_program
-from pyro_vae.signatures import checked
 
 NAMES = {"prior $p(z)$": "0.6", "aggregate posterior $q(z)$": "tab:blue"}
 LABELLED_UNITS = 30  # beyond which the names of the units are left out
 
 
-@checked
+@door(scored=False, latents="an aggregate posterior")
 def aggregate_posterior(program: Program, x: Tensor, y: Tensor | None = None, *, seed: int = 0) -> Figure:
     """Draw one z of q(z | x) for every datum, and as many of the prior: in the plane, and unit by unit.
 
@@ -47,7 +47,6 @@ def aggregate_posterior(program: Program, x: Tensor, y: Tensor | None = None, *,
         >>> len(aggregate_posterior(vae, torch.randn(50, 3)).axes)
         2
     """
-    require_latents(admit(program, x, y, support=False), "an aggregate posterior")
     if len(x) < 3:
         raise UserError(f"an aggregate posterior needs three data at least, got {len(x)}")
     y = y_to_program(program, y)

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from pyro_vae.analysis.scoring import Arrays, draw_from_guide, score
 from pyro_vae.errors import UserError
+from pyro_vae.programs.door import door
 from pyro_vae.programs.examination import examined
-from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
+from pyro_vae.programs.latents import decode, sample_latents
 from pyro_vae.programs.trace import OBSERVED, Program
 from pyro_vae.programs.walk import Walk, at_once, spans
 from pyro_vae.seeding import derive_seed
-from pyro_vae.signatures import checked
 
 SIMULATIONS = 10_000  # of uniform ranks, from which the test's p-values and the bands are taken
 DATA_QUANTITY = "log_likelihood"
@@ -132,7 +132,7 @@ class Calibration:
         return f"<Calibration: {self}>"
 
 
-@checked
+@door(data=False, joint="simulation-based calibration")
 def sbc(
     program: Program,
     num_simulations: int = 500,
@@ -170,7 +170,6 @@ def sbc(
     """
     if num_simulations < 10 or num_draws < 1:
         raise UserError(f"expected at least 10 simulations of at least 1 draw, got {num_simulations} of {num_draws}")
-    require_joint_draws(program, "simulation-based calibration", y, event_shape=event_shape)
     truth = sample_latents(
         program, num_simulations, y, event_shape=event_shape, seed=derive_seed("calibration: latents", seed)
     )

@@ -19,15 +19,15 @@ from torch import Tensor
 from pyro_vae.analysis.drawing import finish, legend_beside, new_figure, plain
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.means import guide_means
-from pyro_vae.programs.contract import Program, admit, require_latents
-from pyro_vae.signatures import checked
+from pyro_vae.programs.contract import Program
+from pyro_vae.programs.door import door
 
 METHODS = ("pca", "tsne")
 MANY_CLASSES = 10  # beyond which labels are a scale of colours, not a legend
 PERPLEXITY = 30.0
 
 
-@checked
+@door(scored=False, latents="an embedding")
 def embedding(
     program: Program,
     x: Tensor,
@@ -62,7 +62,6 @@ def embedding(
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: {nearest(method, METHODS)}")
-    require_latents(admit(program, x, y, support=False), "an embedding")
     if labels is not None and len(labels) != len(x):
         raise UserError(f"expected one label for each of {len(x)} data, got {len(labels)}")
     names, means = guide_means(program, x, y)

@@ -21,12 +21,11 @@ from pyro_vae.analysis.target import Record, Target
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.methods import rows_of_chains
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import admit, require_gradients
+from pyro_vae.programs.door import door
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.trace import Program, device_of, latent_sites
 from pyro_vae.programs.walk import Block, Walk
 from pyro_vae.seeding import derive_seed, generator, seeded
-from pyro_vae.signatures import checked
 
 GUIDE_DRAWS = 64  # from which the guide's mean and scale are taken
 OVERDISPERSED = 2.0  # the spread of the starting points, in units of the guide's
@@ -62,7 +61,7 @@ class Chains:
     chunk_size: int
 
 
-@checked
+@door(gradients=True)
 def sample_chains(
     program: Program,
     x: Tensor,
@@ -116,8 +115,6 @@ def sample_chains(
             raise UserError(f"expected {name} of at least {least}, got {value}")
     if not 0 < target_accept < 1:
         raise UserError(f"expected target_accept between 0 and 1, got {target_accept}")
-    admit(program, x, y)
-    require_gradients(program)
     rows = rows_of_chains(x, device_of(program), num_chains, chunk_size)
     walk = Walk(program, x, y, rows=rows, draws=num_chains, whole=True, progress=progress)
     for block in walk:

@@ -38,11 +38,11 @@ from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, narrow_sites, point_masses, require_weights
 from pyro_vae.evaluation.estimators import estimate, good_khat
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
-from pyro_vae.programs.contract import admit, require_latents, require_rows
+from pyro_vae.programs.contract import require_latents, require_rows
+from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.trace import OBSERVED, Program, Traces, to_program, y_to_program
 from pyro_vae.programs.walk import Block, Walk, at_once
 from pyro_vae.seeding import derive_seed
-from pyro_vae.signatures import checked
 
 SOURCES = ("guide", "psis", "nuts", "hmc", "prior")
 PREDICTIVE = ("draws", "mean", "none")
@@ -51,7 +51,7 @@ PPC_DRAWS = 50  # that ArviZ's predictive checks draw, and that are kept in any 
 VERSIONS = ("torch", "pyro-ppl", "arviz-base", "arviz-stats", "xarray")
 
 
-@checked
+@door()
 def posterior(
     program: Program,
     x: Tensor,
@@ -125,7 +125,7 @@ def posterior(
     index = np.arange(len(x)) if image_index is None else _column("image_index", image_index, len(x))
     tree = Tree(index)
     shape = (num_chains, num_samples)
-    traces = admit(program, x, y)
+    traces = admitted()
     require_latents(traces, "a posterior")
     require_names(traces)
     if source == "psis":

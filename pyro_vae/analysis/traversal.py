@@ -18,16 +18,16 @@ from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_besid
 from pyro_vae.analysis.manifold import prior_sites
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.means import flat, unit_names
-from pyro_vae.programs.contract import Program, admit, require_latents
+from pyro_vae.programs.contract import Program
+from pyro_vae.programs.door import door
 from pyro_vae.programs.latents import decode, encoded_sites, sample_latents
 from pyro_vae.programs.trace import y_to_program
-from pyro_vae.signatures import checked
 
 PRIOR_DRAWS = 1000  # from which a unit's range is taken
 COLUMNS = 3  # of panels, for vectors
 
 
-@checked
+@door(scored=False, latents="a traversal")
 def traversals(
     program: Program,
     x: Tensor,
@@ -64,7 +64,6 @@ def traversals(
         >>> len(traversals(vae, torch.rand(20, 1, 8, 8).round()).axes)
         3
     """
-    require_latents(admit(program, x, y, support=False), "a traversal")
     shape = tuple(x.shape[1:])
     require_drawable(shape)
     if len(x) < 2 or steps < 2 or num_units < 1:

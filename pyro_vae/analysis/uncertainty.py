@@ -19,16 +19,16 @@ from torch import Tensor
 from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_beside, new_figure, require_drawable
 from pyro_vae.analysis.scoring import host
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import Program, admit
+from pyro_vae.programs.contract import Program
+from pyro_vae.programs.door import door
 from pyro_vae.programs.latents import reconstruct
 from pyro_vae.programs.trace import y_to_program
-from pyro_vae.signatures import checked
 
 MAP = "magma"
 CURVES = 3  # vectors that are drawn, one panel each
 
 
-@checked
+@door(scored=False)
 def reconstruction_uncertainty(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int = 100, seed: int = 0
 ) -> Figure:
@@ -51,7 +51,6 @@ def reconstruction_uncertainty(
         >>> len(reconstruction_uncertainty(vae, torch.randn(3, 5)).axes)
         3
     """
-    admit(program, x, y, support=False)
     shape = tuple(x.shape[1:])
     require_drawable(shape)
     if len(x) < 1 or num_samples < 2:

@@ -22,7 +22,7 @@ from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, taking
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits
 from pyro_vae.programs.contract import Program, require_rows
-from pyro_vae.signatures import checked
+from pyro_vae.programs.door import door
 
 GUIDE_DRAWS = 128  # per image, for the reconstruction, the KL and a bound that annealing must not fall below
 FEW_CHAINS = 8  # fewer give a jackknife error that is itself off by more than a quarter
@@ -30,7 +30,7 @@ AT_EDGE = 1e-3  # of the draws: about as many nats
 GOOD_ACCEPTANCE = (0.4, 0.9)
 
 
-@checked
+@door(gradients=True)
 @taking(Annealing)
 def annealed_log_likelihood(
     program: Program,

@@ -24,13 +24,13 @@ from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.anneal import Checkpoint, Progress, run
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.methods import Annealing, taking
-from pyro_vae.programs.latents import decode, require_joint_draws, sample_latents
+from pyro_vae.programs.door import door
+from pyro_vae.programs.latents import decode, sample_latents
 from pyro_vae.programs.trace import Program
 from pyro_vae.seeding import derive_seed
-from pyro_vae.signatures import checked
 
 
-@checked
+@door(data=False, joint="bidirectional Monte Carlo")
 @taking(Annealing)
 def bidirectional(
     program: Program,
@@ -75,7 +75,6 @@ def bidirectional(
     """
     if num_images < 1:
         raise UserError(f"expected num_images of at least 1, got {num_images}")
-    require_joint_draws(program, "bidirectional Monte Carlo", y, event_shape=event_shape)
     how = Annealing(**annealing)
     seed = how.seed
     exact = sample_latents(

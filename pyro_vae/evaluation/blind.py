@@ -14,12 +14,13 @@ from pyro.distributions import Delta
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.auxiliary import is_delta
 from pyro_vae.programs.supports import describe, narrower
-from pyro_vae.programs.trace import Traces, device_of, evaluating, innermost, isolated, latent_sites
+from pyro_vae.programs.trace import Traces, device_of, evaluating, found_once, innermost, isolated, latent_sites
 from pyro_vae.seeding import derive_seed, seeded
 
 OUTSIDE_DRAWS = 256  # of the guide, per row of the check, that are looked for outside of the model's support
 
 
+@found_once
 def require_weights(traces: Traces) -> None:
     """:class:`ProgramError` where draws of the guide have no importance weight: a point mass, or densities of two kinds."""
     points = point_masses(traces)
@@ -34,6 +35,7 @@ def require_weights(traces: Traces) -> None:
     require_scores(traces)
 
 
+@found_once
 def require_scores(traces: Traces) -> None:
     """:class:`ProgramError` where the guide draws latents that cannot be, and the model gives them a density nevertheless.
 
@@ -71,6 +73,7 @@ def point_masses(traces: Traces) -> list[str]:
     return [n for n, s in model.items() if is_delta(guide[n]) and not isinstance(innermost(s["fn"]), Delta)]
 
 
+@found_once
 def narrow_sites(traces: Traces) -> list[str]:
     """A line for each latent whose guide cannot be where the model can: figure, cause and remedy."""
     guide, found = latent_sites(traces.guide), []
@@ -88,11 +91,13 @@ def narrow_sites(traces: Traces) -> list[str]:
     return found
 
 
+@found_once
 def discrete_sites(traces: Traces) -> list[str]:
     """The names of the model's discrete latents."""
     return [n for n, s in latent_sites(traces.model).items() if s["fn"].support.is_discrete]
 
 
+@found_once
 def blind_spots(traces: Traces) -> list[str]:
     """What stands against all importance weights of a program, whatever they are: lines with figure, cause and remedy."""
     found, discrete = narrow_sites(traces), discrete_sites(traces)

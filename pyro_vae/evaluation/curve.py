@@ -22,10 +22,9 @@ from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import Draws, block_shape
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.contract import admit
+from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.trace import Program
 from pyro_vae.programs.walk import Walk
-from pyro_vae.signatures import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +90,7 @@ def curve(log_weight: Tensor) -> BoundCurve:
     return BoundCurve(torch.tensor(sizes), torch.stack(bounds), torch.stack(errors))
 
 
-@checked
+@door()
 def bound_curve(
     program: Program,
     x: Tensor,
@@ -122,7 +121,7 @@ def bound_curve(
     """
     if num_samples < 2:
         raise UserError(f"expected num_samples of at least 2 for a curve, got {num_samples}")
-    traces = admit(program, x, y)
+    traces = admitted()
     require_weights(traces)
     for message in blind_spots(traces):
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)

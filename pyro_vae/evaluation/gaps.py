@@ -25,13 +25,12 @@ from pyro_vae.evaluation.free_normals import DIAGONAL_NORMAL, FreeNormals
 from pyro_vae.evaluation.importance import log_likelihood as importance_weighted
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.ascent import ascend
-from pyro_vae.programs.contract import admit, require_gradients
+from pyro_vae.programs.door import door
 from pyro_vae.programs.freed import SAME_FAMILY as SAME_FAMILY
 from pyro_vae.programs.freed import FreedGuide, free_guide
 from pyro_vae.programs.trace import Program, draw_terms
 from pyro_vae.programs.walk import Block, Walk, at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
-from pyro_vae.signatures import checked
 
 FAST = 0.05  # the least rate of the faster ascent that tries to go on: raw parameters differ by about 1
 LEAST_PROBE = 50  # steps
@@ -151,7 +150,7 @@ class InferenceGaps:
         return "\n".join([line, *(f"warning: {w}" for w in (*self.forbidden, *self.warnings))])
 
 
-@checked
+@door(gradients=True)
 def inference_gaps(
     program: Program,
     x: Tensor,
@@ -196,8 +195,6 @@ def inference_gaps(
     """
     if min(num_steps, num_draws) < 1 or num_final_draws < 2:
         raise UserError("expected num_steps and num_draws of at least 1, and num_final_draws of at least 2")
-    admit(program, x, y)
-    require_gradients(program)
     if log_likelihood is not None and not isinstance(log_likelihood, LogLikelihood):
         raise UserError(f"expected the result of log_likelihood of these images, got {type(log_likelihood).__name__}")
     if not 0 < lr < math.inf:

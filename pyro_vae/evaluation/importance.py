@@ -29,18 +29,17 @@ from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import rounding_error
 from pyro_vae.evaluation.weights import Weighed, joined, reduced, weigh
 from pyro_vae.precision import products, require_precision
-from pyro_vae.programs.contract import admit
+from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.states import joint_states
 from pyro_vae.programs.trace import Program, device_of, dtype_of, latent_sites
 from pyro_vae.programs.walk import Block, Walk, at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
-from pyro_vae.signatures import checked
 
 WORTH_COMPILING = 10_000_000  # draws: what a graph saves on them is about what it takes to compile it
 
 
-@checked
+@door()
 def log_likelihood(
     program: Program,
     x: Tensor,
@@ -102,7 +101,7 @@ def log_likelihood(
         (torch.Size([4]), 100)
     """
     how = ImportanceSampling(num_samples, target_se, seed, chunk_size, compile, precision, noise)
-    traces = admit(program, x, y)
+    traces = admitted()
     require_weights(traces)
     require_precision(precision, device_of(program), dtype_of(program))
     states = joint_states(latent_sites(traces.model))

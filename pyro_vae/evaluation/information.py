@@ -27,20 +27,18 @@ from pyro_vae.precision import wide
 from pyro_vae.programs.contract import (
     Program,
     Traces,
-    admit,
     evaluating,
     isolated,
     latent_sites,
-    require_latents,
     trace,
 )
 from pyro_vae.programs.coordinates import coordinate_log_prob
+from pyro_vae.programs.door import door
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.scoring import scores_any
 from pyro_vae.programs.trace import latent_values, run, sum_log_prob, to_program
 from pyro_vae.programs.walk import Block, Walk, at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
-from pyro_vae.signatures import checked
 
 CEILING = 0.1  # nats below log N from which on the lower bound says no more than that it is at its largest
 
@@ -177,7 +175,7 @@ class LatentInformation:
         )
 
 
-@checked
+@door(latents="latent_information")
 def latent_information(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int = 8, seed: int = 0
 ) -> LatentInformation:
@@ -202,7 +200,6 @@ def latent_information(
         >>> found.names, found.kl.shape
         (('z[0]', 'z[1]'), torch.Size([2]))
     """
-    require_latents(admit(program, x, y), "latent_information")
     if len(x) < 2:
         raise UserError(f"expected data (N, *event) with at least two rows, got {tuple(getattr(x, 'shape', ()))}")
     if num_samples < 1:

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.programs.contract import require_rows
-from pyro_vae.programs.given import require_y
+from pyro_vae.programs.door import door
 from pyro_vae.programs.latents import encoded_sites
 from pyro_vae.programs.trace import Program
 from pyro_vae.programs.walk import Walk, at_once
 
 
+@door(scored=False)
 def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[tuple[str, ...], Tensor]:
     """The names of the units of the latents, and their means under q(z | x).
 
@@ -30,8 +30,6 @@ def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[t
         >>> names, means.shape
         (('z[0]', 'z[1]'), torch.Size([5, 2]))
     """
-    require_rows(x, program)
-    require_y(program, len(x), y)
     walk = Walk(program, x, y, rows=at_once("latent means"))
     for block in walk:
         with block:

@@ -67,7 +67,7 @@ def require_latents(traces: Traces, what: str) -> None:
         raise UserError(f"{what} is about latents, and the program has none: log_likelihood and sample do without")
 
 
-def admit(program: Any, x: Any, y: Any = None, *, support: bool = True) -> Traces:
+def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bool = False) -> Traces:
     """Hold a program and all rows of its data to the contract: what every public function that takes data begins with.
 
     Args:
@@ -75,6 +75,7 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True) -> Trace
         x: data ``(N, *event)``, on any device and in any dtype.
         y: what a conditional program is conditioned on, ``(N, ...)``.
         support: whether the values must be in the likelihood's support: not where they are encoded and not scored.
+        anew: whether to examine the program whatever was found before.
 
     Returns:
         The traces of a run on eight rows.
@@ -89,7 +90,7 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True) -> Trace
     def part(rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         return to_program(program, x[rows]), None if y is None else y_to_program(program, y[rows])
 
-    found = _examined(program, x, y, part)
+    found = _examined(program, x, y, part, anew)
     for first in range(0, len(x), SCANNED_ROWS):
         check_observed(found.traces, *part(slice(first, first + SCANNED_ROWS)), first=first, support=support)
     if y is not None:
@@ -97,10 +98,10 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True) -> Trace
     return found.traces
 
 
-def _examined(program: Any, x: Tensor, y: Tensor | None, part: Any) -> Examination:
+def _examined(program: Any, x: Tensor, y: Tensor | None, part: Any, anew: bool) -> Examination:
     """The examination; where it is y in other rows than the first that the program does not take, that is said."""
     try:
-        return examined(program, x, y)
+        return examined(program, x, y, anew=anew)
     except ProgramError:
         raise
     except UserError:

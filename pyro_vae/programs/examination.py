@@ -66,6 +66,7 @@ class Examination:
                 for held, name, t, version, place in self.tensors
             )
             and self.guard.changed() is None
+            and not self.guard.changes_itself()
         )
 
 

@@ -20,7 +20,8 @@ from torch.export import Dim, ExportedProgram
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.paths import made, replacing, writable_folder
 from pyro_vae.programs.contract import require_program
-from pyro_vae.programs.latents import event_shape_of, point_of, sample, sample_latents
+from pyro_vae.programs.given import event_shape_of
+from pyro_vae.programs.latents import point_of, sample, sample_latents
 from pyro_vae.programs.trace import (
     OBSERVED,
     AtValues,

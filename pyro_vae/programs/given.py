@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NoReturn
 
 import torch
@@ -93,3 +94,19 @@ def refuse_run(program: Any, x: Tensor, y: Tensor | None, error: Exception) -> N
 def first_lost(x: Tensor) -> int:
     """The number of the first row that is not finite."""
     return int((~torch.isfinite(x)).reshape(len(x), -1).any(1).nonzero()[0])
+
+
+def event_shape_of(program: Any, event_shape: Any) -> tuple[int, ...]:
+    """The shape of a datum: the one given, or what the program says; :class:`UserError` where neither is."""
+    shape = event_shape if event_shape is not None else getattr(program, "event_shape", None)
+    if shape is None:
+        raise UserError(
+            f"{type(program).__name__} does not say the shape of a datum: set program.event_shape or pass event_shape="
+        )
+    try:
+        found = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        found = (-1,)
+    if isinstance(shape, str) or any(n < 1 for n in found):
+        raise UserError(f"expected event_shape as whole numbers of at least 1, (C, H, W), say, got {shape!r}")
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import admit, require_program, require_y
-from pyro_vae.programs.examination import examined_model
-from pyro_vae.programs.given import require_dense
+from pyro_vae.errors import UserError, said
+from pyro_vae.programs.contract import require_y
+from pyro_vae.programs.door import admitted, door
+from pyro_vae.programs.given import event_shape_of, require_dense
 from pyro_vae.programs.trace import (
     OBSERVED,
     AtValues,
@@ -33,10 +32,9 @@ from pyro_vae.programs.trace import (
     y_to_program,
 )
 from pyro_vae.seeding import derive_seed, seeded
-from pyro_vae.signatures import checked
 
 __all__ = [
-    "AtValues", "Latents", "decode", "encode", "mean_of", "point_of", "reconstruct", "require_joint_draws", "sample",
+    "AtValues", "Latents", "decode", "encode", "mean_of", "point_of", "reconstruct", "sample",
     "sample_latents", "sample_latents_like", "to_program",
 ]  # fmt: skip
 
@@ -67,7 +65,7 @@ def point_of(fn: Any) -> Tensor:
     return mean_of(fn)
 
 
-@checked
+@door(scored=False)
 def encode(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
 ) -> Latents:
@@ -98,14 +96,13 @@ def encoded_sites(
     """What :func:`encode` returns, by the names of the sites also where there is one."""
     if num_samples is not None:
         _require_count("encode", num_samples)
-    sites = latent_sites(admit(program, x, y, support=False).model)
     at = AtValues({}, default=point_of) if num_samples is None else None
     with evaluating(program), isolated(), seeded(derive_seed("encoded latents", seed), device_of(program)):
         traced = run(program.guide, to_program(program, x), y_to_program(program, y), num_samples=num_samples, at=at)
-    return {n: value for n, value in latent_values(traced).items() if n in sites}
+    return {n: s["value"] for n, s in latent_sites(traced).items() if not s["infer"].get("is_auxiliary")}
 
 
-@checked
+@door(data=False)
 def decode(
     program: Program, z: Latents, y: Tensor | None = None, *, mean: bool = True, event_shape: Any = None, seed: int = 0
 ) -> Tensor:
@@ -126,17 +123,13 @@ def decode(
     Raises:
         UserError: latents that are no tensors, or of other names or shapes; a program that does not say the shape of a datum.
     """
-    require_program(program)
     for value in z.values() if isinstance(z, dict) else [z]:
         if not isinstance(value, Tensor):
             raise UserError(f"decode: expected latents as a torch tensor or a dict of them, got {type(value).__name__}")
         require_dense(value, "latents")
-    require_y(program, None, y)
-    device, dtype = device_of(program), dtype_of(program)
+    device, dtype, names = device_of(program), dtype_of(program), latent_sites(admitted().model)
     event_shape = event_shape_of(program, event_shape)
-    examined_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("decoded data", seed), device):
-        names = latent_sites(prior_trace(program, 1, y[:1] if y is not None else None, event_shape))
         if isinstance(z, Tensor):
             if len(names) != 1:
                 raise UserError(f"the program has the latents {list(names)}: give decode a dict of them by name")
@@ -158,7 +151,7 @@ def decode(
         return _observation(traced, mean, tuple(leading), event_shape)
 
 
-@checked
+@door(data=False)
 def sample(
     program: Program,
     num_samples: int = 64,
@@ -173,11 +166,8 @@ def sample(
     A ``pyro.factor`` of the model has no part in them, and a warning says so: they are draws of p(z) p(x | z), and not of a joint
     distribution that the factor weighs.
     """
-    require_program(program)
     _require_count("sample", num_samples)
-    require_y(program, num_samples, y)
     event_shape = event_shape_of(program, event_shape)
-    examined_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("sampled data", seed), device_of(program)):
         traced = prior_trace(program, num_samples, y, event_shape)
         if found := factors(traced):
@@ -190,7 +180,7 @@ def sample(
         return _observation(traced, mean, (num_samples,), event_shape)
 
 
-@checked
+@door(data=False)
 def sample_latents(
     program: Program, num_samples: int, y: Tensor | None = None, *, event_shape: Any = None, seed: int = 0
 ) -> dict[str, Tensor]:
@@ -198,11 +188,8 @@ def sample_latents(
 
     The prior is the law of the latent sites alone: a ``pyro.factor`` counts with the likelihood, and has no part in it.
     """
-    require_program(program)
     _require_count("sample_latents", num_samples)
-    require_y(program, num_samples, y)
     event_shape = event_shape_of(program, event_shape)
-    examined_model(program, event_shape, y)
     with evaluating(program), isolated(), seeded(derive_seed("latents of the prior", seed), device_of(program)):
         return latent_values(prior_trace(program, num_samples, y, event_shape))
 
@@ -213,32 +200,13 @@ def sample_latents_like(program: Program, x: Tensor, y: Tensor | None = None) ->
         return latent_values(run(program.model, x, y))
 
 
-@checked
+@door(scored=False)
 def reconstruct(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
 ) -> Tensor:
     """The mean of p(x | z) at the guide's mean ``(N, *event)``, or at draws from it ``(num_samples, N, *event)``."""
     z = encode(program, x, y, num_samples=num_samples, seed=seed)
     return decode(program, z, y, event_shape=tuple(x.shape[1:]), seed=seed)
-
-
-def require_joint_draws(program: Program, what: str, y: Tensor | None = None, *, event_shape: Any = None) -> None:
-    """:class:`UserError` where z ~ p(z), x ~ p(x | z) are no draws of the joint density: where there is a ``pyro.factor``.
-
-    ``what`` needs such draws, and is named in the message. A second observed site is refused everywhere.
-    """
-    require_program(program)
-    require_y(program, None, y)
-    event_shape = event_shape_of(program, event_shape)
-    with evaluating(program), isolated(), seeded(derive_seed("factors of the model"), device_of(program)):
-        traced = prior_trace(program, 1, None if y is None else y[:1], event_shape)
-    if not any(site["fn"].event_shape.numel() for site in latent_sites(traced).values()):
-        raise UserError(f"{what} is about latents, and the program has none: log_likelihood and sample do without")
-    if found := factors(traced):
-        raise UserError(
-            f"{what} needs draws of the joint p(x, z), and the model's pyro.factor {found[0]!r} weighs the draws of p(z) "
-            "p(x | z): they are none; write what it says as a distribution of a site, or use importance weighting or annealing"
-        )
 
 
 def _require_count(what: str, num_samples: int) -> None:
@@ -254,11 +222,10 @@ def prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tup
     except (UserError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
-        said = " ".join(str(error).partition("Trace Shapes:")[0].split())[:240]
         beside = "" if y is None else f" and y of shape {tuple(y.shape)}, {str(y.dtype).removeprefix('torch.')}"
         raise UserError(
             f"the model of {type(program).__name__} does not run on {batch} rows of event_shape {tuple(event_shape)}{beside}: "
-            f"{type(error).__name__}: {said}"
+            f"{said(error, 240)}"
         ) from error
 
 
@@ -281,19 +248,3 @@ def _observation(traced: Traced, mean: bool, leading: tuple[int, ...], event_sha
             "the model makes data that are NaN: expected latents, y and parameters that are finite; look for missing ones there"
         )
     return found.reshape(*rows, *event_shape).expand(*leading, *event_shape)
-
-
-def event_shape_of(program: Any, event_shape: Any) -> tuple[int, ...]:
-    """The shape of a datum: the one given, or what the program says; :class:`UserError` where neither is."""
-    shape = event_shape if event_shape is not None else getattr(program, "event_shape", None)
-    if shape is None:
-        raise UserError(
-            f"{type(program).__name__} does not say the shape of a datum: set program.event_shape or pass event_shape="
-        )
-    try:
-        found = tuple(operator.index(n) for n in shape)
-    except TypeError:
-        found = (-1,)
-    if isinstance(shape, str) or any(n < 1 for n in found):
-        raise UserError(f"expected event_shape as whole numbers of at least 1, (C, H, W), say, got {shape!r}")
-    return found

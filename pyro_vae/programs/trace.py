@@ -23,7 +23,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from functools import wraps
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pyro
 import pyro.nn.module
@@ -40,6 +41,7 @@ from pyro_vae.precision import no_denormals, products
 from pyro_vae.programs.masks import unmasked
 from pyro_vae.seeding import ONE_THREAD
 
+T = TypeVar("T")
 Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they are
 
 OBSERVED = "x"
@@ -186,11 +188,15 @@ class Terms:
 
 @dataclass(frozen=True)
 class Traces:
-    """One execution of the guide, and of the model with the guide's latents; of ``program``, where it is known."""
+    """One execution of the guide, and of the model with the guide's latents; of ``program``, where it is known.
+
+    ``known`` holds what functions found out of it (:func:`found_once`).
+    """
 
     model: Traced = field(default_factory=poutine.Trace)
     guide: Traced = field(default_factory=poutine.Trace)
     program: Any = None
+    known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def terms(self, num_samples: int, batch: int) -> Terms:
         """Every site's log-density, summed by what it is."""
@@ -200,6 +206,19 @@ class Traces:
             log_prior=sum_log_prob(self.model, num_samples, batch, latent=True, like=log_likelihood),
             log_guide=sum_log_prob(self.guide, num_samples, batch, like=log_likelihood),
         )
+
+
+def found_once(function: Callable[[Traces], T]) -> Callable[[Traces], T]:
+    """The function, whose finding is kept with the traces that it looks at."""
+
+    @wraps(function)
+    def find(traces: Traces) -> T:
+        if function not in traces.known:
+            traces.known[function] = function(traces)
+        found: T = traces.known[function]
+        return found
+
+    return find
 
 
 def trace(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Traces:

@@ -72,8 +72,7 @@ def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Ten
         if support is None or (y is not None and _has_rows(fn.support)):  # bounds that y, or a latent, moves
             with seeded(derive_seed("supports by row"), x.device), evaluating(traces.program), isolated():
                 support = trace(traces.program, x, y, num_samples=1).model.nodes[OBSERVED]["fn"].support
-        inside = support.check(value)
-        inside = inside[0] if inside.dim() == 2 and len(inside) == 1 else inside
+        inside = _without_draws(support.check(value), 1)
     except RuntimeError:  # bounds that differ by draw
         return
     if tuple(inside.shape) != (len(x),) or bool(inside.all()):
@@ -82,7 +81,9 @@ def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Ten
     while isinstance(element, constraints.independent):
         element = element.base_constraint
     outside = ~inside & torch.isfinite(value).reshape(len(x), -1).all(1)
-    by_element = element.check(value) | value.isnan() if element.event_dim == 0 else inside
+    by_element = inside
+    if element.event_dim == 0:
+        by_element = _without_draws(element.check(value), value.dim()) | value.isnan()
     if by_element.shape == value.shape and not bool(by_element.all()):
         outside = ~by_element
     if not bool(outside.any()):
@@ -100,6 +101,10 @@ def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Ten
         f"the data hold {value_there}, outside the support of the {name} likelihood at the site {OBSERVED!r} (first in row "
         f"{_number(first, row)}); {advice}"
     )
+
+
+def _without_draws(found: Tensor, axes: int) -> Tensor:
+    return found[0] if found.dim() == axes + 1 and len(found) == 1 else found
 
 
 def _bounds(constraint: Any) -> list[tuple[Any, str, Tensor]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from pyro_vae.errors import NumericalError, UserError
 from pyro_vae.memory import keep_freed
@@ -134,7 +135,10 @@ class Trainer:
         epoch = self.epoch + 1
         order = torch.randperm(self.source.num_rows, generator=generator("order of rows", self.settings.seed, epoch))
         with in_training(self.program):
-            within, began = self._steps(order, bar, began)
+            try:
+                within, began = self._steps(order, bar, began)
+            finally:  # compiled and fused steps change tensors, and torch does not count it
+                increment_version([*self.program.parameters(), *self.program.buffers()])
             if self.average is not None:
                 self.average.settle(lambda: self._pass(order))
         if self.captured is not None:
