@@ -125,8 +125,9 @@ def bound_curve(
     require_weights(traces)
     for message in blind_spots(traces):
         warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
+    how = ImportanceSampling(num_samples, seed=seed, chunk_size=chunk_size)
     images, samples = block_shape(x, num_samples, chunk_size)
-    draws = Draws(program, ImportanceSampling(num_samples, seed=seed), samples)
+    draws = Draws(program, how, samples)
     walk = Walk(program, x, y, rows=images, draws=samples, progress=progress)
     for block in walk:
         with block:

@@ -67,7 +67,10 @@ def evaluate(
         )
     if method is not None and options:
         raise UserError(f"give {next(iter(options))} to the method, as an option of {type(method).__name__}")
-    method = method or ImportanceSampling(**options)
+    method = ImportanceSampling(**options) if method is None else method
+    if not isinstance(method, ImportanceSampling | Annealing):
+        got = type(method).__name__
+        raise UserError(f"expected method as ImportanceSampling(...) or Annealing(...), got {got}")
     if isinstance(method, ImportanceSampling) and (simulated or checkpoint or simulated_checkpoint):
         raise UserError("simulated images and checkpoints are for annealing: give method=Annealing(...)")
     rows = chosen_rows(len(data.stored(split)), limit)

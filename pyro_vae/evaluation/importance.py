@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
-from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weights
@@ -146,8 +145,6 @@ def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None) -> t
     """Images and samples in one pass; all samples of an image are drawn before the next block of images begins."""
     if chunk_size is None:
         chunk_size = at_once("importance weights", math.prod(x.shape[1:]), 64)
-    if chunk_size < 1:
-        raise UserError(f"expected chunk_size of at least 1, got {chunk_size}")
     passes = math.ceil(num_samples / chunk_size)
     samples = math.ceil(num_samples / passes)
     return max(1, min(len(x), chunk_size // samples)), samples

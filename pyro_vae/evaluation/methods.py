@@ -15,6 +15,7 @@ from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.path import Start
 from pyro_vae.evaluation.quasi import NOISES
 from pyro_vae.programs.walk import at_once
+from pyro_vae.signatures import KINDS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,7 +40,7 @@ class ImportanceSampling:
     noise: str = "random"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_samples")
+        _hold(self, "num_samples", "chunk_size")
         if self.target_se is not None and not self.target_se > 0:
             raise UserError(f"expected a target error (target_se, --target-error) above 0, got {self.target_se}")
         if self.noise not in NOISES:
@@ -79,7 +80,7 @@ class Annealing:
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_chains", "num_distributions", "num_leapfrog", "chunk_size")
+        _hold(self, "num_chains", "num_distributions", "num_leapfrog", "chunk_size")
         if not 0 < self.target_accept < 1:
             raise UserError(f"expected target_accept between 0 and 1, got {self.target_accept}")
         if self.start not in ("prior", "guide"):
@@ -129,8 +130,12 @@ def taking(options: type) -> Callable[[F], F]:
     return shown
 
 
-def _require_positive(options: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"expected {name} of at least 1, got {value}")
+def _hold(options: Any, *positive: str) -> None:
+    """:class:`UserError` for an option that is not of its kind, or not positive; numbers of NumPy and torch become plain ones."""
+    for field in fields(options):
+        value, (kind, _, rest) = getattr(options, field.name), str(field.type).partition(" | ")
+        if kind in KINDS and not (value is None and rest):
+            value = KINDS[kind](f"{type(options).__name__}: expected {field.name}", value)
+            object.__setattr__(options, field.name, value)
+        if field.name in positive and value is not None and value < 1:
+            raise UserError(f"expected {field.name} of at least 1, got {value}")
