@@ -7,7 +7,10 @@ value, what was expected and what to do, in one line. The command line turns it 
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -27,6 +30,20 @@ class DataError(UserError):
 
 class NumericalError(UserError):
     """A loss or gradient became NaN or infinite during training."""
+
+
+_OURS = str(Path(__file__).parent)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the caller's that called the library, however deep in it the warning is."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(_OURS)
+        or frame.f_code.co_filename.endswith(("contextlib.py", "functools.py"))
+    ):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def said(error: BaseException, most: int = 200) -> str:

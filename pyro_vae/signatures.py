@@ -41,26 +41,35 @@ def checked(function: Callable[P, R], looking: Callable[..., Any] | None = None)
     Raises:
         UserError: in one line, which argument was to be what, and what came.
     """
-    signature = inspect.signature(function)
+    parameters = inspect.signature(function).parameters
+    by_place = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    defaults = {n: p.default for n, p in parameters.items() if n not in needed and p.kind is not p.VAR_KEYWORD}
+    known = None if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else set(parameters)
 
     @functools.cache
     def kinds() -> dict[str, tuple[Callable[[str, Any], Any], bool]]:
-        found = {name: _kind(p, function.__globals__) for name, p in signature.parameters.items()}
+        found = {name: _kind(p, function.__globals__) for name, p in parameters.items()}
         return {name: kind for name, kind in found.items() if kind is not None}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         anew = bool(kwargs.pop("examine", False)) if looking is not None else False
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError:
+        given = {**dict(zip(by_place, args, strict=False)), **kwargs}  # signature.bind takes 20 times as long
+        if (
+            len(given) < len(args) + len(kwargs)
+            or not needed <= given.keys()
+            or not (known is None or given.keys() <= known)
+        ):
             return function(*args, **kwargs)  # which says what is missing, or not known, as Python does
         for name, (kind, optional) in kinds().items():
-            if name in bound.arguments and not (optional and bound.arguments[name] is None):
-                bound.arguments[name] = kind(f"{function.__name__}: expected {name}", bound.arguments[name])
-        bound.apply_defaults()
-        with surroundings(function.__name__), looking(bound.arguments, anew) if looking is not None else nullcontext():
-            return function(*bound.args, **bound.kwargs)
+            if name in given and not (optional and given[name] is None):
+                given[name] = kind(f"{function.__name__}: expected {name}", given[name])
+        with (
+            surroundings(function.__name__),
+            looking({**defaults, **given}, anew) if looking is not None else nullcontext(),
+        ):
+            return function(**given)  # type: ignore[call-arg, arg-type]
 
     return call
 

@@ -197,7 +197,7 @@ def detect(
         twice = [{n: torch.from_numpy(v) for n, v in found.items()} for found in (ours, theirs)]
         claims = consistency.of_itself(*twice)
         forbidden = consistency.forbidden(claims)
-        consistency.warn(forbidden)
+        consistency.tell(forbidden)
     return Anomalies(
         normal=ours,
         other=theirs,

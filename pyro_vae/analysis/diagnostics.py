@@ -6,7 +6,6 @@ Simulation-based calibration, the fourth test, is in :mod:`pyro_vae.analysis.cal
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from pyro_vae.analysis.convergence import Convergence, flat_latents
 from pyro_vae.analysis.posterior import posterior
 from pyro_vae.analysis.schema import SAMPLE_DIMS
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.estimators import good_khat
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import OBSERVED, Program
@@ -74,7 +73,7 @@ def compare_guide(
         chains = posterior(program, x, y, num_samples=num_samples, source=source, seed=seed, **extra, **options)
     else:
         for message in Convergence(chains).warnings:
-            warnings.warn(message, UnreliableEstimateWarning, stacklevel=2)
+            warn(message, UnreliableEstimateWarning)
     if guide is None:
         kept = {k: v for k, v in options.items() if k in ("num_chains", "labels", "image_index")}
         guide = posterior(program, x, y, num_samples=num_samples, source="guide", seed=seed, **extra, **kept)

@@ -12,7 +12,6 @@ Frellsen 2018, https://arxiv.org/abs/1802.04826.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.blind import blind_spots, require_weights
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import require_rows, require_y
@@ -182,7 +181,7 @@ def impute(
             "ones at every filling: draw the latents themselves"
         )
     for message in blind_spots(traces):
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
+        warn(message, UnreliableEstimateWarning)
     total, accepted = torch.zeros(event, dtype=torch.float64), torch.zeros(num_chains, len(x), dtype=torch.float64)
     with evaluating(program), isolated(), seeded(derive_seed("imputation", seed), x.device):
         filled = torch.where(mask, known, _prior_draw(program, filled, y))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ from pyro_vae.analysis.scoring import (
     predict,
     score,
 )
-from pyro_vae.errors import UserError, nearest
+from pyro_vae.errors import UserError, nearest, warn
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, narrow_sites, point_masses, require_weights
 from pyro_vae.evaluation.estimators import estimate, good_khat
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
@@ -174,7 +173,7 @@ def posterior(
         }
     )
     for message in [*_blind(traces, source), *_doubts(built, source)]:
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
+        warn(message, UnreliableEstimateWarning)
     return built
 
 

@@ -16,15 +16,13 @@ and W, become (N, C, H, W). Floats keep their shape, whatever it is.
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import RowView
 from pyro_vae.data.splits import Filed
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, warn
 
 IN_MEMORY_BYTES = 256 * 2**20
 """Memory-mapped arrays above this size stay on the disk."""
@@ -92,11 +90,10 @@ def _levels(name: str, x: np.ndarray) -> int | None:
 def levels_up_to(name: str, high: int) -> int:
     """How many levels whole numbers from 0 to ``high`` have: 2 for zeros and ones, else 256, warned of where that is dark."""
     if 1 < high < DARKEST:
-        warnings.warn(
+        warn(
             f"{name} holds whole numbers up to {high}, and grey levels go to 255: its images are nearly black; multiply them by "
             f"{255 // high}, or save counts and class numbers as float32",
             UserWarning,
-            stacklevel=2,
         )
     return 2 if high <= 1 else 256
 

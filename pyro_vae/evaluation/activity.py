@@ -7,7 +7,6 @@ Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import warn
 from pyro_vae.evaluation.means import unit_names
 from pyro_vae.programs.trace import Program, innermost, isolated, latent_sites, run
 from pyro_vae.programs.walk import Block, Walk, at_once, spans
@@ -114,7 +114,7 @@ def unit_activity(program: Program, x: Tensor, y: Tensor | None = None, *, seed:
 def told(activity: Activity) -> Activity:
     """The same, having warned of what could not be decided."""
     for message in activity.warnings:
-        warnings.warn(message, ActivityWarning, stacklevel=3)
+        warn(message, ActivityWarning)
     return activity
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import warn
 from pyro_vae.evaluation.anneal import Checkpoint, Progress, run
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
@@ -94,7 +95,7 @@ def annealed_log_likelihood(
         edge=weights.edge,
     )
     for message in result.warnings:
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
+        warn(message, UnreliableEstimateWarning)
     return result
 
 

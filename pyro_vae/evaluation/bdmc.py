@@ -100,7 +100,7 @@ def bidirectional(
         start=how.start,
         seed=seed,
     )
-    consistency.warn(bounds.warnings)
+    consistency.tell(bounds.warnings)
     return bounds
 
 

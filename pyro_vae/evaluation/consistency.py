@@ -13,7 +13,6 @@ differences: Hall 1992, On the removal of skewness by transformation, https://ww
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from pyro_vae.errors import warn
 from pyro_vae.programs.contract import OBSERVED, Traces, is_random, latent_sites
 
 FAMILY_LEVEL = 1e-4  # chance of a false alarm over all claims of one result
@@ -108,10 +108,10 @@ def forbidden(claims: Iterable[Claim], level: float = FAMILY_LEVEL) -> tuple[str
     return tuple(found)
 
 
-def warn(messages: Sequence[str], stacklevel: int = 4) -> None:
+def tell(messages: Sequence[str]) -> None:
     """Issue :class:`InconsistentResultWarning` for each line."""
     for message in messages:
-        warnings.warn(message, InconsistentResultWarning, stacklevel=stacklevel)
+        warn(message, InconsistentResultWarning)
 
 
 def of_bounds(lower: Tensor, upper: Tensor, importance: Tensor | None = None) -> list[Claim]:

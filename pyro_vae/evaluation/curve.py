@@ -9,14 +9,13 @@ with K at the end is not log p(x). Burda, Grosse & Salakhutdinov 2016, https://a
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.blind import blind_spots, require_weights
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import Draws, block_shape
@@ -124,7 +123,7 @@ def bound_curve(
     traces = admitted()
     require_weights(traces)
     for message in blind_spots(traces):
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
+        warn(message, UnreliableEstimateWarning)
     how = ImportanceSampling(num_samples, seed=seed, chunk_size=chunk_size)
     images, samples = block_shape(x, num_samples, chunk_size)
     draws = Draws(program, how, samples)

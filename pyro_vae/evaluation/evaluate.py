@@ -93,7 +93,7 @@ def evaluate(
         weighted = guide_bound(program, bounds.x, y, derive_seed("importance weights of simulated data", method.seed))
         claims = consistency.of_bounds(bounds.lower, bounds.upper, weighted.log_likelihood)
         against = list(consistency.forbidden(claims))
-        consistency.warn([message for message in against if message not in bounds.warnings], stacklevel=2)
+        consistency.tell([message for message in against if message not in bounds.warnings])
         figures |= bounds.summary() | {"method": "bdmc"}
     figures |= {
         "bits_per_dim": bits_per_dim(program, data, result.nll, x[:2], None if y is None else y[:2]),

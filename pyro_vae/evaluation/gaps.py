@@ -10,7 +10,6 @@ Cremer, Li & Duvenaud 2018, Inference suboptimality in variational autoencoders,
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.free_normals import DIAGONAL_NORMAL, FreeNormals
 from pyro_vae.evaluation.importance import log_likelihood as importance_weighted
@@ -214,9 +213,9 @@ def inference_gaps(
         float(rises.mean(0)[probe]), _mean_se(rise_ses[:, probe]),
         consistency.forbidden(consistency.of_gaps(elbo, optimal, own.log_likelihood - own.bias)),
     )  # fmt: skip
-    consistency.warn(gaps.forbidden)
+    consistency.tell(gaps.forbidden)
     for message in gaps.warnings:
-        warnings.warn(message, NotConvergedWarning, stacklevel=3)
+        warn(message, NotConvergedWarning)
     return gaps
 
 

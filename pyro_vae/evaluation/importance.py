@@ -8,7 +8,6 @@ Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, https://ar
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
+from pyro_vae.errors import warn
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weights
@@ -135,9 +135,9 @@ def log_likelihood(
     kl = result.kl if latents_have_densities(traces) else None
     claims = consistency.of_likelihood(result.elbo, result.log_likelihood - result.bias, kl)
     result = replace(result, forbidden=consistency.forbidden(claims))
-    consistency.warn(result.forbidden)
+    consistency.tell(result.forbidden)
     for message in result.warnings:
-        warnings.warn(message, UnreliableEstimateWarning, stacklevel=3)
+        warn(message, UnreliableEstimateWarning)
     return result
 
 
@@ -153,7 +153,7 @@ def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None) -> t
 def wants_compiling(how: ImportanceSampling, num_rows: int, device: torch.device) -> bool:
     """Whether to compile a pass: as asked, or where the number of draws repays the time it takes."""
     if how.noise == "sobol" and how.compile == "on":
-        warnings.warn("evaluating uncompiled: Sobol noise is not made in graphs", CaptureWarning, stacklevel=4)
+        warn("evaluating uncompiled: Sobol noise is not made in graphs", CaptureWarning)
     if (
         how.noise == "sobol" or how.target_se is not None
     ):  # with a target, images that get as many draws are not as many
@@ -214,11 +214,7 @@ class Draws:
             self._compile(x, y)
         if self.graph is not None and (changed := self._stale()) is not None:
             self.graph = None
-            warnings.warn(
-                f"evaluating goes on uncompiled: {changed} while the program was evaluated",
-                CaptureWarning,
-                stacklevel=5,
-            )
+            warn(f"evaluating goes on uncompiled: {changed} while the program was evaluated", CaptureWarning)
         args = [*self.leaves, x] if y is None else [*self.leaves, x, y]
         if self.graph is not None and num_samples == self.samples and self.graph.fits(args):
             with torch.no_grad():
@@ -247,4 +243,4 @@ class Draws:
         try:
             self.graph = capture(function, (tensors, x, [] if y is None else [y]), self.bound.program)
         except Uncapturable as error:
-            warnings.warn(f"evaluating uncompiled: {error}", CaptureWarning, stacklevel=6)
+            warn(f"evaluating uncompiled: {error}", CaptureWarning)

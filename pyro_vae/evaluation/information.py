@@ -237,7 +237,7 @@ def latent_information(
         notes=notes,
         **of_bounds,
     )
-    consistency.warn(found.forbidden)
+    consistency.tell(found.forbidden)
     return found
 
 

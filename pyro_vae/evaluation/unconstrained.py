@@ -31,6 +31,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.blind import narrow_sites
 from pyro_vae.programs.contract import require_gradients, require_latents
 from pyro_vae.programs.examination import examined
+from pyro_vae.programs.rows import DRAWS, ROWS
 from pyro_vae.programs.trace import (
     SAMPLE_PLATE,
     Program,
@@ -80,7 +81,7 @@ class Unconstrained:
         self._shapes: dict[str, torch.Size] = {}
         for name, site in latent_sites(traces.model).items():
             # asked of the whole shape: a support may itself have values per chain and image
-            whole = torch.Size((2, len(x))) + site["fn"].event_shape
+            whole = torch.Size((DRAWS, ROWS)) + site["fn"].event_shape
             self._shapes[name] = _transform(name, site["fn"]).inverse_shape(whole)[2:]
         if not self._shapes:
             raise UserError(f"the program {type(program).__name__} has no latents: its log p(x) needs no sampling")

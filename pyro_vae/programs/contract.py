@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import DataError, ProgramError, UserError
-from pyro_vae.programs.examination import SCANNED_ROWS, Examination, examined
+from pyro_vae.programs.examination import SCANNED_ROWS, Examination, Rows, examined
 from pyro_vae.programs.given import MISSING, require_rows, require_y
 from pyro_vae.programs.trace import (
     DATA_PLATE,
@@ -90,18 +90,19 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bo
     def part(rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         return to_program(program, x[rows]), None if y is None else y_to_program(program, y[rows])
 
-    found = _examined(program, x, y, part, anew)
-    for first in range(0, len(x), SCANNED_ROWS):
+    rows = Rows(x, y)
+    found = _examined(program, x, y, part, rows, anew)
+    for first in range(0, len(x), SCANNED_ROWS) if support or rows.missing else ():
         check_observed(found.traces, *part(slice(first, first + SCANNED_ROWS)), first=first, support=support)
     if y is not None:
         check_conditions(program, y, part, found.taken)
     return found.traces
 
 
-def _examined(program: Any, x: Tensor, y: Tensor | None, part: Any, anew: bool) -> Examination:
+def _examined(program: Any, x: Tensor, y: Tensor | None, part: Any, rows: Rows, anew: bool) -> Examination:
     """The examination; where it is y in other rows than the first that the program does not take, that is said."""
     try:
-        return examined(program, x, y, anew=anew)
+        return examined(program, x, y, rows=rows, anew=anew)
     except ProgramError:
         raise
     except UserError:

@@ -84,13 +84,16 @@ class _Kept(dict[Any, Examination]):
         return type(None), ()
 
 
-def examined(program: Any, x: Tensor, y: Tensor | None = None, *, anew: bool = False) -> Examination:
+def examined(
+    program: Any, x: Tensor, y: Tensor | None = None, *, rows: Rows | None = None, anew: bool = False
+) -> Examination:
     """What a program is found to be with data like x.
 
     Args:
         program: the Program.
         x: data ``(N, *event)``, on any device and in any dtype; eight rows of them are looked at, some twice if there are fewer.
         y: what a conditional program is conditioned on, ``(N, ...)``.
+        rows: of x and y, where they were looked at already.
         anew: look, whatever was found before.
 
     Raises:
@@ -100,7 +103,7 @@ def examined(program: Any, x: Tensor, y: Tensor | None = None, *, anew: bool = F
             an observation that is other than x, a density of one row that depends on other rows or is random.
         UserError: the program cannot take a tensor of this shape, or values like these.
     """
-    rows = _Rows(x, y)
+    rows = Rows(x, y) if rows is None else rows
 
     def look(guard: Guard) -> Traces:
         few = rows.chosen
@@ -125,7 +128,7 @@ def examined_model(
     Raises:
         ProgramError, UserError: of :func:`examined`, as far as the model goes.
     """
-    rows = _Rows(None, y)
+    rows = Rows(None, y)
 
     def look(guard: Guard) -> Traces:
         return look_at_model(program, event_shape, None if y is None else y_to_program(program, y[rows.chosen]), guard)
@@ -134,7 +137,7 @@ def examined_model(
 
 
 def _kept(
-    program: Any, kind: tuple[Any, ...], y: Tensor | None, rows: _Rows, look: Callable[[Guard], Traces], anew: bool
+    program: Any, kind: tuple[Any, ...], y: Tensor | None, rows: Rows, look: Callable[[Guard], Traces], anew: bool
 ) -> Examination:
     """The examination of a program for a kind of data, if it is kept, holds, and saw as much as there is now; or a new one."""
     beside = None if y is None else (tuple(y.shape[1:]), y.dtype)
@@ -169,7 +172,7 @@ def _kept(
         return found
 
 
-class _Rows:
+class Rows:
     """Which eight rows are looked at: the first, but for some that are missing or in which y is at its ends."""
 
     def __init__(self, x: Tensor | None, y: Tensor | None) -> None:
@@ -178,7 +181,8 @@ class _Rows:
     @cached_property
     def missing(self) -> bool:
         """Whether any row is not finite."""
-        return self._x is not None and not all(bool(torch.isfinite(x).all()) for x in self._x.split(SCANNED_ROWS))
+        blocks = () if self._x is None else (self._x,) if len(self._x) <= SCANNED_ROWS else self._x.split(SCANNED_ROWS)
+        return not all(bool(torch.isfinite(x).all()) for x in blocks)
 
     @cached_property
     def chosen(self) -> Tensor:
@@ -187,7 +191,7 @@ class _Rows:
         count = ROWS if given is None else len(given)
         first: list[int] = []
         if self._y is not None and self._y.numel():
-            column = self._y.reshape(count, -1)[:, 0].nan_to_num().double()
+            column = self._y.reshape(count, -1)[:, 0].nan_to_num().float()
             first += [int(column.argmin()), int(column.argmax())]
         if self.missing and self._x is not None:
             lost = torch.cat([~torch.isfinite(x).reshape(len(x), -1).all(1) for x in self._x.split(SCANNED_ROWS)])
@@ -200,5 +204,5 @@ class _Rows:
     @cached_property
     def distinct(self) -> int:
         """How many of them are no repetitions."""
-        parts = [t[self.chosen.to(t.device)].reshape(ROWS, -1).double() for t in (self._x, self._y) if t is not None]
+        parts = [t[self.chosen.to(t.device)].reshape(ROWS, -1).float() for t in (self._x, self._y) if t is not None]
         return len(torch.cat(parts, 1).nan_to_num(0.5).unique(dim=0)) if parts else ROWS

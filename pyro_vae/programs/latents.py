@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from pyro_vae.errors import UserError, said
+from pyro_vae.errors import UserError, said, warn
 from pyro_vae.programs.contract import require_y
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.given import event_shape_of, require_dense
@@ -171,11 +170,10 @@ def sample(
     with evaluating(program), isolated(), seeded(derive_seed("sampled data", seed), device_of(program)):
         traced = prior_trace(program, num_samples, y, event_shape)
         if found := factors(traced):
-            warnings.warn(
+            warn(
                 f"the model's pyro.factor {found[0]!r} has no part in samples: they are draws of p(z) p(x | z) alone; draw from "
                 "posteriors (pv.posterior), which it has a part in",
                 UserWarning,
-                stacklevel=3,
             )
         return _observation(traced, mean, (num_samples,), event_shape)
 
@@ -205,7 +203,7 @@ def reconstruct(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
 ) -> Tensor:
     """The mean of p(x | z) at the guide's mean ``(N, *event)``, or at draws from it ``(num_samples, N, *event)``."""
-    z = encode(program, x, y, num_samples=num_samples, seed=seed)
+    z = encoded_sites(program, x, y, num_samples=num_samples, seed=seed)
     return decode(program, z, y, event_shape=tuple(x.shape[1:]), seed=seed)
 
 

@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
+from types import FunctionType
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import pyro
 import pyro.nn.module
@@ -132,8 +134,22 @@ def accepts_y(program: Any) -> bool:
     return variadic or _second(program.model) is not False
 
 
+_SECONDS: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()  # by function; a signature takes 20 us
+
+
 def _second(function: Any) -> Any:
     """The default of a function's second positional argument; False where it has none that could be y."""
+    code: Any = getattr(function, "__func__", None)
+    known = None if code is None else _SECONDS.get(code)
+    if known is not None and known[0] == (code.__code__, code.__defaults__):
+        return known[1]
+    found = _second_of(function)
+    if isinstance(code, FunctionType):
+        _SECONDS[code] = (code.__code__, code.__defaults__), found
+    return found
+
+
+def _second_of(function: Any) -> Any:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
     return parameters[1].default if len(parameters) > 1 else False

@@ -144,10 +144,13 @@ def put_inside(site: dict[str, Any]) -> None:
         rows = fn.support.check(value)
     except (RuntimeError, NotImplementedError):
         return
-    if rows.shape != value.shape[:1] or bool(rows.all()):
+    if rows.shape != value.shape[:1]:
+        return
+    rows = rows | ~torch.isfinite(value).reshape(len(value), -1).all(1)  # what is missing stays
+    if bool(rows.all()):
         return
     drawn = _draw_by_row(fn, len(value)).to(value.dtype)
-    site["value"] = torch.where(rows.reshape(-1, *[1] * (value.dim() - 1)) | ~torch.isfinite(value), value, drawn)
+    site["value"] = torch.where(rows.reshape(-1, *[1] * (value.dim() - 1)), value, drawn)
 
 
 def draw_like(x: Tensor, fn: Any) -> Tensor:

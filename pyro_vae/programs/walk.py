@@ -11,7 +11,6 @@ A block is computed in evaluation mode, and where it finds no memory it comes ag
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, warn
 from pyro_vae.memory import is_out_of_memory
 from pyro_vae.programs.trace import evaluating, to_program, y_to_program
 
@@ -155,11 +154,10 @@ class Walk:
             torch.cuda.empty_cache()
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"out of memory with {before:,} images times samples at once: going on with {self.rows * self.draws:,}, or "
                 "fewer; a result that depends on the size records it as chunk_size",
                 SmallerChunkWarning,
-                stacklevel=3,
             )
 
 

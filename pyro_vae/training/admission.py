@@ -8,14 +8,13 @@ torch Dataset are looked at when they are read.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.data import Data
-from pyro_vae.errors import DataError, UserError
+from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.blind import require_scores
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.trace import OBSERVED, Traces, innermost, to_program, y_to_program
@@ -167,9 +166,8 @@ def _require_squares(x: Tensor) -> None:
 
 
 def _warn_lattice(data: Data) -> None:
-    warnings.warn(
+    warn(
         f"a density is put on {data.name}, whose values lie on {data.levels} levels: its log-likelihood grows without bound as "
         'scales shrink, and has no bits per dimension; load the data with dequantization="uniform"',
         UserWarning,
-        stacklevel=5,
     )

@@ -8,12 +8,12 @@ up where changes follow each other.
 from __future__ import annotations
 
 import time
-import warnings
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from pyro_vae.capture import CaptureWarning, Uncapturable
+from pyro_vae.errors import warn
 from pyro_vae.training.captured import CapturedStep, worth_capturing
 from pyro_vae.training.launch import Launches
 
@@ -68,7 +68,7 @@ class Compiling:
             self._go_on_plain(f"{changed} since the step was compiled; {why}")
             return
         trainer.captured.finish()
-        warnings.warn(f"the compiled step is recorded anew: {changed}", CaptureWarning, stacklevel=7)
+        warn(f"the compiled step is recorded anew: {changed}", CaptureWarning)
         self._record(rows)
 
     def within_epoch(self) -> None:
@@ -100,7 +100,7 @@ class Compiling:
                 trainer.captured = CapturedStep(trainer, *trainer.source.stored(rows), averages=resident is not None)
                 self._launch()
         except Uncapturable as error:
-            warnings.warn(f"training uncompiled: {error}", CaptureWarning, stacklevel=8)
+            warn(f"training uncompiled: {error}", CaptureWarning)
 
     def _launch(self) -> None:
         trainer, resident = self.trainer, self.trainer._launchable()
@@ -112,4 +112,4 @@ class Compiling:
         if self.trainer.captured is not None:
             self.trainer.captured.finish()
         self.trainer.captured = self.trainer.launches = None
-        warnings.warn(f"training goes on uncompiled: {why}", CaptureWarning, stacklevel=8)
+        warn(f"training goes on uncompiled: {why}", CaptureWarning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, warn
 from pyro_vae.objectives.base import Objective
 from pyro_vae.training.files import DTYPES
 from pyro_vae.training.modes import in_training
@@ -54,11 +53,10 @@ def rehearse(program: Any, objective: Objective, x: Tensor, y: Tensor | None, ba
         moved = [n for n, b in program.named_buffers() if n in before and not _equal(b, before[n])]
     lost = sorted(set(moved) - set(program.state_dict()))
     if lost:
-        warnings.warn(
+        warn(
             f"training changes the buffer {lost[0]!r}, which is not kept with the weights (persistent=False), so that a run "
             "loaded or resumed is another: register it as a persistent buffer if it matters",
             UserWarning,
-            stacklevel=5,
         )
     return moved
 
