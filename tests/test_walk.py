@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +106,14 @@ def test_the_table_of_sizes() -> None:
     assert at_once("importance weights", 2**30, least=64) == 64
     assert [s.stop - s.start for s in spans(10, 4)] == [4, 4, 2]
     assert list(spans(0, 4)) == []
+
+
+def test_rows_and_draws_are_cut_in_one_place() -> None:
+    """Beside it, in the data and in a command: where no program is run. (The contract's scan of values is to come over.)"""
+    root = Path(pv.__file__).parent
+    found = {str(f.relative_to(root)) for f in root.rglob("*.py") if "range(0," in f.read_text(encoding="utf-8")}
+    beside = {"cli/anomaly.py", "data/preparation.py", "data/arrays.py", "programs/contract.py"}
+    assert found - beside == {"programs/walk.py"}
 
 
 def test_options_of_a_method_are_keywords_of_what_it_does() -> None:
