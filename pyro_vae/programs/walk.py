@@ -26,27 +26,27 @@ from pyro_vae.programs.trace import evaluating, to_program, y_to_program
 
 T = TypeVar("T")
 
-# How much is computed at once, by use, and what that was measured for. A block places its random draws: with another size they
-# are other numbers of the same law.
+# How much is computed at once, by use, and what the size is for. A block places its random draws: with another size they are
+# other numbers of the same law.
 AT_ONCE = {
     # numbers of the observed site: images times samples of each
     "importance weights": 2**20,  # 4 MB in float32, so that a block of activations stays near the cache
-    "posterior draws": 2**20,  # likewise, of all rows of a block
-    "posterior": 2**17,  # of x alone: a thousand draws of each row come on top
+    "posterior draws": 2**20,  # likewise, for all rows of a block together
+    "posterior": 2**17,  # rows of x in one block: an eighth, for each has some thousand draws that are kept
     "chains: cpu": 2**19,  # so many that a CPU keeps them in its cache
     "chains": 2**26,  # or that a GPU is busy
     # rows
-    "validation": 1000,  # activations of one draw fit beside a training step's
-    "latent means": 2000,  # no draws: an encoder's pass alone
-    "active units": 500,  # images in the reference: one block
-    "information": 250,  # times draws of each
-    "inference gaps": 100,  # with parameters, their gradients and moments for each
-    # draws
+    "validation": 1000,  # one draw of each
+    "latent means": 2000,  # the encoder alone
+    "active units": 500,  # as many images as the reference takes: one block
+    "information": 250,  # some draws of each
+    "inference gaps": 100,  # each with parameters of its own, their gradients and moments
+    # draws of each row
     "active units: draws": 64,  # as many as are made at first: one pass decides most units
     # pairs and points
     "information: pairs": 2**22,  # numbers in the latents of pairs (draw, row): 16 MB in float32
     "calibration": 2**16,  # simulations times draws that are ranked
-    "uniform ranks": 2**22,  # ranks that are simulated: 32 MB
+    "uniform ranks": 2**22,  # simulated ranks: 32 MB
     "manifold": 2**16,  # points of the plane that a prior scores
 }
 
