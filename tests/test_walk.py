@@ -28,7 +28,8 @@ def walked(walk: Walk, limit: int | None = None, share: float = 0.0) -> list[tup
     """(First row, rows, draws) of the blocks that were computed; more rows times draws than ``limit`` find no memory."""
     for block in walk:
         with block:
-            block.report(share)
+            if share:
+                block.report(share)
             if limit is not None and len(block) * walk.draws > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
             walk.keep((block.first, len(block), walk.draws))
@@ -71,6 +72,13 @@ def test_no_memory_for_one_row_is_an_error(whole: bool, what: str) -> None:
         walked(Walk(program(), torch.zeros(3, 3), rows=2, draws=8, whole=whole), 0)
 
 
+def test_an_error_without_words_is_told_by_its_name() -> None:
+    with pytest.raises(UserError, match=r"out of memory with one sample of one image \(MemoryError\)"):  # noqa: PT012
+        for block in Walk(program(), torch.zeros(1, 3), rows=1):
+            with block:
+                raise MemoryError
+
+
 def test_other_errors_end_the_walk() -> None:
     vae = program().train()
     with pytest.raises(RuntimeError, match="a fault"):  # noqa: PT012
@@ -84,6 +92,7 @@ def test_work_that_was_done_before_is_not_done_again() -> None:
     done: list[float] = []
     assert walked(Walk(program(), torch.zeros(7, 3), rows=3, begin=3, progress=done.append)) == [(3, 3, 1), (6, 1, 1)]
     assert done == [3, 3, 1]
+    assert {type(rows) for rows in done} == {int}
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 5, 12, 13])

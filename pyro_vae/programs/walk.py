@@ -150,7 +150,7 @@ class Walk:
             self.rows = -(-self.rows // 2)
         else:
             what = f"{self.draws:,} chains of one image" if self.whole else "one sample of one image"
-            raise UserError(f"out of memory with {what} ({why.splitlines()[0][:160]}): free some memory")
+            raise UserError(f"out of memory with {what} ({why}): free some memory")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not self._warned:
@@ -172,7 +172,8 @@ class Block:
     """
 
     def __init__(self, walk: Walk, rows: slice) -> None:
-        self.walk, self.rows, self.told = walk, rows, 0.0
+        self.walk, self.rows = walk, rows
+        self.told: float = 0
 
     def __len__(self) -> int:
         return int(self.rows.stop - self.rows.start)
@@ -205,7 +206,8 @@ class Block:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
         self._evaluating.__exit__(kind, error, traceback)
         if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
-            self.walk.failed = str(error)  # the traceback, which keeps the tensors alive, is gone when the walk goes on
+            # the traceback, which keeps the tensors alive, is gone when the walk goes on
+            self.walk.failed = next(iter(str(error).splitlines()), type(error).__name__)[:160]
         return self.walk.failed is not None
 
 
