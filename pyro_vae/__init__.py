@@ -33,6 +33,8 @@ _PUBLIC = {
     "compare": "pyro_vae.evaluation.compare",
     "inference_gaps": "pyro_vae.evaluation.gaps",
     "evaluate": "pyro_vae.evaluation.evaluate",
+    "ImportanceSampling": "pyro_vae.evaluation.methods",
+    "Annealing": "pyro_vae.evaluation.methods",
     "encode": "pyro_vae.programs.latents",
     "decode": "pyro_vae.programs.latents",
     "sample": "pyro_vae.programs.latents",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.gaps import inference_gaps
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.information import LatentInformation, latent_information
+    from pyro_vae.evaluation.methods import Annealing, ImportanceSampling
     from pyro_vae.evaluation.result import LogLikelihood
     from pyro_vae.programs.contract import Program
     from pyro_vae.programs.export import export

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,8 @@ def walked(walk: Walk, limit: int | None = None, share: float = 0.0) -> list[tup
     """(First row, rows, draws) of the blocks that were computed; more rows times draws than ``limit`` find no memory."""
     for block in walk:
         with block:
-            block.report(share)
+            if share:
+                block.report(share)
             if limit is not None and len(block) * walk.draws > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
             walk.keep((block.first, len(block), walk.draws))
@@ -70,6 +72,13 @@ def test_no_memory_for_one_row_is_an_error(whole: bool, what: str) -> None:
         walked(Walk(program(), torch.zeros(3, 3), rows=2, draws=8, whole=whole), 0)
 
 
+def test_an_error_without_words_is_told_by_its_name() -> None:
+    with pytest.raises(UserError, match=r"out of memory with one sample of one image \(MemoryError\)"):  # noqa: PT012
+        for block in Walk(program(), torch.zeros(1, 3), rows=1):
+            with block:
+                raise MemoryError
+
+
 def test_other_errors_end_the_walk() -> None:
     vae = program().train()
     with pytest.raises(RuntimeError, match="a fault"):  # noqa: PT012
@@ -83,6 +92,7 @@ def test_work_that_was_done_before_is_not_done_again() -> None:
     done: list[float] = []
     assert walked(Walk(program(), torch.zeros(7, 3), rows=3, begin=3, progress=done.append)) == [(3, 3, 1), (6, 1, 1)]
     assert done == [3, 3, 1]
+    assert {type(rows) for rows in done} == {int}
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 5, 12, 13])
@@ -105,6 +115,14 @@ def test_the_table_of_sizes() -> None:
     assert at_once("importance weights", 2**30, least=64) == 64
     assert [s.stop - s.start for s in spans(10, 4)] == [4, 4, 2]
     assert list(spans(0, 4)) == []
+
+
+def test_rows_and_draws_are_cut_in_one_place() -> None:
+    """Beside it, in the data and in a command: where no program is run. (The contract's scan of values is to come over.)"""
+    root = Path(pv.__file__).parent
+    found = {str(f.relative_to(root)) for f in root.rglob("*.py") if "range(0," in f.read_text(encoding="utf-8")}
+    beside = {"cli/anomaly.py", "data/preparation.py", "data/arrays.py", "programs/contract.py"}
+    assert found - beside == {"programs/walk.py"}
 
 
 def test_options_of_a_method_are_keywords_of_what_it_does() -> None:

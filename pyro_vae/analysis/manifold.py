@@ -26,7 +26,7 @@ from pyro_vae.programs.contract import (
     latent_sites,
     require_program,
 )
-from pyro_vae.programs.latents import prior_trace
+from pyro_vae.programs.latents import event_shape_of, prior_trace
 from pyro_vae.programs.trace import innermost
 from pyro_vae.programs.walk import at_once
 from pyro_vae.seeding import derive_seed, seeded
@@ -84,13 +84,9 @@ def prior_sites(program: Program, y: Tensor | None = None, event_shape: Any = No
         event_shape: of one datum, where the program does not say it as ``program.event_shape``.
     """
     require_program(program)
-    shape = event_shape if event_shape is not None else getattr(program, "event_shape", None)
-    if shape is None:
-        raise UserError(
-            f"{type(program).__name__} does not say the shape of a datum: set program.event_shape or pass event_shape="
-        )
+    shape = event_shape_of(program, event_shape)
     with evaluating(program), isolated(), seeded(derive_seed("site names"), device_of(program)):
-        traced = prior_trace(program, 1, y, tuple(shape))
+        traced = prior_trace(program, 1, y, shape)
     return {name: site["fn"] for name, site in latent_sites(traced).items()}
 
 

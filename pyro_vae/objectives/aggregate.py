@@ -15,7 +15,7 @@ from pyro_vae.objectives.particles import Particles, draw
 from pyro_vae.programs.coordinates import coordinate_log_prob
 from pyro_vae.programs.latents import sample_latents_like
 from pyro_vae.programs.masks import counted
-from pyro_vae.programs.trace import Program, Traces, innermost, isolated, latent_sites, log_probs, site_log_prob
+from pyro_vae.programs.trace import Program, Traced, innermost, isolated, latent_sites, log_probs
 from pyro_vae.registry import register
 
 
@@ -43,21 +43,21 @@ class FreeBits(Objective):
         particles = draw(program, x, y, 1, reparameterized="free-bits")
         with isolated():
             traces = particles.traces()
-            elbo, observed = _elbo_and_observed(particles, traces)
+            both = [(traced, log_probs(traced, scale=True)) for traced in (traces.guide, traces.model)]
+            elbo, observed = _elbo_and_observed(particles, *both)
             loss, surrogate = -elbo.mean(), -observed.mean()
-            for name, site in latent_sites(traces.guide).items():
-                surrogate = surrogate + self._floored(site, traces.model.nodes.get(name), len(x))
+            for name in latent_sites(traces.guide):
+                # an auxiliary site of the guide has no prior
+                sites = [(traced.nodes[name], found[name]) for traced, found in both if name in found]
+                surrogate = surrogate + self._floored(sites, len(x))
         return loss.detach(), surrogate
 
-    def _floored(self, site: Any, prior: Any, batch: int) -> Tensor:
+    def _floored(self, sites: list[tuple[Any, Tensor]], batch: int) -> Tensor:
         """The KL of a site's groups, masked and scaled, each on average over the minibatch and floored, added up."""
-        sites = [site] if prior is None else [site, prior]  # an auxiliary site of the guide has no prior
-        terms: list[Any]
-        if all(factorised(s["fn"]) is not None for s in sites):
-            terms = [coordinate_log_prob(s, site["value"], scale=True) for s in sites]
-        else:
-            terms = [site_log_prob(s, scale=True).reshape(1, -1) for s in sites]
-        kl = terms[0] if prior is None else terms[0] - terms[1]
+        terms: list[Any] = [log_prob.reshape(1, -1) for _, log_prob in sites]
+        if all(factorised(site["fn"]) is not None for site, _ in sites):
+            terms = [coordinate_log_prob(site, sites[0][0]["value"], scale=True) for site, _ in sites]
+        kl = terms[0] - terms[1] if len(terms) > 1 else terms[0]
         groups = kl.expand(1, batch, *kl.shape[2:]).reshape(batch, -1).mean(0)
         # no KL is below 0, and a floor of 0 is none: an estimate below it is chance
         return (groups.clamp(min=self.free) if self.free > 0 else groups).sum()
@@ -136,7 +136,8 @@ class MaximumMeanDiscrepancy(Objective):
         particles = draw(program, x, y, 1, reparameterized="mmd")
         with isolated():
             traces = particles.traces()
-            log_weight, observed = _elbo_and_observed(particles, traces)
+            found = ((traced, log_probs(traced, scale=True)) for traced in (traces.guide, traces.model))
+            log_weight, observed = _elbo_and_observed(particles, *found)
         prior = sample_latents_like(program, x, y)
         discrepancy = torch.zeros((), dtype=x.dtype, device=x.device)
         sites = {name: site for name, site in latent_sites(particles.drawn).items() if name in prior}
@@ -149,14 +150,16 @@ class MaximumMeanDiscrepancy(Objective):
         return -log_weight.mean().detach(), surrogate + (self.alpha + self.weight - 1) * discrepancy
 
 
-def _elbo_and_observed(particles: Particles, traces: Traces) -> tuple[Tensor, Tensor]:
-    """The terms of the ELBO, masked and scaled, and the part of what is observed: x, and factors of model or guide."""
-    everything, observed = [], []
-    for traced in (traces.model, traces.guide):
-        found = log_probs(traced, scale=True)
-        everything.append(particles.total(found.values()))
-        observed.append(particles.total(term for name, term in found.items() if traced.nodes[name]["is_observed"]))
-    return everything[0] - everything[1], observed[0] - observed[1]
+def _elbo_and_observed(
+    particles: Particles, guide: tuple[Traced, dict[str, Tensor]], model: tuple[Traced, dict[str, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The terms of the ELBO, of traces and their log-densities, and the part of what is observed: x, and factors of either."""
+    ours, theirs = (particles.total(found.values()) for _, found in (model, guide))
+    seen, given = (
+        particles.total(term for name, term in found.items() if traced.nodes[name]["is_observed"])
+        for traced, found in (model, guide)
+    )
+    return ours - theirs, seen - given
 
 
 def _require_unmasked(objective: str, sites: dict[str, Any]) -> None:

@@ -1,102 +1,102 @@
 """The evidence lower bound: E_q[log p(x, z) - log q(z | x)] = reconstruction - KL.
 
-Both objectives are Pyro's ``Trace_ELBO`` with its sums kept as tensors: Pyro's own reads every site's log-density to the
-host, which neither a CUDA stream nor a captured graph can wait for. The terms are the same.
+The terms, scales and masks are those of Pyro's ``Trace_ELBO``, kept as tensors: Pyro's own reads every site's log-density to the
+host, which neither a CUDA stream nor a captured graph can wait for.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer import Trace_ELBO
-from pyro.infer.trace_elbo import _compute_log_r
+from pyro.distributions import Rejector
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Objective
-from pyro_vae.programs.contract import Program, Traced, arguments, is_random, isolated, latent_sites
+from pyro_vae.programs.trace import (
+    Program,
+    Traced,
+    innermost,
+    is_random,
+    isolated,
+    latent_sites,
+    log_probs,
+    run,
+    site_log_prob,
+)
 from pyro_vae.registry import register
 
 
-class TensorTraceELBO(Trace_ELBO):
-    """``Trace_ELBO`` whose particle losses are two tensors: the loss, and the surrogate to differentiate."""
+def sampled(model: Traced, guide: Traced) -> tuple[Tensor, Tensor]:
+    """The ELBO of the guide's draws, summed over them, and what to differentiate in its place.
 
-    def particles(self, program: Program, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Loss and surrogate in nats, summed over the minibatch and averaged over particles."""
-        loss, surrogate = x.new_zeros(()), x.new_zeros(())
-        for model_trace, guide_trace in self._get_traces(program.model, program.guide, arguments(x, y), {}):
-            a, b = self._differentiable_loss_particle(model_trace, guide_trace)
-            loss, surrogate = loss + a / self.num_particles, surrogate + b / self.num_particles
-        return loss, surrogate
-
-    def _differentiable_loss_particle(self, model_trace: Traced, guide_trace: Traced) -> tuple[Any, Any]:
-        elbo: Any = 0.0
-        surrogate: Any = 0.0
-        log_r = None
-        for site in model_trace.nodes.values():
-            if site["type"] == "sample":
-                elbo = elbo + site["log_prob_sum"]
-        surrogate = surrogate + elbo
-        for site in guide_trace.nodes.values():
-            if site["type"] == "sample":
-                _, score_function, entropy = site["score_parts"]
-                elbo = elbo - site["log_prob_sum"]
-                if not is_identically_zero(entropy):
-                    surrogate = surrogate - entropy.sum()
-                if not is_identically_zero(score_function):
-                    if log_r is None:
-                        log_r = _compute_log_r(model_trace, guide_trace)
-                    surrogate = surrogate + (log_r.sum_to(site["cond_indep_stack"]) * score_function).sum()
-        return -elbo.detach(), -surrogate
+    That is the ELBO itself where a site is reparameterized, and elsewhere the score of its draws times the log-weight (Ranganath,
+    Gerrish & Blei 2014, https://arxiv.org/abs/1401.0118).
+    """
+    ours, theirs = log_probs(model, scale=True), log_probs(guide, scale=True)
+    elbo: Any = sum(term.sum() for term in ours.values())
+    surrogate = elbo
+    for name, term in theirs.items():
+        elbo, site = elbo - term.sum(), guide.nodes[name]
+        if isinstance(innermost(site["fn"]), Rejector):
+            raise UserError(
+                f"the guide's site {name!r} draws by rejection, whose gradient has a part of its own: use another distribution"
+            )
+        if site["fn"].has_rsample:
+            surrogate = surrogate - term.sum()
+            continue
+        log_weight: Any = sum((t - theirs[n] if n in theirs else t).detach() for n, t in ours.items())
+        # of draws that are masked, or scaled, the score is that of the others
+        surrogate = surrogate + (log_weight * site_log_prob(site, mask=False)).sum()
+    return elbo, surrogate
 
 
-class MeanFieldELBO(TensorTraceELBO):
+def analytic(model: Traced, guide: Traced) -> tuple[Tensor, Tensor]:
     """The same with log q - log p of a latent site replaced by KL(q || p) wherever torch has it in closed form.
 
     Kingma & Welling 2014, https://arxiv.org/abs/1312.6114, equation 10 and appendix B: less variance, same mean. Every
     latent needs a reparameterized guide, and the guide must draw the latents in the order of the model. Where guide and model
     mask or scale a latent differently, its terms are estimated.
     """
-
-    def _differentiable_loss_particle(self, model_trace: Traced, guide_trace: Traced) -> tuple[Any, Any]:
-        names, guide_names = list(latent_sites(model_trace)), list(latent_sites(guide_trace))
-        if names != guide_names:
+    names, guide_names = list(latent_sites(model)), list(latent_sites(guide))
+    if names != guide_names:
+        raise UserError(
+            f"the analytic KL needs the guide's sites in the order of the model's: {names}, got {guide_names}; use the "
+            "objective elbo"
+        )
+    elbo: Any = 0.0
+    for name, site in model.nodes.items():
+        if not is_random(site):
+            continue
+        if site["is_observed"]:
+            elbo = elbo + site_log_prob(site, scale=True).sum()
+            continue
+        guide_site = guide.nodes[name]
+        if not guide_site["fn"].has_rsample:
             raise UserError(
-                f"the analytic KL needs the guide's sites in the order of the model's: {names}, got {guide_names}; use the "
-                "objective elbo"
+                f"the analytic KL needs a reparameterized guide, and {name!r} is not; use the objective elbo"
             )
-        elbo: Any = 0.0
-        for name, site in model_trace.nodes.items():
-            if not is_random(site):
-                continue
-            if site["is_observed"]:
-                elbo = elbo + site["log_prob_sum"]
-                continue
-            guide_site = guide_trace.nodes[name]
-            if not guide_site["fn"].has_rsample:
-                raise UserError(
-                    f"the analytic KL needs a reparameterized guide, and {name!r} is not; use the objective elbo"
-                )
-            try:
-                kl = kl_divergence(guide_site["fn"], site["fn"])
-            except NotImplementedError:
-                elbo = elbo + site["log_prob_sum"] - guide_site["log_prob_sum"]
-                continue
-            kl = kl.expand(torch.broadcast_shapes(kl.shape, guide_site["fn"].batch_shape))
-            kl = scale_and_mask(kl, site["scale"], site["mask"])
-            same = _same_weights(site, guide_site)
-            if same is not None:
-                kl = torch.where(same, kl, guide_site["log_prob"] - site["log_prob"])
-            elbo = elbo - kl.sum()
-        for site in guide_trace.nodes.values():
-            if is_random(site) and site["is_observed"]:
-                elbo = elbo - site["log_prob_sum"]
-        return -elbo.detach(), -elbo
+        try:
+            kl = kl_divergence(guide_site["fn"], site["fn"])
+        except NotImplementedError:
+            elbo = elbo + site_log_prob(site, scale=True).sum() - site_log_prob(guide_site, scale=True).sum()
+            continue
+        kl = kl.expand(torch.broadcast_shapes(kl.shape, guide_site["fn"].batch_shape))
+        kl = scale_and_mask(kl, site["scale"], site["mask"])
+        same = _same_weights(site, guide_site)
+        if same is not None:
+            kl = torch.where(same, kl, site_log_prob(guide_site, scale=True) - site_log_prob(site, scale=True))
+        elbo = elbo - kl.sum()
+    for site in guide.nodes.values():
+        if is_random(site) and site["is_observed"]:
+            elbo = elbo - site_log_prob(site, scale=True).sum()
+    return elbo, elbo
 
 
 def _same_weights(a: Any, b: Any) -> Tensor | None:
@@ -131,7 +131,7 @@ class _ScaleLatents(Messenger):
 class _ELBO(Objective):
     """Reconstruction minus beta times KL; subclasses choose the estimator of the KL."""
 
-    estimator: type[TensorTraceELBO]
+    estimator: Any
 
     def __init__(self, num_particles: int, beta: float, warmup_steps: int) -> None:
         self.num_particles, self.beta, self.warmup_steps = num_particles, beta, warmup_steps
@@ -140,16 +140,13 @@ class _ELBO(Objective):
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0
     ) -> tuple[Tensor, Tensor]:
         """Minus the (weighted) ELBO of a minibatch, and its surrogate."""
-        elbo = self.estimator(
-            num_particles=self.num_particles, vectorize_particles=self.num_particles > 1, max_plate_nesting=1
-        )
-        with isolated():
-            if self.beta == 1.0 and self.warmup_steps == 0:
-                loss, surrogate = elbo.particles(program, x, y)
-            else:
-                with _ScaleLatents(self.weight(x, step)):
-                    loss, surrogate = elbo.particles(program, x, y)
-        return loss / x.shape[0], surrogate / x.shape[0]
+        num = self.num_particles if self.num_particles > 1 else None
+        plain = self.beta == 1.0 and self.warmup_steps == 0
+        with isolated(), nullcontext() if plain else _ScaleLatents(self.weight(x, step)):
+            guide = run(program.guide, x, y, num_samples=num)
+            elbo, surrogate = self.estimator(run(program.model, x, y, num_samples=num, at=guide), guide)
+        loss, surrogate = (-t / self.num_particles / x.shape[0] for t in (elbo.detach(), surrogate))
+        return loss, surrogate
 
     def weight(self, like: Tensor, step: Tensor | int) -> Tensor:
         """The weight of the KL at a step, a scalar on the device of ``like``: beta * min(1, (step + 1) / warmup_steps)."""
@@ -164,7 +161,7 @@ Steps = Annotated[int, Field(ge=0)]
 
 @register("objectives", "elbo")
 class ELBO(_ELBO):
-    """loss = -E_q[log p(x | z) + beta * (log p(z) - log q(z | x))], by Pyro's ``Trace_ELBO``.
+    """loss = -E_q[log p(x | z) + beta * (log p(z) - log q(z | x))], as Pyro's ``Trace_ELBO``.
 
     Kingma & Welling 2014, https://arxiv.org/abs/1312.6114; beta: Higgins et al. 2017,
     https://openreview.net/forum?id=Sy2fzU9gl; KL warm-up: Bowman et al. 2016, https://arxiv.org/abs/1511.06349.
@@ -176,7 +173,7 @@ class ELBO(_ELBO):
     """
 
     formula = "-E_q[log p(x | z) + beta (log p(z) - log q(z | x))]"
-    estimator = TensorTraceELBO
+    estimator = staticmethod(sampled)
 
     def __init__(self, *, num_particles: Particles = 1, beta: Beta = 1.0, warmup_steps: Steps = 0) -> None:
         super().__init__(num_particles, beta, warmup_steps)
@@ -196,7 +193,7 @@ class AnalyticELBO(_ELBO):
     """
 
     formula = "-E_q[log p(x | z)] + beta KL(q(z | x) || p(z))"
-    estimator = MeanFieldELBO
+    estimator = staticmethod(analytic)
 
     def __init__(self, *, num_particles: Particles = 1, beta: Beta = 1.0, warmup_steps: Steps = 0) -> None:
         super().__init__(num_particles, beta, warmup_steps)

@@ -25,27 +25,27 @@ from pyro_vae.programs.trace import evaluating, to_program, y_to_program
 
 T = TypeVar("T")
 
-# How much is computed at once, by use, and what that was measured for. A block places its random draws: with another size they
-# are other numbers of the same law.
+# How much is computed at once, by use, and what the size is for. A block places its random draws: with another size they are
+# other numbers of the same law.
 AT_ONCE = {
     # numbers of the observed site: images times samples of each
     "importance weights": 2**20,  # 4 MB in float32, so that a block of activations stays near the cache
-    "posterior draws": 2**20,  # likewise, of all rows of a block
-    "posterior": 2**17,  # of x alone: a thousand draws of each row come on top
+    "posterior draws": 2**20,  # likewise, for all rows of a block together
+    "posterior": 2**17,  # rows of x in one block: an eighth, for each has some thousand draws that are kept
     "chains: cpu": 2**19,  # so many that a CPU keeps them in its cache
     "chains": 2**26,  # or that a GPU is busy
     # rows
-    "validation": 1000,  # activations of one draw fit beside a training step's
-    "latent means": 2000,  # no draws: an encoder's pass alone
-    "active units": 500,  # images in the reference: one block
-    "information": 250,  # times draws of each
-    "inference gaps": 100,  # with parameters, their gradients and moments for each
-    # draws
+    "validation": 1000,  # one draw of each
+    "latent means": 2000,  # the encoder alone
+    "active units": 500,  # as many images as the reference takes: one block
+    "information": 250,  # some draws of each
+    "inference gaps": 100,  # each with parameters of its own, their gradients and moments
+    # draws of each row
     "active units: draws": 64,  # as many as are made at first: one pass decides most units
     # pairs and points
     "information: pairs": 2**22,  # numbers in the latents of pairs (draw, row): 16 MB in float32
     "calibration": 2**16,  # simulations times draws that are ranked
-    "uniform ranks": 2**22,  # ranks that are simulated: 32 MB
+    "uniform ranks": 2**22,  # simulated ranks: 32 MB
     "manifold": 2**16,  # points of the plane that a prior scores
 }
 
@@ -149,7 +149,7 @@ class Walk:
             self.rows = -(-self.rows // 2)
         else:
             what = f"{self.draws:,} chains of one image" if self.whole else "one sample of one image"
-            raise UserError(f"out of memory with {what} ({why.splitlines()[0][:160]}): free some memory")
+            raise UserError(f"out of memory with {what} ({why}): free some memory")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not self._warned:
@@ -170,7 +170,8 @@ class Block:
     """
 
     def __init__(self, walk: Walk, rows: slice) -> None:
-        self.walk, self.rows, self.told = walk, rows, 0.0
+        self.walk, self.rows = walk, rows
+        self.told: float = 0
 
     def __len__(self) -> int:
         return int(self.rows.stop - self.rows.start)
@@ -203,7 +204,8 @@ class Block:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
         self._evaluating.__exit__(kind, error, traceback)
         if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
-            self.walk.failed = str(error)  # the traceback, which keeps the tensors alive, is gone when the walk goes on
+            # the traceback, which keeps the tensors alive, is gone when the walk goes on
+            self.walk.failed = next(iter(str(error).splitlines()), type(error).__name__)[:160]
         return self.walk.failed is not None
 
 
