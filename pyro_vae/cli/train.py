@@ -65,6 +65,12 @@ def train(
             show_default=False,
         ),
     ] = None,
+    standardize: Annotated[
+        str | None,
+        typer.Option(
+            help="auto or off: let networks see tables in standard units [default: auto].", show_default=False
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the shuffles and the noise.")] = 0,
     device: Device = "auto",
     compile_: Annotated[
@@ -111,6 +117,7 @@ def train(
         "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip_norm": clip_norm,
         "patience": patience,
         "keep": keep,
+        "standardize": standardize,
         "compile": compile_,
         "precision": precision,
     }  # fmt: skip

@@ -37,9 +37,11 @@ from pyro_vae.training.run import (
     read_record,
     remember_shape,
     require_free,
+    take_recorded,
 )
 from pyro_vae.training.settings import BEFORE, Settings
 from pyro_vae.training.source import make_source
+from pyro_vae.training.standardize import standardized
 
 Callback = Callable[[dict[str, Any]], Any]
 
@@ -74,8 +76,8 @@ def fit(
             program (an attribute, what requires a gradient, a submodule): the next epoch trains it as it then is.
         progress: draw a progress bar with the current ELBO on standard error.
         settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
-            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``keep``, ``compile``,
-            ``precision``, ``seed``.
+            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``keep``,
+            ``standardize``, ``compile``, ``precision``, ``seed``.
 
     Returns:
         The run; ``run.program is program``.
@@ -127,36 +129,35 @@ def fit(
     source = make_source(data, takes_y(program), target, dtype_of(program), needs_y(program))
     objective = _objective(chosen)
     batch = max(1, min(chosen.batch_size, source.num_rows) // ranks.size)
-    event_shape, moving = admit(program.to(target), data, source, objective, batch)
-    if ranks.size > 1 and getattr(objective, "compares_images", False):
-        raise UserError(
-            f"the objective {chosen.objective.name!r} compares the images of a batch with each other, and cannot be cut into "
-            "slices: train it in one process"
-        )
-    rows = batch * int(getattr(objective, "num_particles", 1))
-    memory.require(4 * rows * math.prod(event_shape), f"a step of {rows:,} images times particles")
-    content = keep(data)
-    record = make_record(program, event_shape, data, chosen, content)
-    trainer = Trainer(program, source, chosen, objective, target, path, ranks, moving=moving)
-    if chosen.patience is not None and trainer.validation is None:
-        raise UserError(
-            f"patience = {chosen.patience} needs a validation split to watch, and these data have none: leave patience out, or "
-            "train on a data set of load_data with validation rows"
-        )
-    if path is not None and resume:
-        _require_same(record, old, path)
-        recorded = read_content(path, old)
-        if recorded is not None:
-            recorded.require_same(content, f"cannot resume {path}: the data given")
-            content, record["rows"] = recorded, old.get("rows", record["rows"])
-    elif path is not None and ranks.first:
-        require_free(path)
+    program.to(target)
+    if old:
+        take_recorded(program, old)
+    with nullcontext() if old else standardized(program, data, source, chosen.standardize, chosen.seed):
+        event_shape, moving = admit(program, data, source, objective, batch)
+        _require_possible(objective, chosen, ranks.size, batch, event_shape)
+        content = keep(data)
+        record = make_record(program, event_shape, data, chosen, content)
+        trainer = Trainer(program, source, chosen, objective, target, path, ranks, moving=moving)
+        if chosen.patience is not None and trainer.validation is None:
+            raise UserError(
+                f"patience = {chosen.patience} needs a validation split to watch, and these data have none: leave patience out, "
+                "or train on a data set of load_data with validation rows"
+            )
+        if path is not None and old:
+            _require_same(record, old, path)
+            recorded = read_content(path, old)
+            if recorded is not None:
+                recorded.require_same(content, f"cannot resume {path}: the data given")
+                content, record["rows"] = recorded, old.get("rows", record["rows"])
+        elif path is not None and ranks.first:
+            require_free(path)
     with claimed(path) if path is not None and ranks.first else nullcontext():
         if path is not None and resume:
             resume_from(path, trainer)
         elif path is not None and ranks.first:
             create(path, record, content, lambda: save_checkpoint(path, trainer))
         remember_shape(program, event_shape)
+        take_recorded(program, record)
         try:
             with Progress(trainer.total_steps, trainer.step, visible=progress and ranks.first) as bar:
                 trainer.run(bar, callback)
@@ -165,6 +166,16 @@ def fit(
                 discard(path)
             raise
     return Run(program, path, record, trainer.metrics, content, trainer.noise)
+
+
+def _require_possible(objective: Any, chosen: Settings, size: int, batch: int, event_shape: tuple[int, ...]) -> None:
+    if size > 1 and objective.compares_images:
+        raise UserError(
+            f"the objective {chosen.objective.name!r} compares the images of a batch with each other, and cannot be cut into "
+            "slices: train it in one process"
+        )
+    rows = batch * int(getattr(objective, "num_particles", 1))
+    memory.require(4 * rows * math.prod(event_shape), f"a step of {rows:,} images times particles")
 
 
 def _objective(settings: Settings) -> Any:

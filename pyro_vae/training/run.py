@@ -36,6 +36,7 @@ from pyro_vae.data.content import Content
 from pyro_vae.errors import UserError
 from pyro_vae.paths import expanded
 from pyro_vae.programs.contract import require_program
+from pyro_vae.programs.vae import VAE
 from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.files import (
@@ -152,6 +153,8 @@ def make_record(
         "event_shape": list(event_shape),
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if isinstance(program, VAE) and program.likelihood.units is not None:
+        identity["units"] = program.likelihood.units.by
     source = getattr(program, "source", None)
     record: dict[str, Any] = {"program": {**identity, **(source or {})}}
     if spec is not None:
@@ -329,6 +332,7 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
     shape = tuple(record["program"]["event_shape"])
     if program is None:
         program = rebuild(path, record)
+    take_recorded(program, record)
     state = program.state_dict()
     tensors, said = read_tensors(path / WEIGHTS, lambda found, _: match(state, found, str(path / WEIGHTS)))
     program.load_state_dict(tensors)
@@ -354,11 +358,21 @@ def rebuild(path: Path, record: dict[str, Any]) -> nn.Module:
         raise UserError(f"{path / SPEC}: program.dtype = {name!r}; expected one of {', '.join(DTYPES)}")
     event_shape = tuple(record["program"]["event_shape"])
     if (path / WEIGHTS).is_file():  # a file of another program is refused before this one takes any memory
-        expected = outline(spec, event_shape).to(DTYPES[name]).state_dict()
+        outlined = outline(spec, event_shape)
+        take_recorded(outlined, record)
+        expected = outlined.to(DTYPES[name]).state_dict()
         outline_of(path / WEIGHTS, lambda found, _: match(expected, found, str(path / WEIGHTS)))
     program: Any = construct(spec, event_shape)
     program.spec = spec
     return cast(nn.Module, program.to(DTYPES[name]))
+
+
+def take_recorded(program: Any, record: dict[str, Any]) -> None:
+    """Let a declared program have the units that a run's record says, or none from then on; their values are in its files."""
+    if isinstance(program, VAE):
+        if program.likelihood.units is None and (by := record["program"].get("units")) in ("columns", "one"):
+            program.take_units(by)
+        program.trained = True
 
 
 def match(state: dict[str, Tensor], found: dict[str, Outline], where: str) -> None:

@@ -31,6 +31,8 @@ class Settings(BaseModel):
         keep: which weights are kept: ``best``, those of the epoch with the lowest validation value of the objective at the end of
             its schedules, never of a warm-up (the last where there is no validation split); ``last``; or ``elbo``, the best
             validation ELBO whatever was minimised.
+        standardize: ``auto`` lets a declared program with a real-valued likelihood see data of one axis (or of two, the columns
+            last) without levels in standard units from its first training on; ``off`` does not.
         objective: what is minimised.
         compile: ``on`` compiles a whole step into one graph, ``auto`` does where the number of steps repays it, ``off`` never
             does. The law of the result is the same; on a GPU the random numbers are others.
@@ -50,6 +52,7 @@ class Settings(BaseModel):
     average: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     patience: Annotated[int, Field(ge=1)] | None = None
     keep: Literal["best", "last", "elbo"] = "best"
+    standardize: Literal["auto", "off"] = "auto"
     objective: Annotated[Block, BeforeValidator(lambda v: parse_block("objectives", v))] = Block(name="elbo")
     compile: Literal["auto", "on", "off"] = "auto"
     precision: Literal["full", "tf32", "bf16"] = "full"
@@ -74,7 +77,7 @@ class Settings(BaseModel):
 
 
 # What runs were trained with before these were settings: what the record of an older run lacks.
-BEFORE = {"keep": "elbo"}
+BEFORE = {"keep": "elbo", "standardize": "off"}
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
