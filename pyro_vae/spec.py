@@ -36,6 +36,7 @@ from pyro_vae.signatures import checked, whole
 
 DEFAULT_MODEL = "mixture"
 DEFAULT_GUIDE = "diagonal"
+SPREAD_ROWS = 1000
 Shape = tuple[int, ...]
 
 
@@ -274,7 +275,8 @@ def build(
     spec = _with_levels(spec, data)
     program = construct(spec, event_shape_of(data), seed=seed, **modules)
     if hasattr(data, "mean_image"):
-        program.likelihood.start_at(data.mean_image())
+        real = program.likelihood.data == "real" and data.levels is None
+        program.likelihood.start_at(data.mean_image(), _spread(data) if real else None)
     if program.prior.start_rows and not isinstance(data, (tuple, list)):
         program.prior.start_at(_random_rows(data, program.prior.start_rows, seed))
     program.spec = None if modules else spec
@@ -346,6 +348,14 @@ def _random_rows(data: Any, count: int, seed: int) -> Tensor:
     if not hasattr(data, "observed"):
         return stored[rows[:count]]
     return cast(Tensor, data.observed("train", seed=seed, rows=rows[:count]))
+
+
+def _spread(data: Any) -> float:
+    """The typical standard deviation of an entry over the training rows, of which a thousand are read."""
+    count = min(len(data.train), SPREAD_ROWS)
+    rows = data.train[torch.arange(count) * len(data.train) // count].double()
+    spread = float(rows.var(0, correction=0).mean().sqrt())
+    return spread if 0 < spread < math.inf else 1.0
 
 
 def _toml_value(value: Any) -> str:

@@ -198,7 +198,7 @@ def test_a_split_of_its_own_is_respected(names: dict[str, int], sizes: tuple[int
     ("content", "expected"),
     [
         ({"x": GREY, "y": np.zeros(39, int)}, "40 rows and 39 labels"),
-        ({"x": GREY, "y": np.zeros(40)}, "the labels of own.npz are float64"),
+        ({"x": GREY, "y": np.zeros(40, complex)}, "the labels of own.npz are complex128"),
         ({"x": GREY, "y": np.array(["a"] * 40)}, "the labels of own.npz are <U1"),
         ({"x": GREY, "y": np.array([{}] * 40)}, "Python objects"),
         ({"x": np.array([GREY[0], None], dtype=object)}, "Python objects"),
@@ -223,10 +223,17 @@ def test_folders_named_like_splits_are_no_classes(tmp_path: Path) -> None:
     for name in ("Train", "test"):
         (tmp_path / name).mkdir()
         for i in range(4):
-            Image.fromarray(np.full((4, 4), 20 * i, dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
-    with pytest.raises(UserError, match=r"named like splits .*Train.*would be read as classes"):
-        pv.load_data(tmp_path)
+            Image.fromarray(np.full((4, 4), 20 * i + (name == "test"), dtype=np.uint8)).save(
+                tmp_path / name / f"{i}.png"
+            )
+    data = pv.load_data(tmp_path, validation=1)
+    assert [len(data.stored(split)) for split in ("train", "validation", "test")] == [3, 1, 4]
+    assert sorted(int(x[0, 0, 0]) for x in data.test) == [1, 21, 41, 61]
+    assert data.rows["test"] is None
     assert len(pv.load_data(tmp_path / "Train").train) == 2
+    (tmp_path / "Train").rename(tmp_path / "val")
+    with pytest.raises(UserError, match=r"named like splits .*val.*would be read as classes"):
+        pv.load_data(tmp_path)
     (tmp_path / "test").rename(tmp_path / "cats")  # one name of a class is enough
     assert set(pv.load_data(tmp_path).labels["train"].tolist()) <= {0, 1}  # type: ignore[union-attr]
 

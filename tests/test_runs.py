@@ -27,6 +27,7 @@ def test_the_directory_of_a_run(tmp_path: Path) -> None:
     assert lines == run.metrics
     assert set(lines[0]) == {
         "epoch", "step", "train_loss", "lr", "seconds", "validation_loss", "validation_reconstruction", "validation_kl",
+        "validation_objective", "kept_epoch",
     }  # fmt: skip
     record = tomllib.loads((out / "spec.toml").read_text())
     assert record == run.record

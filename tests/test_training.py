@@ -18,9 +18,8 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.errors import NumericalError, UserError
 from pyro_vae.programs.contract import draw_terms, evaluating
-from pyro_vae.programs.walk import AT_ONCE
 from pyro_vae.seeding import derive_seed, generator, seeded
-from pyro_vae.training import source
+from pyro_vae.training import selection, source
 from pyro_vae.training.schedule import share_of_newest
 from pyro_vae.training.settings import OPTIMIZERS
 
@@ -72,7 +71,7 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("binarization", ["dynamic", "threshold"])
 def test_a_large_validation_split_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch, binarization: str) -> None:
     data = digits().with_(binarization=binarization)
-    monkeypatch.setitem(AT_ONCE, "validation", 50)
+    monkeypatch.setattr(selection, "VALIDATION_ROWS", 50)
     whole = pv.fit(small_vae(data), data, steps=3, seed=1).metrics
     monkeypatch.setattr(source, "OBSERVED_BYTES", 0)
     split = source.make_source(data, False, torch.device("cpu"), torch.float32).validation()

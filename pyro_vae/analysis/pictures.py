@@ -230,8 +230,9 @@ def training_curves(run: Any, ax: Axes | None = None) -> Axes:
     validated = [(m["epoch"], -m["validation_loss"]) for m in metrics if "validation_loss" in m]
     if validated:
         ax.plot(*zip(*validated, strict=True), marker=marker, label="validation ELBO", color="tab:blue")
-        best = max(validated, key=lambda pair: pair[1])
-        ax.plot(*best, "o", color="tab:blue", label=f"best: {best[1]:.2f} in epoch {best[0]}")
+        last = metrics[-1].get("kept_epoch", max(validated, key=lambda pair: pair[1])[0])
+        best = next(pair for pair in validated if pair[0] == last)
+        ax.plot(*best, "o", color="tab:blue", label=f"kept: {best[1]:.2f} in epoch {best[0]}")
     ax.legend(frameon=False, loc="lower right")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     first = len(metrics) // 20 + 1 if len(metrics) > 5 else 0

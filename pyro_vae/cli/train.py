@@ -55,7 +55,21 @@ def train(
         typer.Option(help="Decay of the averaged weights, 0 for none [default: 0.999].", show_default=False),
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many epochs without a better validation ELBO.", show_default=False)
+        int | None,
+        typer.Option(help="Stop after so many epochs without a better validation value.", show_default=False),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="best (by the objective's validation value), last, or elbo (by the validation ELBO) [default: best].",
+            show_default=False,
+        ),
+    ] = None,
+    standardize: Annotated[
+        str | None,
+        typer.Option(
+            help="auto or off: let networks see tables in standard units [default: auto].", show_default=False
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the shuffles and the noise.")] = 0,
     device: Device = "auto",
@@ -102,6 +116,8 @@ def train(
     settings: dict[str, Any] = {
         "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip_norm": clip_norm,
         "patience": patience,
+        "keep": keep,
+        "standardize": standardize,
         "compile": compile_,
         "precision": precision,
     }  # fmt: skip
@@ -210,7 +226,7 @@ def _resume(
     from pyro_vae.errors import UserError
     from pyro_vae.spec import validated
     from pyro_vae.training.run import Run, read_record, rebuild
-    from pyro_vae.training.settings import Settings
+    from pyro_vae.training.settings import BEFORE, Settings
 
     if out is None:
         raise UserError("--resume needs --out, the run directory to go on with")
@@ -220,7 +236,7 @@ def _resume(
     its_own = record.get("data", {}).get("name")
     if name is not None and name != its_own:
         raise UserError(f"--resume goes on with the data of the run, {its_own}: leave out {name}")
-    recorded = {"epochs": None, "average": None, **record.get("training", {})}  # what is None is not recorded
+    recorded = {"epochs": None, "average": None, **BEFORE, **record.get("training", {})}  # what is None is not recorded
     settings = {"average": None, **validated(Settings, recorded, f"{out}: training").to_dict()}
     program = rebuild(out, record) if model is None else named_program(model, out, record, seed=settings["seed"])
     data = Run(program, out, record).load_data(root)
@@ -246,12 +262,12 @@ def _free_name(*names: str) -> Path:
 
 
 def _report(run: Any, say: Any) -> None:
-    last = run.metrics[-1]
-    best = min(run.metrics, key=lambda m: m.get("validation_loss", -m["epoch"]))
+    last, chosen = run.metrics[-1], run.kept
+    best = run.metrics[chosen.epoch - 1]
     figure = (
-        f"validation ELBO {-best['validation_loss']:.2f} nats per image (epoch {best['epoch']})"
+        f"validation ELBO {-best['validation_loss']:.2f} nats per image"
         if "validation_loss" in best
-        else f"training loss {last['train_loss']:.2f} nats per image"
+        else f"training loss {best['train_loss']:.2f} nats per image"
     )
-    say(f"trained {last['step']} steps in {sum(m['seconds'] for m in run.metrics):.0f} s: {figure}")
+    say(f"trained {last['step']} steps in {sum(m['seconds'] for m in run.metrics):.0f} s: {figure}; {chosen}")
     print(run.path)

@@ -37,7 +37,7 @@ def from_array(name: str, x: np.ndarray, y: np.ndarray | None = None) -> Filed:
     Args:
         name: how errors and :class:`~pyro_vae.data.Data` name it.
         x: ``(N, *event)``, in memory or memory-mapped.
-        y: ``(N,)`` integers, or None.
+        y: ``(N, ...)`` numbers, or None.
 
     Raises:
         UserError: a kind, shape, size or value that is no data; one line that says what to do.
@@ -139,15 +139,18 @@ def _layout(event: tuple[int, ...], levels: int | None) -> tuple[tuple[int, ...]
 
 
 def _labels(name: str, y: np.ndarray, n: int) -> Tensor:
-    if y.shape == (n, 1):  # one column, as MedMNIST files them
-        y = y[:, 0]
+    """Whole numbers and flags in one column as int64, anything else of n rows in the dtype that it has."""
+    if y.shape in ((n, 1), (1, n)):  # one column, as MedMNIST files them, or one line, as MATLAB does
+        y = y.reshape(n)
     if len(y.shape) != 0 and len(y) != n:
         raise UserError(f"{name} has {n} rows and {len(y)} labels: expected as many labels as rows; save both again")
     if y.dtype.kind == "u" and y.size and int(y.max()) > np.iinfo(np.int64).max:
         raise UserError(f"the labels of {name} reach {int(y.max())}: expected class numbers that int64 holds; relabel")
-    if y.shape != (n,) or y.dtype.kind not in "bui":
+    if not y.shape or y.dtype.kind not in "buif" or y.dtype.itemsize > 8:
         raise UserError(
-            f"the labels of {name} are {y.dtype} of shape {y.shape}: expected integers of shape ({n},); "
-            "give one class number per row"
+            f"the labels of {name} are {y.dtype} of shape {y.shape}: expected numbers, a row of them for each of the {n} rows"
         )
-    return torch.from_numpy(y.astype(np.int64))
+    if y.dtype.kind in "bui" and y.ndim == 1:
+        return torch.from_numpy(y.astype(np.int64))
+    kept = np.int64 if y.dtype.kind == "u" and y.dtype.itemsize > 1 else y.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(y, dtype=kept))

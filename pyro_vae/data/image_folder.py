@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,53 @@ import numpy as np
 import torch
 
 from pyro_vae.data.arrays import levels_up_to
+from pyro_vae.data.named import SPLIT_WORDS
 from pyro_vae.data.splits import Filed
 from pyro_vae.errors import UserError
 
 MODES = ("L", "RGB", "1")
 
-SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "holdout"}  # no names of classes
-
 
 def load(folder: Path) -> Filed:
+    """The images of a folder; those of its sub-folders ``train`` and ``test`` (and ``val``), where it has them, are its splits.
+
+    Raises:
+        UserError: of :func:`read`; splits whose images or classes differ; one split without the others.
+    """
+    entries = _visible(folder)
+    named = {SPLIT_WORDS[e.name.lower()]: e for e in entries if e.is_dir() and e.name.lower() in SPLIT_WORDS}
+    if not entries or len(named) < len(entries):
+        return read(folder)
+    if not {"train", "test"} <= set(named):
+        raise UserError(
+            f"the sub-folders of {str(folder)!r} are named like splits ({', '.join(e.name for e in entries)}), and would be "
+            "read as classes: expected train and test, or one folder of images"
+        )
+    parts = [read(named[split]) for split in ("train", "validation", "test") if split in named]
+    first = parts[0]
+    for part in parts[1:]:
+        if part.x.shape[1:] != first.x.shape[1:] or part.label_names != first.label_names:
+            raise UserError(
+                f"the splits of {str(folder)!r} differ: {tuple(first.x.shape[1:])} of the classes {first.label_names} and "
+                f"{tuple(part.x.shape[1:])} of {part.label_names}; bring all to one size, mode and set of classes"
+            )
+    test, labels = parts[-1], [part.labels for part in parts[:-1] if part.labels is not None]
+    levels = max(part.levels or 0 for part in parts)
+    return replace(
+        first,
+        name=folder.resolve().name,
+        x=torch.cat([torch.as_tensor(part.x[:]) for part in parts[:-1]]),
+        levels=levels,
+        test=test.x,
+        labels=torch.cat(labels) if labels else None,
+        test_labels=test.labels,
+        validation=len(parts[1].x) if len(parts) == 3 else None,
+        binarization="static" if levels == 2 else "none",
+        row_names=None,
+    )
+
+
+def read(folder: Path) -> Filed:
     """Images of one size and mode as uint8 ``(N, C, H, W)``, C = 1 (modes L and 1) or 3 (RGB), sorted by path.
 
     Pixels that are all 0 or 1, as in images of one bit, are two levels. A photograph with an EXIF orientation is turned upright.
@@ -68,11 +107,6 @@ def _list(folder: Path) -> tuple[list[Path], list[str]]:
         raise UserError(
             f"{str(folder)!r} has the file {files[0].name!r} beside the sub-folder {subfolders[0].name!r}: "
             "expected images in the folder itself or in one sub-folder per class; move them"
-        )
-    if subfolders and all(subfolder.name.lower() in SPLITS for subfolder in subfolders):
-        raise UserError(
-            f"the sub-folders of {str(folder)!r} are named like splits ({', '.join(s.name for s in subfolders)}), and would be "
-            "read as classes, whose rows are split anew: give one of them, or both as x_train and x_test in a .npz file"
         )
     for subfolder in subfolders:
         inside = _visible(subfolder)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.data import digits, files, image_folder, mat, static_mnist, torchvision_sets, toys
+from pyro_vae.data import digits, files, idx, image_folder, mat, static_mnist, torchvision_sets, toys
 from pyro_vae.data.content import Changed, Content, content_of
 from pyro_vae.data.data import Data
 from pyro_vae.data.names import DATA_SETS, TOYS
@@ -29,6 +29,8 @@ LOADERS: dict[str, Callable[[Path], Filed]] = {
     "cifar10": torchvision_sets.cifar10,
 }
 
+OWN = "a .npy, .npz, .mat or .csv file, or a folder of images"
+
 
 @checked
 def load_data(
@@ -39,7 +41,7 @@ def load_data(
     dequantization: str = "none",
     validation: int | None = None,
 ) -> Data:
-    """A data set by name, or a user's own from a .npy file, a .npz file or a folder of images.
+    """A data set by name, or a user's own from a .npy, .npz, .mat, .csv or IDX file, or a folder of images or IDX files.
 
     A name of :data:`~pyro_vae.data.DATA_SETS` always means that data set; write ``./mnist`` for a folder of that
     name. How arrays and folders are read is told in :mod:`pyro_vae.data.arrays` and
@@ -125,17 +127,14 @@ def _read(key: str, root: str | os.PathLike[str] | None) -> Filed:
         return LOADERS[key](data_root(root))
     path = expanded(key)
     if path.is_dir():
-        return image_folder.load(path)
-    if path.suffix.lower() in files.READERS:
+        inside = [p for p in (path / "raw", path) if p.is_dir() and any(map(idx.is_idx, p.iterdir()))]
+        return idx.load(path, list(inside[0].iterdir())) if inside else image_folder.load(path)
+    if files.readable(path):
         return files.load(path)
     if path.is_file():
-        raise UserError(
-            f"cannot read {key!r}: the extension {path.suffix!r} is unknown; give a .npy file, a .npz file or a folder "
-            "of images"
-        )
+        raise UserError(f"cannot read {key!r}: the extension {path.suffix!r} is unknown; give {OWN}")
     if path.suffix or os.sep in key:
         raise UserError(f"there is no file or folder {key!r}: check the path, or {nearest(path.name, DATA_SETS)}")
     raise UserError(
-        f"unknown data set {key!r}: {nearest(key.lower().replace('_', '-'), DATA_SETS)} "
-        "(or give a path to a .npy file, a .npz file or a folder of images)"
+        f"unknown data set {key!r}: {nearest(key.lower().replace('_', '-'), DATA_SETS)} (or give a path to {OWN})"
     )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data import idx
 from pyro_vae.data.roots import damaged, may_download, missing
 from pyro_vae.data.splits import Filed
 from pyro_vae.errors import UserError
@@ -68,24 +69,36 @@ def cifar10(root: Path) -> Filed:
 
 
 def _like_mnist(name: str, kind_name: str, root: Path) -> Filed:
+    """The files of a data set like MNIST, unpacked or as published in ``.gz``; fetched where they are missing."""
     from torchvision import datasets
 
     kind = getattr(datasets, kind_name)
     stems = [file.removesuffix(".gz") for file, _ in kind.resources]
-    files = [f"{kind_name}/raw/{stem}" for stem in stems]
-    train, test = _train_and_test(name, kind, root, files, [f"{file}.gz" for file in files], kind.mirrors[0])
-    for part in (train, test):
-        if part.data.dim() != 3 or len(part.data) != len(part.targets) or len(part.data) < 3:
-            raise damaged(
-                name, root / kind_name, f"found images {tuple(part.data.shape)} and {len(part.targets)} labels"
-            )
+    folders = [root / kind_name / "raw", root / kind_name, root / name, root]
+    folder = next((f for f in folders if all((f / s).is_file() or (f / f"{s}.gz").is_file() for s in stems)), None)
+    if folder is None:
+        files = [f"{kind_name}/raw/{stem}" for stem in stems]
+        absent = [f for f in files if not (root / f).is_file() and not (root / f"{f}.gz").is_file()]
+        fetch(name, kind, root, [*absent[:-1], f"{absent[-1]} (or .gz)"], [f"{f}.gz" for f in files], kind.mirrors[0])
+        folder = root / kind_name / "raw"
+    arrays = []
+    for stem in stems:
+        path = folder / stem if (folder / stem).is_file() else folder / f"{stem}.gz"
+        try:
+            arrays.append(torch.from_numpy(idx.read(path).copy()))
+        except UserError as error:
+            raise damaged(name, path, error) from error
+    train, labels, test, test_labels = arrays
+    for images, y in ((train, labels), (test, test_labels)):
+        if images.dim() != 3 or images.dtype != torch.uint8 or len(images) != len(y) or len(images) < 3:
+            raise damaged(name, folder, f"found images {tuple(images.shape)} and {len(y)} labels")
     return Filed(
         name=name,
-        x=train.data.unsqueeze(1),
+        x=train.unsqueeze(1),
         levels=256,
-        test=test.data.unsqueeze(1),
-        labels=_labels(train),
-        test_labels=_labels(test),
+        test=test.unsqueeze(1),
+        labels=labels.to(torch.int64),
+        test_labels=test_labels.to(torch.int64),
         validation=10_000,
         binarization="dynamic",
         label_names=tuple(kind.classes),
@@ -104,20 +117,25 @@ def _train_and_test(
     name: str, kind: Any, root: Path, files: list[str], archives: list[str], origin: str
 ) -> tuple[Any, Any]:
     absent = [file for file in files if not (root / file).is_file()]
-    if absent and not may_download():
-        raise missing(name, root, absent, origin)
     if absent:
-        try:
-            download(kind, root, archives)
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"{missing(name, root, absent, origin)}; downloading failed: {why}") from error
+        fetch(name, kind, root, absent, archives, origin)
     try:
         return kind(root, train=True), kind(root, train=False)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise damaged(
             name, (root / files[0]).parent, f"torchvision says {str(error) or type(error).__name__!r}"
         ) from error
+
+
+def fetch(name: str, kind: Any, root: Path, absent: list[str], archives: list[str], origin: str) -> None:
+    """Download a data set, or say which of its files are missing."""
+    if not may_download():
+        raise missing(name, root, absent, origin)
+    try:
+        download(kind, root, archives)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{missing(name, root, absent, origin)}; downloading failed: {why}") from error
 
 
 def download(kind: Any, root: Path, archives: list[str]) -> None:

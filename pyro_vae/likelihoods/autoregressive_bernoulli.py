@@ -79,7 +79,7 @@ class AutoregressiveBernoulli(Likelihood):
         logits, maps = y.split([self.image[0], y.shape[-3] - self.image[0]], -3)
         return PixelBernoulli(self.net, logits, maps.tanh(), self.event_shape)
 
-    def start_at(self, mean: Tensor) -> None:
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
         """Log-odds without x = logit of the mean image."""
         logit = mean.clamp(1e-3, 1 - 1e-3).logit().reshape(self.image)
         bias = logit.new_zeros(self.head.event_shape)

@@ -9,6 +9,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor, nn
 
+from pyro_vae.likelihoods.units import By, Units
+
 Shape = tuple[int, ...]
 
 
@@ -34,13 +36,28 @@ class Likelihood(nn.Module, ABC):
     def __init__(self, feature_shape: Shape, event_shape: Shape) -> None:
         super().__init__()
         self.feature_shape, self.event_shape = tuple(feature_shape), tuple(event_shape)
+        self.units: Units | None = None  # of x, where the densities are declared in standard units
 
     @abstractmethod
     def forward(self, features: Tensor) -> Distribution:
         """p(x | z) with batch shape ``(*leading,)`` for ``features`` ``(*leading, *feature_shape)``."""
 
-    def start_at(self, mean: Tensor) -> None:
-        """Start where p(x | z) has about the mean image ``(*event_shape)`` of the training data; by default, do nothing."""
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
+        """Start where p(x | z) has about the mean image ``(*event_shape)`` of the training data; by default, do nothing.
+
+        ``spread`` is the typical standard deviation of an entry over the data, where these have a scale of their own.
+        """
+
+    @property
+    def standardizes(self) -> By | None:
+        """How the location and scale of p(x | z) may be declared in standard units: None where they cannot."""
+        return None
+
+    def in_units(self, by: By) -> Units:
+        """Take locations and scales in standard units from now on, which are still those of x."""
+        own = next(self.parameters())
+        self.units = Units(self.event_shape[-1], by).to(device=own.device, dtype=own.dtype)
+        return self.units
 
     def extra_repr(self) -> str:
         """Formula and shapes, for ``repr``."""

@@ -74,6 +74,6 @@ class Bernoulli(Likelihood):
         pixels = dist.Bernoulli(logits=logits, validate_args=False)
         return BinaryPixels(pixels, len(self.event_shape), validate_args=False)
 
-    def start_at(self, mean: Tensor) -> None:
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
         """Output bias = logit of the mean image."""
         self.head.set_bias(mean.clamp(1e-3, 1 - 1e-3).logit())

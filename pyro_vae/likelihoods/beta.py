@@ -61,7 +61,7 @@ class Beta(Likelihood):
         a, b = f.sigmoid() * total + self.min_shape, (-f).sigmoid() * total + self.min_shape
         return OpenBeta(a, b, validate_args=False).to_event(len(self.event_shape))
 
-    def start_at(self, mean: Tensor) -> None:
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
         """Output bias = logit of the mean image."""
         self.head.set_bias(mean.clamp(1e-3, 1 - 1e-3).logit())
 

@@ -43,6 +43,6 @@ class Binomial(Likelihood):
         counts = dist.Binomial(logits.new_full((), self.levels - 1), logits=logits, validate_args=False)
         return Lattice(counts, self.levels).to_event(len(self.event_shape))
 
-    def start_at(self, mean: Tensor) -> None:
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
         """Output bias = logit of the mean image."""
         self.head.set_bias(mean.clamp(1e-3, 1 - 1e-3).logit())

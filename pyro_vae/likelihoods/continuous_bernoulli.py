@@ -34,7 +34,7 @@ class ContinuousBernoulli(Likelihood):
         (logits,) = self.head(features)
         return TiltedUniform(logits).to_event(len(self.event_shape))
 
-    def start_at(self, mean: Tensor) -> None:
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
         """Output bias = the logits whose mean is the mean image, by bisection."""
         mean = mean.clamp(0.01, 0.99)
         low, high = torch.full_like(mean, -200.0), torch.full_like(mean, 200.0)

@@ -44,7 +44,7 @@ class Counts(Likelihood):
         flat = f.flatten(-len(self.event_shape)).log_softmax(-1)
         return flat.reshape(f.shape) + math.log(self.size_factor)
 
-    def start_at(self, mean: Tensor) -> None:
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
         """Output bias = the mean counts, through the inverse of the mean's transformation."""
         mean = mean.clamp(min=1e-3)
         # softplus^-1; of counts in the thousands, the counts

@@ -62,7 +62,7 @@ class DiscretizedLogistic(Likelihood):
         level = LogisticLevel(loc, positive(raw[0] if raw else self.raw_scale, MIN_SCALE), self.levels)
         return Lattice(level, self.levels).to_event(len(self.event_shape))
 
-    def start_at(self, mean: Tensor) -> None:
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
         """Output bias = the mean image, through the inverse of the mean's transformation."""
         self.head.set_bias(mean.clamp(1e-3, 1 - 1e-3).logit() if self.mean == "sigmoid" else mean)
 

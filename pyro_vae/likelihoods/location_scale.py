@@ -10,6 +10,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_vae.likelihoods.base import Likelihood, Shape
+from pyro_vae.likelihoods.units import By
 from pyro_vae.networks.heads import Head, positive, positive_inverse
 
 START_SCALE = 0.3  # a typical scale of a pixel in [0, 1]
@@ -22,7 +23,7 @@ class LocationScale(Likelihood):
         scale: a number (fixed), ``"shared"`` (one learned scale), ``"per-pixel"`` (one learned scale per pixel) or
             ``"decoder"`` (a function of z, per pixel), in the units of x.
         mean: ``"identity"`` or ``"sigmoid"``.
-        min_scale: what a learned scale cannot fall below, in the units of x.
+        min_scale: what a learned scale cannot fall below, in the units of x, or in standard units where x is standardized.
     """
 
     data = "real"
@@ -52,10 +53,26 @@ class LocationScale(Likelihood):
         """Both ``(*leading, *event_shape)``, or of a shape that broadcasts to it."""
         loc, *raw = self.head(features)
         loc = loc.sigmoid() if self.mean == "sigmoid" else loc
-        if isinstance(self.scale, str):
-            return loc, positive(raw[0] if raw else self.raw_scale, self.min_scale)
-        return loc, torch.full((), self.scale, dtype=loc.dtype, device=loc.device)
+        loc = loc if self.units is None else self.units.back(loc)
+        if not isinstance(self.scale, str):
+            return loc, torch.full((), self.scale, dtype=loc.dtype, device=loc.device)
+        scale = positive(raw[0] if raw else self.raw_scale, self.min_scale)
+        return loc, scale if self.units is None else self.units.scale * scale
 
-    def start_at(self, mean: Tensor) -> None:
-        """Output bias = the mean image, through the inverse of the mean's transformation."""
+    @property
+    def standardizes(self) -> By | None:
+        """By columns where each has a scale of its own; not where the mean is declared to lie in (0, 1)."""
+        if self.mean == "sigmoid":
+            return None
+        return "columns" if self.scale in ("per-pixel", "decoder") else "one"
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
+        """Output bias = the mean image, through the inverse of the mean's transformation; learned scales = the spread."""
         self.head.set_bias(mean.clamp(1e-3, 1 - 1e-3).logit() if self.mean == "sigmoid" else mean)
+        if spread is not None and isinstance(self.scale, str):
+            raw = positive_inverse(max(spread, 2 * self.min_scale), self.min_scale)
+            if self.scale == "decoder":
+                self.head.set_bias(raw, param=1)
+            else:
+                self.raw_scale.fill_(raw)

@@ -12,6 +12,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_vae.likelihoods.base import Distribution, Likelihood, Shape
+from pyro_vae.likelihoods.units import By
 from pyro_vae.networks.heads import Head, positive, positive_inverse
 from pyro_vae.registry import register
 
@@ -30,7 +31,7 @@ class LowRankNormal(Likelihood):
         rank: the number of directions, columns of W.
         covariance: ``"shared"`` (one W and s, learned) or ``"decoder"`` (functions of z).
         mean: ``"identity"`` or ``"sigmoid"``.
-        min_scale: what s cannot fall below, in the units of x.
+        min_scale: what s cannot fall below, in the units of x, or in standard units where x is standardized.
     """
 
     formula = "p(x | z) = N(f(z), W W^T + diag s^2)"
@@ -63,14 +64,30 @@ class LowRankNormal(Likelihood):
         """The normal, event shape ``event_shape``."""
         loc, *rest = self.head(features)
         loc = loc.sigmoid() if self.mean == "sigmoid" else loc
-        if self.covariance == "shared":
-            return Correlated(loc, self.factor, positive(self.raw_scale, self.min_scale), len(self.event_shape))
-        raw, *columns = (t.flatten(-len(self.event_shape)) for t in rest)
-        return Correlated(loc, torch.stack(columns, -1), positive(raw, self.min_scale), len(self.event_shape))
+        raw: Tensor = self.raw_scale if self.covariance == "shared" else rest[0].flatten(-len(self.event_shape))
+        columns = [t.flatten(-len(self.event_shape)) for t in rest[1:]]
+        factor: Tensor = self.factor if self.covariance == "shared" else torch.stack(columns, -1)
+        scale = positive(raw, self.min_scale)
+        if self.units is not None:
+            unit = self.units.scale.expand(self.event_shape).flatten()
+            loc, factor, scale = self.units.back(loc), unit.unsqueeze(-1) * factor, unit * scale
+        return Correlated(loc, factor, scale, len(self.event_shape))
 
-    def start_at(self, mean: Tensor) -> None:
-        """Output bias = the mean image, through the inverse of the mean's transformation."""
+    @property
+    def standardizes(self) -> By | None:
+        """By columns: each has a scale of its own."""
+        return None if self.mean == "sigmoid" else "columns"
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
+        """Output bias = the mean image, through the inverse of the mean's transformation; s = the spread."""
         self.head.set_bias(mean.clamp(1e-3, 1 - 1e-3).logit() if self.mean == "sigmoid" else mean)
+        if spread is not None:
+            raw = positive_inverse(max(spread, 2 * self.min_scale), self.min_scale)
+            if self.covariance == "shared":
+                self.raw_scale.fill_(raw)
+            else:
+                self.head.set_bias(raw, param=1)
 
 
 class Correlated(dist.TorchDistribution):

@@ -21,7 +21,7 @@ class Normal(LocationScale):
         scale: a number (fixed), ``"shared"`` (one learned scale), ``"per-pixel"`` (one learned scale per pixel) or
             ``"decoder"`` (a function of z, per pixel), in the units of x.
         mean: ``"identity"`` or ``"sigmoid"``.
-        min_scale: what a learned scale cannot fall below, in the units of x.
+        min_scale: what a learned scale cannot fall below, in the units of x, or in standard units where x is standardized.
     """
 
     formula = "p(x | z) = prod_d N(f_d(z), s_d^2)"

@@ -28,7 +28,7 @@ class StudentT(LocationScale):
         df: degrees of freedom: a number (fixed), or ``"learned"`` (one for all pixels, above 1, starting at 5).
         scale: a number (fixed), ``"shared"``, ``"per-pixel"`` or ``"decoder"``, as in :class:`LocationScale`.
         mean: ``"identity"`` or ``"sigmoid"``.
-        min_scale: what a learned scale cannot fall below, in the units of x.
+        min_scale: what a learned scale cannot fall below, in the units of x, or in standard units where x is standardized.
     """
 
     formula = "p(x | z) = prod_d t_nu(f_d(z), s_d)"

@@ -19,8 +19,18 @@ from pyro_vae.programs.trace import Program, Traced, innermost, isolated, latent
 from pyro_vae.registry import register
 
 
+class Aggregate(Objective):
+    """An objective whose reported loss is minus the ELBO, and whose surrogate has a term of the whole minibatch beside it."""
+
+    compares_images = True
+
+    def value(self, program: Program, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The surrogate, which is what is minimised."""
+        return self(program, x, y)[1].detach()
+
+
 @register("objectives", "free-bits")
-class FreeBits(Objective):
+class FreeBits(Aggregate):
     """loss = -E_q log p(x | z) + sum_g max(free, E_x KL_g): no pressure on a group of latents that costs less than ``free`` nats.
 
     The groups are the coordinates of each latent site where both q and p factorise over them, and the whole site otherwise. The
@@ -31,7 +41,6 @@ class FreeBits(Objective):
     """
 
     formula = "-E_q log p(x | z) + sum_g max(free, E_x KL_g)"
-    compares_images = True
 
     def __init__(self, *, free: Annotated[float, Field(ge=0)] = 0.1) -> None:
         self.free = free
@@ -64,7 +73,7 @@ class FreeBits(Objective):
 
 
 @register("objectives", "tc")
-class TotalCorrelation(Objective):
+class TotalCorrelation(Aggregate):
     """loss = -ELBO + (beta - 1) TC(q(z)), TC = KL(q(z) || prod_d q(z_d)), estimated on the minibatch: beta-TCVAE.
 
     The aggregate posterior q(z) = E_x q(z | x) is estimated by minibatch-weighted sampling over ``num_data`` training images;
@@ -78,7 +87,6 @@ class TotalCorrelation(Objective):
     """
 
     formula = "-ELBO + (beta - 1) KL(q(z) || prod_d q(z_d))"
-    compares_images = True
 
     def __init__(
         self, *, beta: Annotated[float, Field(ge=0)] = 6.0, num_data: Annotated[int, Field(ge=1)] = 50_000
@@ -110,7 +118,7 @@ class TotalCorrelation(Objective):
 
 
 @register("objectives", "mmd")
-class MaximumMeanDiscrepancy(Objective):
+class MaximumMeanDiscrepancy(Aggregate):
     """loss = -E_q log p(x | z) + (1 - alpha) KL + (alpha + weight - 1) MMD(q(z), p(z)): InfoVAE.
 
     The discrepancy of the aggregate posterior and the prior under the kernel exp(-|z - z'|^2 / D), summed over latent sites,
@@ -122,7 +130,6 @@ class MaximumMeanDiscrepancy(Objective):
     """
 
     formula = "-E_q log p(x | z) + (1 - alpha) KL + (alpha + weight - 1) MMD(q(z), p(z))"
-    compares_images = True
 
     def __init__(
         self, *, alpha: Annotated[float, Field(le=1)] = 0.0, weight: Annotated[float, Field(ge=0)] = 1000.0

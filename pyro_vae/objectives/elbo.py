@@ -135,6 +135,7 @@ class _ELBO(Objective):
 
     def __init__(self, num_particles: int, beta: float, warmup_steps: int) -> None:
         self.num_particles, self.beta, self.warmup_steps = num_particles, beta, warmup_steps
+        self.is_elbo = beta == 1 and num_particles == 1
 
     def __call__(
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0

@@ -32,7 +32,7 @@ class StickingTheLanding(Objective):
     formula = "-E_q[log p(x, z) - log q(z | x)], with the gradient through z alone"
 
     def __init__(self, *, num_particles: Annotated[int, Field(ge=1, le=100_000)] = 1) -> None:
-        self.num_particles = num_particles
+        self.num_particles, self.is_elbo = num_particles, num_particles == 1
 
     def __call__(
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0

@@ -45,6 +45,9 @@ class Prior(nn.Module, ABC):
     def start_at(self, rows: Tensor) -> None:
         """Start from rows of training data ``(start_rows, *event)``; by default, do nothing."""
 
+    def in_standard_units(self) -> None:
+        """Know that the guide is asked in standard units, where data have no bounds; by default, do nothing."""
+
     @abstractmethod
     def forward(self, like: Tensor, guide: GuideDensity | None = None) -> Distribution:
         """p(z) with batch shape ``()`` or ``like.shape[:1]`` and event shape ``latent_shape``.

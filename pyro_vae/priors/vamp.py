@@ -27,7 +27,7 @@ class Vamp(Prior):
         components: the number of pseudo-inputs K.
         start: ``"random"``, draws of N(0.05, 0.01^2), or ``"data"``, rows of the training data where the program is built
             with data at hand.
-        bounds: ``"unit"`` keeps pseudo-inputs in [0, 1], ``"none"`` lets them be any real numbers.
+        bounds: ``"unit"`` keeps pseudo-inputs in [0, 1], ``"none"`` lets them be any real numbers, as they are in standard units.
         learned: whether the pseudo-inputs are trained.
     """
 
@@ -55,6 +55,10 @@ class Vamp(Prior):
     def start_rows(self) -> int:
         """All pseudo-inputs with ``start="data"``."""
         return len(self.pseudo_inputs) if self.start == "data" else 0
+
+    def in_standard_units(self) -> None:
+        """Pseudo-inputs are in standard units from now on, and without bounds."""
+        self.bounds = "none"
 
     @torch.no_grad()
     def start_at(self, rows: Tensor) -> None:

@@ -33,6 +33,7 @@ from pyro_vae.programs.trace import (
     y_to_program,
 )
 from pyro_vae.programs.values import check_conditions, check_observed, refusal
+from pyro_vae.programs.walk import spans
 
 __all__ = [
     "DATA_PLATE", "OBSERVED", "SAMPLE_PLATE", "Program", "Terms", "Traced", "Traces", "admit", "arguments",
@@ -92,8 +93,8 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bo
 
     rows = Rows(x, y)
     found = _examined(program, x, y, part, rows, anew)
-    for first in range(0, len(x), SCANNED_ROWS) if support or rows.missing else ():
-        check_observed(found.traces, *part(slice(first, first + SCANNED_ROWS)), first=first, support=support)
+    for block in spans(len(x), SCANNED_ROWS) if support or rows.missing else ():
+        check_observed(found.traces, *part(block), first=block.start, support=support)
     if y is not None:
         check_conditions(program, y, part, found.taken)
     return found.traces

@@ -87,7 +87,7 @@ class Refined(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         """q(z | x) at the refined features."""
-        features = self.program.encoder(x)
+        features = self.program.features(x)
         step = (self.refine(x) - features).detach()
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("z", self.program.posterior(features + step))
@@ -107,10 +107,10 @@ class Refined(nn.Module):
 
     def _climb(self, x: Tensor) -> Tensor:
         vae = self.program
-        h = vae.encoder(x).detach().clone().requires_grad_(True)  # features may be x itself
+        h = vae.features(x).detach().clone().requires_grad_(True)  # features may be x itself
         if not vae.posterior(h).has_rsample:
             raise UserError("the posterior is not reparameterized: its features cannot be refined by gradient steps")
-        prior = vae.prior(x, vae.q)
+        prior = vae.p(x)
 
         def elbo() -> Tensor:
             q = vae.posterior(h)

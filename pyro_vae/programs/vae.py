@@ -3,6 +3,8 @@
     p(x, z) = p(z) p(x | z)        z ~ prior,            x | z ~ likelihood(decoder(z))
     q(z | x)                       z | x ~ posterior(encoder(x))
 
+The networks may see x in standard units (:mod:`pyro_vae.likelihoods.units`); p(x | z) is always a density of x itself.
+
 Kingma & Welling 2014, Auto-Encoding Variational Bayes, https://arxiv.org/abs/1312.6114.
 """
 
@@ -14,6 +16,7 @@ import pyro
 from torch import Tensor, nn
 
 from pyro_vae.likelihoods.base import Likelihood
+from pyro_vae.likelihoods.units import By, Units
 from pyro_vae.networks.base import Network
 from pyro_vae.posteriors.base import Distribution, Posterior
 from pyro_vae.priors.base import Prior
@@ -25,6 +28,8 @@ class VAE(nn.Module):
     """One layer of latents ``z`` under one observation ``x`` of shape ``(batch, *event_shape)``."""
 
     spec: Any = None  # what it was declared by, for the record of a run
+    trained = False  # whether it ever was: from then on it has the units that it has, or none
+    trained = False  # whether it ever was: from then on its units are its own
 
     def __init__(
         self, prior: Prior, decoder: Network, likelihood: Likelihood, encoder: Network, posterior: Posterior
@@ -37,7 +42,7 @@ class VAE(nn.Module):
     def model(self, x: Tensor) -> None:
         """p(z) p(x | z)."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior(x, self.q))
+            z = pyro.sample("z", self.p(x))
             pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
     def guide(self, x: Tensor) -> None:
@@ -45,6 +50,28 @@ class VAE(nn.Module):
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("z", self.q(x))
 
+    def p(self, like: Tensor) -> Distribution:
+        """The density p(z), for a batch like ``like``; a prior that is made of the guide asks it in standard units."""
+        return self.prior(like, lambda standard: self.posterior(self.encoder(standard)))
+
     def q(self, x: Tensor) -> Distribution:
         """The density q(z | x), batch shape ``(batch,)``."""
-        return self.posterior(self.encoder(x))
+        return self.posterior(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the encoder makes of x, in standard units where there are some."""
+        units = self.likelihood.units
+        features: Tensor = self.encoder(x if units is None else units(x))
+        return features
+
+    def take_units(self, by: By) -> Units:
+        """Let the networks see x in standard units from now on, a scale for each of the ``columns`` or ``one`` for all."""
+        self.prior.in_standard_units()
+        return self.likelihood.in_units(by)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the units that weights come with: a program that was built anew has none."""
+        scale = state_dict.get(f"{prefix}likelihood.units.scale")
+        if scale is not None and self.likelihood.units is None:
+            self.take_units("columns" if scale.numel() == self.event_shape[-1] else "one")
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vae.training.files import Outline, damaged, read_tensors, remove_temporaries, write_tensors
 from pyro_vae.training.run import CHECKPOINT, FILES, METRICS, WEIGHTS, match, read_metrics, write_metrics
+from pyro_vae.training.selection import with_kept
 from pyro_vae.training.settings import OPTIMIZER_STATE
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ class Within:
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """The best weights so far."""
-    write_tensors(path / WEIGHTS, weights)
+def save_weights(path: Path, weights: dict[str, Tensor], noise: float | None = None) -> None:
+    """The weights that are kept, and the noise of the value that they were chosen by."""
+    write_tensors(path / WEIGHTS, weights, None if noise is None else {"noise": noise})
 
 
 def save_checkpoint(path: Path, trainer: Trainer, within: Within | None = None) -> None:
@@ -149,11 +150,11 @@ def resume_from(path: Path, trainer: Trainer) -> None:
                 set_random_state(trainer.within.random, trainer.device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise damaged(where, error) from None
-    if trainer.best_epoch:
+    if trainer.epoch:
         expected = trainer.program.state_dict()
         best, _ = read_tensors(path / WEIGHTS, lambda found, _: match(expected, found, str(path / WEIGHTS)))
         trainer.best = {name: t.to(trainer.device) for name, t in best.items()}
-    trainer.metrics = metrics[: trainer.epoch]
+    trainer.metrics = with_kept(metrics[: trainer.epoch])
     trainer.checkpoint_epoch = trainer.epoch
     if trainer.ranks.first:
         write_metrics(path, trainer.metrics)

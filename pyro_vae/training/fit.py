@@ -37,9 +37,11 @@ from pyro_vae.training.run import (
     read_record,
     remember_shape,
     require_free,
+    take_recorded,
 )
-from pyro_vae.training.settings import Settings
+from pyro_vae.training.settings import BEFORE, Settings
 from pyro_vae.training.source import make_source
+from pyro_vae.training.standardize import standardized
 
 Callback = Callable[[dict[str, Any]], Any]
 
@@ -58,7 +60,7 @@ def fit(
     progress: bool = False,
     **settings: Any,
 ) -> Run:
-    """Train a program in place by stochastic variational inference, and keep its best weights.
+    """Train a program in place by stochastic variational inference, and keep its best weights, or the last.
 
     Args:
         program: any Program: what :func:`pyro_vae.build` returns, or a module of yours with ``model(x)`` and ``guide(x)``.
@@ -74,8 +76,8 @@ def fit(
             program (an attribute, what requires a gradient, a submodule): the next epoch trains it as it then is.
         progress: draw a progress bar with the current ELBO on standard error.
         settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
-            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``compile``, ``precision``,
-            ``seed``.
+            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``keep``,
+            ``standardize``, ``compile``, ``precision``, ``seed``.
 
     Returns:
         The run; ``run.program is program``.
@@ -107,55 +109,55 @@ def fit(
         raise UserError(f"expected out to be the path of a run directory, got {type(out).__name__}")
     if epochs is not None and steps is not None:
         raise UserError("give epochs or steps, not both")
+    ranks, path = join(), expanded(out) if out is not None else None
+    if path is not None and restarted() and ranks.shared((path / SPEC).is_file()):
+        resume = True
+    if resume and path is None:
+        raise UserError("resume needs out, the run directory to go on from")
+    old = read_record(path) if resume and path is not None else {}
+    settings = {**{k: v for k, v in BEFORE.items() if old and k not in old.get("training", {})}, **settings}
     if "objective" in settings:
         settings["objective"] = parse_block("objectives", settings["objective"])
     chosen = validated(
         Settings, {"epochs": None if steps else epochs if epochs is not None else 50, "steps": steps, **settings}, "fit"
     )
-    target, ranks = resolve_device(device), join()
+    target = resolve_device(device)
     require_precision(chosen.precision, target, dtype_of(program))
     require_kept(program)
-    path = expanded(out) if out is not None else None
     if isinstance(data, torch.Tensor):
         require_rows(data, program)
     source = make_source(data, takes_y(program), target, dtype_of(program), needs_y(program))
     objective = _objective(chosen)
     batch = max(1, min(chosen.batch_size, source.num_rows) // ranks.size)
-    event_shape, moving = admit(program.to(target), data, source, objective, batch)
-    if ranks.size > 1 and getattr(objective, "compares_images", False):
-        raise UserError(
-            f"the objective {chosen.objective.name!r} compares the images of a batch with each other, and cannot be cut into "
-            "slices: train it in one process"
-        )
-    rows = batch * int(getattr(objective, "num_particles", 1))
-    memory.require(4 * rows * math.prod(event_shape), f"a step of {rows:,} images times particles")
-    content = keep(data)
-    record = make_record(program, event_shape, data, chosen, content)
-    trainer = Trainer(program, source, chosen, objective, target, path, ranks, moving=moving)
-    if chosen.patience is not None and trainer.validation is None:
-        raise UserError(
-            f"patience = {chosen.patience} needs a validation split to watch, and these data have none: leave patience out, or "
-            "train on a data set of load_data with validation rows"
-        )
-    if path is not None and restarted() and ranks.shared((path / SPEC).is_file()):
-        resume = True
-    if resume:
-        if path is None:
-            raise UserError("resume needs out, the run directory to go on from")
-        old = read_record(path)
-        _require_same(record, old, path)
-        recorded = read_content(path, old)
-        if recorded is not None:
-            recorded.require_same(content, f"cannot resume {path}: the data given")
-            content, record["rows"] = recorded, old.get("rows", record["rows"])
-    elif path is not None and ranks.first:
-        require_free(path)
+    program.to(target)
+    if old:
+        take_recorded(program, old)
+    with nullcontext() if old else standardized(program, data, source, chosen.standardize, chosen.seed):
+        event_shape, moving = admit(program, data, source, objective, batch)
+        _require_possible(objective, chosen, ranks.size, batch, event_shape)
+        content = keep(data)
+        record = make_record(program, event_shape, data, chosen, content)
+        trainer = Trainer(program, source, chosen, objective, target, path, ranks, moving=moving)
+        if chosen.patience is not None and trainer.validation is None:
+            raise UserError(
+                f"patience = {chosen.patience} needs a validation split to watch, and these data have none: leave patience out, "
+                "or train on a data set of load_data with validation rows"
+            )
+        if path is not None and old:
+            _require_same(record, old, path)
+            recorded = read_content(path, old)
+            if recorded is not None:
+                recorded.require_same(content, f"cannot resume {path}: the data given")
+                content, record["rows"] = recorded, old.get("rows", record["rows"])
+        elif path is not None and ranks.first:
+            require_free(path)
     with claimed(path) if path is not None and ranks.first else nullcontext():
         if path is not None and resume:
             resume_from(path, trainer)
         elif path is not None and ranks.first:
             create(path, record, content, lambda: save_checkpoint(path, trainer))
         remember_shape(program, event_shape)
+        take_recorded(program, record)
         try:
             with Progress(trainer.total_steps, trainer.step, visible=progress and ranks.first) as bar:
                 trainer.run(bar, callback)
@@ -163,7 +165,17 @@ def fit(
             if path is not None and ranks.first and not resume and not trainer.metrics:
                 discard(path)
             raise
-    return Run(program, path, record, trainer.metrics, content)
+    return Run(program, path, record, trainer.metrics, content, trainer.noise)
+
+
+def _require_possible(objective: Any, chosen: Settings, size: int, batch: int, event_shape: tuple[int, ...]) -> None:
+    if size > 1 and objective.compares_images:
+        raise UserError(
+            f"the objective {chosen.objective.name!r} compares the images of a batch with each other, and cannot be cut into "
+            "slices: train it in one process"
+        )
+    rows = batch * int(getattr(objective, "num_particles", 1))
+    memory.require(4 * rows * math.prod(event_shape), f"a step of {rows:,} images times particles")
 
 
 def _objective(settings: Settings) -> Any:
@@ -173,7 +185,7 @@ def _objective(settings: Settings) -> Any:
 
 def _require_same(new: dict[str, Any], old: dict[str, Any], path: Path) -> None:
     for table in ("program", "model", "guide", "data", "training"):
-        now, then = new.get(table) or {}, old.get(table) or {}
+        now, then = new.get(table) or {}, {**(BEFORE if table == "training" else {}), **(old.get(table) or {})}
         for key in sorted(set(now) | set(then)):
             if now.get(key) != then.get(key):
                 raise UserError(

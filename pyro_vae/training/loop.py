@@ -1,4 +1,4 @@
-"""The loop of SVI: draw a minibatch, follow the gradient of the objective, keep the best weights.
+"""The loop of SVI: draw a minibatch, follow the gradient of the objective, keep the best weights or the last.
 
 Every epoch seeds its own shuffle and its own noise from (seed, epoch), so that an epoch's result depends on the state it
 began with and on nothing else: a run resumed from the checkpoint after any epoch equals, to the bit, one left alone. A
@@ -24,7 +24,6 @@ from pyro_vae.objectives.base import Objective
 from pyro_vae.precision import casts, no_denormals, products
 from pyro_vae.programs.contract import draw_terms
 from pyro_vae.programs.trace import dtype_of
-from pyro_vae.programs.walk import Walk, at_once
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training.average import Average
 from pyro_vae.training.captured import CapturedStep
@@ -48,6 +47,7 @@ from pyro_vae.training.modes import in_training
 from pyro_vae.training.progress import Progress
 from pyro_vae.training.run import append_metrics
 from pyro_vae.training.schedule import Schedule, share_of_newest
+from pyro_vae.training.selection import Validation
 from pyro_vae.training.settings import Settings, make_optimizer
 from pyro_vae.training.source import Batch, Source
 
@@ -81,7 +81,9 @@ class Trainer:
         self.optimizer = make_optimizer(settings, self.parameters)
         self.schedule = Schedule(settings, self.total_steps)
         self.average = Average(program, moving) if settings.average else None
-        self.validation = source.validation()
+        split, judge = source.validation(), None if settings.keep == "elbo" else objective
+        self.validation = None if split is None else Validation(split, judge, settings.batch_size)
+        self.noise: float | None = None  # that draws leave in the value by which epochs compare
         self.step, self.epoch = 0, 0  # steps taken, epochs completed
         self.metrics: list[dict[str, Any]] = []
         self.best_loss, self.best_epoch = math.inf, 0
@@ -110,14 +112,15 @@ class Trainer:
         return self.step >= self.total_steps or waited
 
     def run(self, bar: Progress, callback: Callable[[dict[str, Any]], Any] | None) -> None:
-        """Train to the end, and leave the best weights in the program."""
+        """Train to the end, and leave the weights that are kept in the program."""
         keep_freed()
         self.ranks.require_divisible(min(self.settings.batch_size, self.source.num_rows))
         tf32 = self.settings.precision == "tf32"  # else what torch was told: a training vouches for no figure
         with told(self.path), self.interrupts, products("tf32") if tf32 else nullcontext(), no_denormals():
             while not self.finished:
+                first_step = self.step if self.within is None else self.within.first_step
                 metrics = self._one_epoch(bar)
-                self._keep_best(metrics)
+                self._choose(metrics, first_step)
                 self.metrics.append(metrics)
                 if self.path is not None and self.ranks.first:
                     append_metrics(self.path, metrics)
@@ -129,6 +132,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.best is not None and fits(self.program, self.best):
             self.program.load_state_dict(self.best)
+            if self.validation is not None and self.ranks.first:
+                self.noise = self.validation.noise(self.program)
+                if self.path is not None:
+                    save_weights(self.path, self.best, self.noise)
 
     def _one_epoch(self, bar: Progress) -> dict[str, Any]:
         began = time.perf_counter()
@@ -367,35 +374,30 @@ class Trainer:
         return None
 
     def _validate(self) -> dict[str, float]:
-        """One-sample ELBO of the validation split under the weights that would be kept, with a fixed seed."""
+        """The validation split's figures under the weights that would be kept."""
         if self.validation is None:
             return {}
-        x, y = self.validation
-        sums = torch.zeros(2, dtype=torch.float64)
-        with self._averaged(), seeded(derive_seed("validation"), self.device):
-            for block in Walk(self.program, x, y, rows=at_once("validation")):
-                with block:
-                    terms = draw_terms(self.program, block.x, block.y, num_samples=1)
-                    kl = terms.log_guide - terms.log_prior
-                    sums += torch.stack([terms.log_likelihood.sum(), kl.sum()]).cpu().double()
-        reconstruction, kl_mean = (sums / len(x)).tolist()
-        return {
-            "validation_loss": kl_mean - reconstruction,
-            "validation_reconstruction": reconstruction,
-            "validation_kl": kl_mean,
-        }
+        with self._averaged():
+            return self.validation.measure(self.program)
 
     def _averaged(self) -> Any:
         """The program with the moving average of its weights, where there is one."""
         return nullcontext() if self.average is None else self.average.swapped()
 
-    def _keep_best(self, metrics: dict[str, Any]) -> None:
-        loss = metrics.get("validation_loss", -float(self.epoch))  # without a validation split, the newest is the best
+    def _choose(self, metrics: dict[str, Any], first_step: int) -> None:
+        """Take an epoch's weights where they are the best so far, or the last is to be kept; say so in its metrics."""
+        newest = -float(self.epoch)  # without a validation split, as within a warm-up, the newest is the best
+        value = metrics.get("validation_loss" if self.settings.keep == "elbo" else "validation_objective", newest)
         if self.best is not None and not fits(self.program, self.best):
-            self.best_loss = math.inf  # a callback has rebuilt the program: older weights are of another
-        if not loss < self.best_loss:
-            return
-        self.best_loss, self.best_epoch = loss, self.epoch
-        with self._averaged():
-            self.best = {name: t.detach().clone() for name, t in self.program.state_dict().items()}
-        self.best_written = False
+            self.best = None  # a callback has rebuilt the program: older weights are of another
+        warming = False
+        if self.objective.warmup_steps and self.validation is not None and self.settings.keep != "elbo":
+            warming = first_step + 1 < self.objective.warmup_steps
+            metrics["warm_up"] = int(warming)
+        if warming or value < self.best_loss or self.best is None:
+            self.best_loss, self.best_epoch = value if math.isfinite(value) and not warming else math.inf, self.epoch
+        if self.best_epoch == self.epoch or self.settings.keep == "last":
+            with self._averaged():
+                self.best = {name: t.detach().clone() for name, t in self.program.state_dict().items()}
+            self.best_written = False
+        metrics["kept_epoch"] = self.epoch if self.settings.keep == "last" else self.best_epoch

@@ -1,7 +1,7 @@
 """A run: the directory that training leaves, and the program it holds.
 
     spec.toml                what was declared: model, guide, data, training settings, versions
-    weights.safetensors      the best weights
+    weights.safetensors      the weights that are kept
     checkpoint.safetensors   the newest state of training, to resume from
     metrics.jsonl            a line per epoch
     metrics.csv              the same for spreadsheets; nothing reads it
@@ -36,6 +36,7 @@ from pyro_vae.data.content import Content
 from pyro_vae.errors import UserError
 from pyro_vae.paths import expanded
 from pyro_vae.programs.contract import require_program
+from pyro_vae.programs.vae import VAE
 from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.files import (
@@ -50,6 +51,7 @@ from pyro_vae.training.files import (
     write_text,
 )
 from pyro_vae.training.kept import ROWS, load_kept, table, write_content
+from pyro_vae.training.selection import Kept, kept
 from pyro_vae.training.settings import Settings
 
 SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV = (
@@ -83,11 +85,12 @@ class Run:
     """A trained program, how it was trained, and where it lies.
 
     Attributes:
-        program: the program, with its best weights.
+        program: the program, with the weights that were kept.
         path: the run directory, or None where none was asked for.
         record: what ``spec.toml`` holds, as plain tables.
         metrics: one dict per epoch.
         content: what is known of the data that it was trained on; a run that was loaded keeps it in its directory.
+        noise: the standard error that draws of z leave in the validation value by which the weights were chosen, if they were.
     """
 
     program: Any
@@ -95,6 +98,12 @@ class Run:
     record: dict[str, Any]
     metrics: list[dict[str, Any]] = field(default_factory=list)
     content: Content | None = None
+    noise: float | None = None
+
+    @property
+    def kept(self) -> Kept:
+        """The epoch whose weights were kept, and why that one."""
+        return kept(self.metrics, self.record.get("training", {}), self.noise)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -118,10 +127,7 @@ class Run:
         return load_kept(self.path, self.record, self.content, root)
 
     def __repr__(self) -> str:
-        best = min(
-            (m for m in self.metrics if "validation_loss" in m), key=lambda m: m["validation_loss"], default=None
-        )
-        figure = f", best validation ELBO {-best['validation_loss']:.2f} in epoch {best['epoch']}" if best else ""
+        figure = f", {self.kept}" if self.metrics else ""
         return f"<Run {self.path or 'in memory'}: {type(self.program).__name__}, {len(self.metrics)} epochs{figure}>"
 
 
@@ -147,6 +153,8 @@ def make_record(
         "event_shape": list(event_shape),
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if isinstance(program, VAE) and program.likelihood.units is not None:
+        identity["units"] = program.likelihood.units.by
     source = getattr(program, "source", None)
     record: dict[str, Any] = {"program": {**identity, **(source or {})}}
     if spec is not None:
@@ -311,7 +319,7 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
         device: where to put the program: ``auto``, ``cpu``, ``cuda`` or ``mps``, or a ``torch.device``.
 
     Returns:
-        The run, its program holding the best weights.
+        The run, its program holding the weights that were kept.
 
     Raises:
         UserError: no run there, a file missing or damaged, weights that do not match the program by name, shape and dtype.
@@ -324,14 +332,16 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
     shape = tuple(record["program"]["event_shape"])
     if program is None:
         program = rebuild(path, record)
+    take_recorded(program, record)
     state = program.state_dict()
-    tensors, _ = read_tensors(path / WEIGHTS, lambda found, _: match(state, found, str(path / WEIGHTS)))
+    tensors, said = read_tensors(path / WEIGHTS, lambda found, _: match(state, found, str(path / WEIGHTS)))
     program.load_state_dict(tensors)
     remember_shape(program, shape)
     metrics = read_metrics(path)
     if not metrics:  # weights are kept after an epoch, and so is a line of metrics
         raise damaged(path / METRICS, "it holds no whole line")
-    return Run(program.to(target), path, record, metrics)
+    noise = said.get("noise") if isinstance(said, dict) else None
+    return Run(program.to(target), path, record, metrics, noise=noise if isinstance(noise, float) else None)
 
 
 def rebuild(path: Path, record: dict[str, Any]) -> nn.Module:
@@ -348,11 +358,21 @@ def rebuild(path: Path, record: dict[str, Any]) -> nn.Module:
         raise UserError(f"{path / SPEC}: program.dtype = {name!r}; expected one of {', '.join(DTYPES)}")
     event_shape = tuple(record["program"]["event_shape"])
     if (path / WEIGHTS).is_file():  # a file of another program is refused before this one takes any memory
-        expected = outline(spec, event_shape).to(DTYPES[name]).state_dict()
+        outlined = outline(spec, event_shape)
+        take_recorded(outlined, record)
+        expected = outlined.to(DTYPES[name]).state_dict()
         outline_of(path / WEIGHTS, lambda found, _: match(expected, found, str(path / WEIGHTS)))
     program: Any = construct(spec, event_shape)
     program.spec = spec
     return cast(nn.Module, program.to(DTYPES[name]))
+
+
+def take_recorded(program: Any, record: dict[str, Any]) -> None:
+    """Let a declared program have the units that a run's record says, or none from then on; their values are in its files."""
+    if isinstance(program, VAE):
+        if program.likelihood.units is None and (by := record["program"].get("units")) in ("columns", "one"):
+            program.take_units(by)
+        program.trained = True
 
 
 def match(state: dict[str, Tensor], found: dict[str, Outline], where: str) -> None:

@@ -27,7 +27,12 @@ class Settings(BaseModel):
         clip_norm: the largest norm of the whole gradient, or None.
         average: decay per step of the exponential moving average of the weights that is evaluated and kept (with a faster
             decay over the first steps; updated at every step at first, at every 16th where its memory is long), or None.
-        patience: epochs without a better validation ELBO before training stops, or None; needs a validation split.
+        patience: epochs without a better validation value before training stops, or None; needs a validation split.
+        keep: which weights are kept: ``best``, those of the epoch with the lowest validation value of the objective at the end of
+            its schedules, never of a warm-up (the last where there is no validation split); ``last``; or ``elbo``, the best
+            validation ELBO whatever was minimised.
+        standardize: ``auto`` lets a declared program with a real-valued likelihood see data of one axis (or of two, the columns
+            last) without levels in standard units from its first training on; ``off`` does not.
         objective: what is minimised.
         compile: ``on`` compiles a whole step into one graph, ``auto`` does where the number of steps repays it, ``off`` never
             does. The law of the result is the same; on a GPU the random numbers are others.
@@ -46,6 +51,8 @@ class Settings(BaseModel):
     clip_norm: Positive | None = None
     average: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     patience: Annotated[int, Field(ge=1)] | None = None
+    keep: Literal["best", "last", "elbo"] = "best"
+    standardize: Literal["auto", "off"] = "auto"
     objective: Annotated[Block, BeforeValidator(lambda v: parse_block("objectives", v))] = Block(name="elbo")
     compile: Literal["auto", "on", "off"] = "auto"
     precision: Literal["full", "tf32", "bf16"] = "full"
@@ -69,6 +76,8 @@ class Settings(BaseModel):
         return per_epoch, self.steps if self.steps is not None else per_epoch * (self.epochs or 1)
 
 
+# What runs were trained with before these were settings: what the record of an older run lacks.
+BEFORE = {"keep": "elbo", "standardize": "off"}
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,

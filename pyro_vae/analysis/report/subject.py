@@ -96,6 +96,9 @@ class Subject:
             raise UserError(f"{self.data.name} has no {split} split")
         index = chosen_rows(len(stored), num)
         labels = self.data.labels.get(split)
+        labels = (
+            labels if labels is not None and labels.dim() == 1 and not labels.is_floating_point() else None
+        )  # classes
         y = y_of(self.program, self.data, split, index)
         y = y_to_program(self.program, y)
         return Rows(self.data.observed(split, rows=index), y, None if labels is None else labels[index], index)
@@ -113,12 +116,12 @@ class Subject:
         return Rows(self.test.x[order], y, labels, self.test.index[order])
 
     def classes(self, num: int | None = None) -> Tensor | None:
-        """Labels ``(num,)`` to draw samples given, all classes in equal shares; None for an unconditional program."""
+        """What to draw ``num`` samples given, all classes in equal shares; None for an unconditional program."""
         if not self.conditional:
             return None
         num = sample_count(self.event_shape) if num is None else num
-        labels = self.rows("train", 10_000).labels
-        if labels is None:
+        rows = self.rows("train", 10_000)
+        found = rows.y if rows.labels is None else rows.labels.unique()
+        if found is None:
             raise UserError("the program is conditional, model(x, y), and there are no labels to draw samples given")
-        found = labels.unique()
         return found[torch.arange(num) * len(found) // num].to(device_of(self.program))

@@ -12,6 +12,7 @@ from pyro_vae.analysis.report.subject import Subject
 
 FIGURES = {
     "train_loss": "training loss",
+    "validation_objective": "validation: the objective",
     "validation_loss": "validation: minus the ELBO",
     "validation_reconstruction": "validation: reconstruction term",
     "validation_kl": "validation: KL",
@@ -36,7 +37,8 @@ def trained(subject: Subject) -> Section:
             "What the reconstruction still costs (distortion) and what the latents carry (rate), on validation data.",
         )
     if metrics:
-        best = min(metrics, key=lambda m: m.get("validation_loss", -m["epoch"]))
+        best = metrics[subject.run.kept.epoch - 1]
+        section.note(f"{str(subject.run.kept).capitalize()}.")
         columns = [("epoch that was kept", best), ("last epoch", metrics[-1])]
         rows = [("epoch", *(str(m["epoch"]) for _, m in columns)), ("step", *(f"{m['step']:,}" for _, m in columns))]
         rows += [
