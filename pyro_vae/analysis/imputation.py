@@ -27,14 +27,16 @@ from pyro_vae.programs.contract import require_rows, require_y
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.trace import (
-    OBSERVED,
     Program,
     Traces,
     evaluating,
+    is_factor,
+    is_random,
     isolated,
     latent_sites,
     latent_values,
     needs_y,
+    observation,
     run,
     to_program,
     y_to_program,
@@ -81,7 +83,7 @@ class _Masked(Messenger):
         self.seen = seen
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == OBSERVED:
+        if is_random(msg) and msg["is_observed"] and not is_factor(msg):
             inner, axes = _elements(msg["fn"])
             msg["fn"] = dist.MaskedDistribution(inner, self.seen).to_event(axes)
 
@@ -93,8 +95,8 @@ def _elements(fn: Any) -> tuple[Any, int]:
         inner, axes = inner.base_dist, axes + inner.reinterpreted_batch_ndims
     if axes != len(fn.event_shape) or axes == 0:
         raise UserError(
-            f"imputation needs a likelihood whose elements are independent given z, and {type(inner).__name__} at the "
-            f"site {OBSERVED!r} has joint axes"
+            f"imputation needs a likelihood whose elements are independent given z, and {type(inner).__name__} has joint "
+            "axes"
         )
     return inner, axes
 
@@ -172,7 +174,7 @@ def impute(
     traces = examined(program, filled[:2], None if y is None else y[:2]).traces
     if y is not None:
         check_conditions(program, y[: len(x)], lambda rows: (filled[rows], y[rows]))
-    _elements(traces.model.nodes[OBSERVED]["fn"])
+    _elements(traces.model.nodes[observation(traces.model)]["fn"])
     require_weights(traces)
     own = sorted(set(latent_sites(traces.guide)) - set(latent_sites(traces.model)))
     if own:
@@ -222,10 +224,11 @@ def _pass(
     guide = run(program.guide, x, y, num_samples=1, at=z)
     model = run(program.model, x, y, num_samples=1, at=guide)
     weight = Traces(model, guide).terms(1, len(x)).log_weight[0]
-    return latent_values(guide, 1, len(x)), weight, model.nodes[OBSERVED]["fn"]
+    return latent_values(guide, 1, len(x)), weight, model.nodes[observation(model)]["fn"]
 
 
 def _prior_draw(program: Program, x: Tensor, y: Tensor | None) -> Tensor:
     """Data drawn from the model, shaped like x."""
-    drawn: Tensor = run(program.model, x, y).nodes[OBSERVED]["fn"].sample()
+    model = run(program.model, x, y)
+    drawn: Tensor = model.nodes[observation(model)]["fn"].sample()
     return drawn.expand(x.shape)

@@ -18,6 +18,7 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_values,
     log_probs,
+    observation,
     run,
     sum_log_prob,
 )
@@ -78,7 +79,7 @@ def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, m
     """For each latent a draw from p(x | z), or its mean: ``(num_samples, batch, *event)``; of x the shape is used."""
     found = []
     for index, (traced, size) in enumerate(_traces(program, x, y, latents)):
-        fn = traced.nodes[OBSERVED]["fn"]
+        fn = traced.nodes[observation(traced)]["fn"]
         with seeded(derive_seed("predictions", seed, index), x.device):
             value = mean_of(fn) if mean else fn.sample()
         found.append(host(value.reshape(*fn.batch_shape, *x.shape[1:]).expand(size, *x.shape)))

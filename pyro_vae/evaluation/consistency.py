@@ -21,7 +21,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from pyro_vae.errors import warn
-from pyro_vae.programs.contract import OBSERVED, Traces, is_random, latent_sites
+from pyro_vae.programs.contract import Traces, is_random, latent_sites, observation
 
 FAMILY_LEVEL = 1e-4  # chance of a false alarm over all claims of one result
 FEW = 20  # data; fewer have no standard error that a rule could rest on
@@ -145,7 +145,7 @@ def latents_have_densities(traces: Traces) -> bool:
     """Whether log q(z | x) - log p(z) is a ratio of two densities of the same latents: no factors, masks or auxiliary sites."""
     model, guide = latent_sites(traces.model), latent_sites(traces.guide)
     others = [name for traced in (traces.model, traces.guide) for name, site in traced.nodes.items()
-              if is_random(site) and site["is_observed"] and name != OBSERVED]  # fmt: skip
+              if is_random(site) and site["is_observed"] and name != observation(traces.model)]  # fmt: skip
     masked = any(site["mask"] is not None for site in (*model.values(), *guide.values()))
     return not others and not masked and set(model) == set(guide)
 

@@ -21,7 +21,7 @@ from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, ImportanceSampling, taking
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.examination import examined
-from pyro_vae.programs.trace import OBSERVED, Program, needs_y, takes_y, to_program
+from pyro_vae.programs.trace import Program, needs_y, observation, takes_y, to_program
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
@@ -128,7 +128,8 @@ def bits_per_dim(program: Program, data: Data, nll: float, x: Tensor, y: Tensor 
     """
     dims = math.prod(data.event_shape)
     with torch.no_grad():
-        support = examined(program, to_program(program, x), y).traces.model.nodes[OBSERVED]["fn"].support
+        model = examined(program, to_program(program, x), y).traces.model
+    support = model.nodes[observation(model)]["fn"].support
     if support.is_discrete:
         return nll / (dims * math.log(2))
     if data.log_jacobian is not None:

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -33,7 +32,6 @@ from pyro_vae.programs.contract import require_gradients, require_latents
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.rows import DRAWS, ROWS
 from pyro_vae.programs.trace import (
-    SAMPLE_PLATE,
     Program,
     Traced,
     Traces,
@@ -106,12 +104,12 @@ class Unconstrained:
 
     def densities(self, u: Tensor, *, guide: bool = False) -> Densities:
         """The log-densities at ``u`` ``(chains, batch, D)``, differentiable in u; the guide's only where asked for."""
-        with self._plate(u.shape[0]):
+        with self._running():
             place = _Place(self._shapes, u.to(self.x.dtype))
-            model = run(self.program.model, self.x, self.y, at=place)
+            model = self._run("model", u.shape[0], place)
             traces = Traces(model)
             if guide:
-                traces = Traces(model, run(self.program.guide, self.x, self.y, at=latent_values(model)))
+                traces = Traces(model, self._run("guide", u.shape[0], latent_values(model)))
             terms = traces.terms(*u.shape[:2])
         log_guide = terms.log_guide if guide else None
         return Densities(terms.log_prior, terms.log_likelihood, place.log_jacobian, log_guide)
@@ -132,8 +130,8 @@ class Unconstrained:
         u = u.to(self.x.dtype)
         found = torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
         for step in (-1.0, 1.0):
-            with torch.no_grad(), self._plate(u.shape[0]):
-                model = run(self.program.model, self.x, self.y, at=_Place(self._shapes, u + step))
+            with torch.no_grad(), self._running():
+                model = self._run("model", u.shape[0], _Place(self._shapes, u + step))
                 again = self._flatten(model, u.shape[0])
             found |= ~((again - (u + step)).abs() < EDGE).all(-1)
         return found
@@ -142,14 +140,14 @@ class Unconstrained:
         """``u`` ``(chains, batch, D)`` of latents ``(chains, batch, *event)`` by site."""
         chains = next(iter(values.values())).shape[0]
         values = {name: value.to(self.x.dtype) for name, value in values.items()}
-        with self._plate(chains):
-            return self._flatten(run(self.program.model, self.x, self.y, at=values), chains)
+        with self._running():
+            return self._flatten(self._run("model", chains, values), chains)
 
     def draw(self, num_chains: int, *, guide: bool = False) -> Tensor:
         """``u`` ``(num_chains, batch, D)`` drawn from the prior, or from the guide, with torch's generators."""
-        with evaluating(self.program), self._plate(num_chains):
-            drawn = latent_values(run(self.program.guide, self.x, self.y)) if guide else None
-            return self._flatten(run(self.program.model, self.x, self.y, at=drawn), num_chains)
+        with evaluating(self.program), self._running():
+            drawn = latent_values(self._run("guide", num_chains)) if guide else None
+            return self._flatten(self._run("model", num_chains, drawn), num_chains)
 
     def require_guide_density(self) -> None:
         """:class:`UserError` unless log q(z | x) can be evaluated at latents that the guide did not draw."""
@@ -176,9 +174,12 @@ class Unconstrained:
             parts.append(_transform(name, site["fn"]).inv(value).reshape(chains, self.batch, -1))
         return torch.cat(parts, -1)
 
+    def _run(self, part: str, chains: int, at: Any = None) -> Traced:
+        return run(getattr(self.program, part), self.x, self.y, num_samples=chains, at=at)
+
     @contextmanager
-    def _plate(self, chains: int) -> Iterator[None]:
-        with isolated(), _double_by_default(self._wide), pyro.plate(SAMPLE_PLATE, chains, dim=-2):
+    def _running(self) -> Iterator[None]:
+        with isolated(), _double_by_default(self._wide):
             yield
 
 

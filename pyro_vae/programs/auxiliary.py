@@ -13,23 +13,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import biject_to, identity_transform
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.trace import (
-    SAMPLE_PLATE,
-    AtValues,
     Traced,
     Traces,
-    arguments,
     factors,
     innermost,
     latent_sites,
+    run,
     site_log_prob,
 )
 
@@ -113,21 +109,20 @@ def _check_jacobian(
     row, row_y = x[:1], None if y is None else y[:1]
     fixed = {n: drawn[n]["value"][:1, :1].detach() for n in names}
 
-    def run(flat: Tensor) -> Traced:
+    def at_draw(flat: Tensor) -> Traced:
         parts = {n: p.reshape(1, 1, *drawn[n]["fn"].event_shape) for n, p in zip(own, flat.split(sizes), strict=True)}
-        with pyro.plate(SAMPLE_PLATE, 1, dim=-2), AtValues({**fixed, **parts}):
-            return poutine.trace(program.guide).get_trace(*arguments(row, row_y))
+        return run(program.guide, row, row_y, num_samples=1, at={**fixed, **parts})
 
     def image(flat: Tensor) -> Tensor:
         """The Deltas' values, on the real line: a simplex has one element less than it shows."""
-        traced = run(flat)
+        traced = at_draw(flat)
         return torch.cat([_free(model[n]["fn"]).inv(traced.nodes[n]["value"]).reshape(-1) for n in deltas])
 
     at = torch.cat([fixed[n].reshape(-1) for n in own])
     try:
         with torch.enable_grad():
             jacobian = torch.autograd.functional.jacobian(image, at)
-        traced = run(at)
+        traced = at_draw(at)
         given = sum(site_log_prob(traced.nodes[n]) for n in [*deltas, *factors(traced)])
         back = sum(_log_det(_free(model[n]["fn"]), traced.nodes[n]["value"]) for n in deltas)
     except (RuntimeError, NotImplementedError):  # a map without derivatives

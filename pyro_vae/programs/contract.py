@@ -27,6 +27,7 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_sites,
     needs_y,
+    observation,
     takes_y,
     to_program,
     trace,
@@ -36,9 +37,32 @@ from pyro_vae.programs.values import check_conditions, check_observed, refusal
 from pyro_vae.programs.walk import spans
 
 __all__ = [
-    "DATA_PLATE", "OBSERVED", "SAMPLE_PLATE", "Program", "Terms", "Traced", "Traces", "admit", "arguments",
-    "check_observed", "device_of", "draw_terms", "dtype_of", "evaluating", "is_random", "isolated", "latent_sites", "needs_y",
-    "require_gradients", "require_latents", "require_program", "require_rows", "require_y", "takes_y", "trace",
+    "DATA_PLATE",
+    "OBSERVED",
+    "SAMPLE_PLATE",
+    "Program",
+    "Terms",
+    "Traced",
+    "Traces",
+    "admit",
+    "arguments",
+    "check_observed",
+    "device_of",
+    "draw_terms",
+    "dtype_of",
+    "evaluating",
+    "is_random",
+    "isolated",
+    "latent_sites",
+    "needs_y",
+    "observation",
+    "require_gradients",
+    "require_latents",
+    "require_program",
+    "require_rows",
+    "require_y",
+    "takes_y",
+    "trace",
 ]  # fmt: skip
 
 

@@ -23,7 +23,6 @@ from pyro_vae.programs.contract import require_program
 from pyro_vae.programs.given import event_shape_of
 from pyro_vae.programs.latents import point_of, sample, sample_latents
 from pyro_vae.programs.trace import (
-    OBSERVED,
     AtValues,
     Program,
     device_of,
@@ -33,6 +32,7 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_values,
     needs_y,
+    observation,
     run,
     y_to_program,
 )
@@ -137,5 +137,6 @@ class _Decoder(nn.Module):
         """The mean of the data."""
         rows = next(iter(latents.values())).shape[0]
         x = torch.zeros(rows, *self.event_shape, dtype=dtype_of(self.program), device=device_of(self.program))
-        mean: Tensor = run(self.program.model, x, y, at=latents).nodes[OBSERVED]["fn"].mean
+        traced = run(self.program.model, x, y, at=latents)
+        mean: Tensor = traced.nodes[observation(traced)]["fn"].mean
         return mean.expand(rows, *self.event_shape)

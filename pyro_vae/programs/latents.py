@@ -14,7 +14,6 @@ from pyro_vae.programs.contract import require_y
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.given import event_shape_of, require_dense
 from pyro_vae.programs.trace import (
-    OBSERVED,
     AtValues,
     Program,
     Traced,
@@ -26,6 +25,7 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_sites,
     latent_values,
+    observation,
     run,
     to_program,
     y_to_program,
@@ -229,7 +229,7 @@ def prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tup
 
 def _observation(traced: Traced, mean: bool, leading: tuple[int, ...], event_shape: tuple[int, ...]) -> Tensor:
     """Data of the site x ``(*leading, *event_shape)``; the site may see a datum flattened."""
-    fn = traced.nodes[OBSERVED]["fn"]
+    fn = traced.nodes[observation(traced)]["fn"]
     if fn.event_shape.numel() != math.prod(event_shape):
         raise UserError(
             f"the model makes data of shape {tuple(fn.event_shape)}, and event_shape is {tuple(event_shape)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,16 +12,16 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_vae.errors import ProgramError, UserError, said
+from pyro_vae.errors import DataError, ProgramError, UserError, said
 from pyro_vae.guard import Guard
 from pyro_vae.programs.auxiliary import check_auxiliary
+from pyro_vae.programs.folding import FOLDS
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.given import refuse_run
 from pyro_vae.programs.reading import check_reading
-from pyro_vae.programs.rows import DRAWS, MIXED, ORDER, ROWS, DependenceError, differences, rounding_of
+from pyro_vae.programs.rows import DRAWS, MIXED, ORDER, ROWS, AxesError, DependenceError, differences, rounding_of
 from pyro_vae.programs.sites import check_latents, check_log_probs, check_shapes, check_sites
 from pyro_vae.programs.trace import (
-    OBSERVED,
     AtValues,
     Traced,
     Traces,
@@ -33,6 +33,7 @@ from pyro_vae.programs.trace import (
     is_random,
     isolated,
     latent_values,
+    observation,
     run,
     trace,
 )
@@ -59,6 +60,10 @@ def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
     Raises:
         ProgramError, UserError: see :func:`pyro_vae.programs.examination.examined`.
     """
+    return _on_a_road(program, lambda: _look_at(program, x, y, guard))
+
+
+def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
     with seeded(derive_seed("contract"), x.device), evaluating(program):
         try:
             with guard.watching(), isolated(validate=is_validation_enabled()):
@@ -75,7 +80,7 @@ def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
                 if is_random(site):
                     site["fn"] = _unvalidated(site["fn"])
         with isolated():
-            put_inside(traces.model.nodes[OBSERVED])
+            put_inside(traces.model.nodes[observation(traces.model)])
             check_log_probs(traces)
             check_auxiliary(program, traces, x, y)
             _Runs(program, x, y).hold(traces)
@@ -85,18 +90,43 @@ def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
 
 def look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard) -> Traces:
     """The same of the model alone, on eight rows that it draws itself."""
+    return _on_a_road(program, lambda: _look_at_model(program, event_shape, y, guard))
+
+
+def _look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard) -> Traces:
     x = torch.zeros(ROWS, *event_shape, device=device_of(program), dtype=dtype_of(program))
     with seeded(derive_seed("contract of a model alone"), x.device), evaluating(program), isolated():
         with guard.watching():
             traces = _of_model(program, x, y)
         check_sites(program, traces, ROWS)
-        x = draw_like(x, traces.model.nodes[OBSERVED]["fn"])
+        x = draw_like(x, traces.model.nodes[observation(traces.model)]["fn"])
         traces = _of_model(program, x, y)
         check_shapes(traces, x)
         check_log_probs(traces)
         _Runs(program, x, y).hold(traces)
         _with_noise(program, x, y, alone=True)
     return traces
+
+
+def _on_a_road(program: Any, look: Callable[[], Traces]) -> Traces:
+    """Look at a program whose samples are an axis left of its rows, the fast road; where it takes none, folded into rows.
+
+    The road that it went before is tried first. What is raised is what was said where it came further.
+    """
+    own = vars(program)
+    before = bool(own.get(FOLDS))
+    said_first: UserError | None = None
+    for folds in (before, not before):
+        own[FOLDS] = folds
+        try:
+            return look()
+        except (ProgramError, UserError) as error:
+            if isinstance(error, DataError) or (isinstance(error, ProgramError) and not isinstance(error, AxesError)):
+                own[FOLDS] = before
+                raise
+            said_first = said_first or error
+    own[FOLDS] = before
+    raise said_first  # type: ignore[misc]
 
 
 def _of_model(program: Any, x: Tensor, y: Tensor | None) -> Traces:
@@ -210,7 +240,7 @@ class _Runs:
             with seeded(seed, x.device):
                 return run(getattr(self.program, part), x, y, num_samples=draws, at=_Points(dict(latents)))
         except (RuntimeError, ValueError, IndexError) as error:
-            raise ProgramError(
+            raise AxesError(
                 f"{part}: it does not run on {draws} draws of {len(x)} rows of data, though on {DRAWS} of {ROWS} "
                 f"({said(error)}): write the axis of rows as the last of the batch, (num_samples, batch, *event)"
             ) from error

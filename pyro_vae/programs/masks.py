@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.programs.folding import ByRow
+
 
 def counted(site: dict[str, Any]) -> Tensor | None:
     """A mask that broadcasts to ``(*batch, *event)`` of a site of a trace; None where every element counts.
@@ -20,6 +22,9 @@ def counted(site: dict[str, Any]) -> Tensor | None:
         >>> counted({"fn": fn, "mask": torch.tensor([True, True])}).tolist()
         [[True, False, True], [True, False, True]]
     """
+    if isinstance(site["fn"], ByRow):
+        inner = counted({"fn": site["fn"].base_dist, "mask": None})
+        return None if inner is None else site["fn"].outer(inner.expand(site["fn"].base_dist.shape()))
     masks = [] if site["mask"] is None else [(site["mask"], len(site["fn"].event_shape))]
     fn = site["fn"]
     while fn is not None:
@@ -38,6 +43,8 @@ def unmasked(fn: Any) -> Any:
     """The distribution that was masked by ``fn.mask(...)``, also under ``to_event``; any other as it is."""
     if type(fn).__name__ == "MaskedDistribution":
         return unmasked(fn.base_dist.expand(fn.batch_shape))
+    if isinstance(fn, ByRow):
+        return fn.of(unmasked(fn.base_dist))
     if type(fn).__name__ == "Independent":
         return unmasked(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
     return fn

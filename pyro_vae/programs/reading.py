@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.programs.rows import DependenceError
-from pyro_vae.programs.trace import OBSERVED, Traced, is_factor, is_random, site_log_prob
+from pyro_vae.programs.trace import Traced, is_factor, is_random, observation, site_log_prob
 from pyro_vae.programs.values import blank
 
 RULE = "the model may use x for its shape, device and dtype alone"
@@ -45,9 +45,10 @@ def check_reading(
             break
         except (RuntimeError, ValueError, IndexError):  # data that this program cannot be run on: nothing can be said
             continue
-    if OBSERVED in reading:
+    seen = observation(first)
+    if seen in reading:
         raise DependenceError(
-            f"model: the distribution of {OBSERVED!r} reads x itself, and {RULE}: let it depend on latents, and on y; one over "
+            f"model: the distribution of {seen!r} reads x itself, and {RULE}: let it depend on latents, and on y; one over "
             "earlier elements of x belongs inside a distribution's log_prob, as in the likelihood autoregressive-bernoulli"
         )
     if not reading:

@@ -36,7 +36,11 @@ SUMS = {_ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm, _ATEN.convolution, _ATE
 PLAIN = "torch.distributions.transforms"  # whose inverses are exact; those of flows are not
 
 
-class DependenceError(ProgramError):
+class AxesError(ProgramError):
+    """Axes that are not those of samples, rows and events: they may be where samples are folded into rows."""
+
+
+class DependenceError(AxesError):
     """A density that depends on what it must not: other rows, other draws, or the data that it is to explain."""
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.masks import counted
-from pyro_vae.programs.rows import DRAWS, ROWS, log_prob_of
-from pyro_vae.programs.trace import DATA_PLATE, OBSERVED, SAMPLE_PLATE, Traces, is_factor, is_random, latent_sites
+from pyro_vae.programs.rows import DRAWS, ROWS, AxesError, log_prob_of
+from pyro_vae.programs.trace import DATA_PLATE, SAMPLE_PLATE, Traces, is_factor, is_random, latent_sites, observation
 
 OBSERVED_SLACK = (
     0.01  # of the largest number, by which a program may move what it observes (off an edge, within a level)
@@ -27,15 +28,14 @@ def check_sites(program: Any, traces: Traces, batch: int) -> None:
                 and id(getattr(site["value"], "unconstrained", lambda v=site["value"]: v)()) not in own
             ):
                 raise ProgramError(
-                    f"{part}: pyro.param({name!r}) belongs to no module; make it an nn.Parameter of {type(program).__name__}"
+                    f"{part}: pyro.param({name!r}) belongs to no module; write program = pv.adopt(program), which owns it, or "
+                    f"make it an nn.Parameter of {type(program).__name__}"
                 )
             if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample" and name != SAMPLE_PLATE:
-                _check_plate(part, name, site)
+                _check_plate(part, name, site, batch)
             if is_random(site):
                 _check_place(part, name, site, batch)
-    observed = traces.model.nodes.get(OBSERVED)
-    if observed is None or not is_random(observed) or not observed["is_observed"]:
-        raise ProgramError(f"model: no observed site; write pyro.sample({OBSERVED!r}, ..., obs=x)")
+    seen = observation(traces.model)
     for part, traced in (("model", traces.model), ("guide", traces.guide)):
         for name, site in traced.nodes.items():
             if not is_random(site) or not site["is_observed"] or is_factor(site):
@@ -44,9 +44,9 @@ def check_sites(program: Any, traces: Traces, batch: int) -> None:
                 raise ProgramError(
                     f"guide: the site {name!r} is observed, and q(z | x) has none; leave obs out, or the site"
                 )
-            if name != OBSERVED:
+            if name != seen:
                 raise ProgramError(
-                    f"model: a second observed site {name!r} beside {OBSERVED!r}: what would be reported is the density of both; "
+                    f"model: a second observed site {name!r} beside {seen!r}: what would be reported is the density of both; "
                     "make them one site, or hand it over as y and condition on it"
                 )
 
@@ -69,9 +69,9 @@ def check_latents(traces: Traces) -> None:
             )
 
 
-def _check_plate(part: str, name: str, site: dict[str, Any]) -> None:
+def _check_plate(part: str, name: str, site: dict[str, Any], batch: int) -> None:
     size, subsample = site["fn"].size, site["fn"].subsample_size
-    if subsample not in (None, size):
+    if subsample not in (None, size, batch):
         raise ProgramError(
             f"{part}: the plate {name!r} is subsampled ({subsample} of {size}); the library does the minibatching: write "
             f"pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1)"
@@ -81,21 +81,22 @@ def _check_plate(part: str, name: str, site: dict[str, Any]) -> None:
 def _check_place(part: str, name: str, site: dict[str, Any], batch: int) -> None:
     frames = [f for f in site["cond_indep_stack"] if f.name != SAMPLE_PLATE]
     if not any(f.dim == -1 and f.size == batch for f in frames):
-        raise ProgramError(
+        raise AxesError(
             f"{part}: the site {name!r} stands outside the data plate; write it inside "
             f"pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1)"
         )
     if len(frames) > 1:
         extra = next(f for f in frames if not (f.dim == -1 and f.size == batch))
-        raise ProgramError(
-            f"{part}: the site {name!r} is in a second plate {extra.name!r}; make that axis an event axis"
-        )
+        raise AxesError(f"{part}: the site {name!r} is in a second plate {extra.name!r}; make that axis an event axis")
 
 
 def check_shapes(traces: Traces, x: Tensor) -> None:
     """The observation is x, and has the shape of its distribution without broadcasting."""
-    site = traces.model.nodes[OBSERVED]
+    seen = observation(traces.model)
+    site = traces.model.nodes[seen]
     fn, value = site["fn"], site["value"]
+    if isinstance(fn, ByRow) and value.dim() == 2 + len(fn.event_shape):  # x was given once for each sample
+        value = site["value"] = value[0]
     expected, got = (len(x), *fn.event_shape), tuple(value.shape)
     if got != expected:
         more = len(got) - len(expected)
@@ -104,13 +105,13 @@ def check_shapes(traces: Traces, x: Tensor) -> None:
             remedy = f"make the last {'axis an event axis' if more == 1 else 'axes event axes'} of the data with .to_event(n)"
         elif more < 0:
             remedy = "drop the axes that the data lack (.squeeze, or fewer in .to_event)"
-        raise ProgramError(
-            f"model: at the site {OBSERVED!r} the observation has shape {got}, and the distribution, with event shape "
+        raise AxesError(
+            f"model: at the site {seen!r} the observation has shape {got}, and the distribution, with event shape "
             f"{tuple(fn.event_shape)}, takes {expected}: they would fit by broadcasting alone; {remedy}"
         )
     if value.numel() != x.numel():
-        raise ProgramError(
-            f"model: the site {OBSERVED!r} observes a tensor of shape {got}, and the data are {tuple(x.shape)}; write obs=x, "
+        raise AxesError(
+            f"model: the site {seen!r} observes a tensor of shape {got}, and the data are {tuple(x.shape)}; write obs=x, "
             "and prepare the data before they are handed over"
         )
     given, seen = x.reshape(value.shape), value.to(x.dtype)
@@ -120,8 +121,8 @@ def check_shapes(traces: Traces, x: Tensor) -> None:
     if off is not None and (mask := counted(site)) is not None:
         off = off & (mask[0] if mask.dim() > off.dim() else mask)
     if off is not None and bool(off.any()):
-        raise ProgramError(
-            f"model: the site {OBSERVED!r} observes {float(seen[off][0]):.4g} where the data hold {float(given[off][0]):.4g}: "
+        raise AxesError(
+            f"model: the site {seen!r} observes {float(seen[off][0]):.4g} where the data hold {float(given[off][0]):.4g}: "
             "what would be reported is the density of other data; write obs=x, and prepare the data before they are handed over"
         )
 
@@ -134,7 +135,7 @@ def check_log_probs(traces: Traces) -> None:
             if len(shape) > 2 or any(
                 have not in (1, want) for have, want in zip(shape[::-1], (ROWS, DRAWS), strict=False)
             ):
-                raise ProgramError(
+                raise AxesError(
                     f"{part}: log_prob of the site {name!r} has shape {shape} where (num_samples, batch) = ({DRAWS}, {ROWS}) was "
                     "expected; make the other axes event axes with .to_event(n)"
                 )

@@ -38,8 +38,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from pyro_vae.errors import ProgramError
 from pyro_vae.memory import keep_freed
 from pyro_vae.precision import no_denormals, products
+from pyro_vae.programs.folding import FOLDS, ByRow, Folding
 from pyro_vae.programs.masks import unmasked
 from pyro_vae.seeding import ONE_THREAD
 
@@ -259,12 +261,29 @@ def run(
     Returns:
         The trace: what was drawn and observed at each site, and from what.
     """
+    owner = getattr(part, "__self__", None)
+    if owner is not None and vars(owner).get(FOLDS):
+        part, batch = _folded(part, num_samples, len(x)), num_samples or 1
+        if batch > 1:
+            x, y = (
+                x.expand(batch, *x.shape).flatten(0, 1),
+                None if y is None else y.expand(batch, *y.shape).flatten(0, 1),
+            )
+        num_samples = None
     if isinstance(at, poutine.Trace):
         part, at = poutine.replay(part, trace=at), None
     handler = AtValues(at) if isinstance(at, dict) else nullcontext() if at is None else at
     plate = nullcontext() if num_samples is None else pyro.plate(SAMPLE_PLATE, num_samples, dim=-2)
     with plate, handler:
         return poutine.trace(part).get_trace(*arguments(x, y))
+
+
+def _folded(part: Callable[..., Any], num_samples: int | None, rows: int) -> Callable[..., Any]:
+    def folded(*args: Any) -> Any:
+        with Folding(num_samples, rows):
+            return part(*args)
+
+    return folded
 
 
 def draw_terms(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Terms:
@@ -295,6 +314,14 @@ def latent_values(traced: Traced, num_samples: int | None = None, batch: int = 1
     return {n: s["value"].expand(num_samples, batch, *s["fn"].event_shape) for n, s in sites.items()}
 
 
+def observation(traced: Traced) -> str:
+    """The name of the site of a model's trace that observes the data; :class:`ProgramError` where there is none."""
+    found = next((n for n, s in traced.nodes.items() if is_random(s) and s["is_observed"] and not is_factor(s)), None)
+    if found is None:
+        raise ProgramError(f"model: no observed site; write pyro.sample({OBSERVED!r}, ..., obs=x)")
+    return str(found)
+
+
 def factors(traced: Traced) -> list[str]:
     """The names of the ``pyro.factor`` statements of a trace."""
     return [n for n, s in traced.nodes.items() if is_random(s) and is_factor(s)]
@@ -307,7 +334,7 @@ def is_factor(site: dict[str, Any]) -> bool:
 
 def innermost(fn: Any) -> Any:
     """The distribution inside of ``Independent``, masks and expansions."""
-    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
+    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution, ByRow)):
         fn = fn.base_dist
     return fn
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.errors import DataError, said
+from pyro_vae.programs.folding import bounds
 from pyro_vae.programs.given import MISSING, first_lost
-from pyro_vae.programs.trace import OBSERVED, Traces, evaluating, innermost, isolated, needs_y, trace
+from pyro_vae.programs.trace import Traces, evaluating, innermost, isolated, needs_y, observation, trace
 from pyro_vae.seeding import derive_seed, seeded
 
 MOST_COLUMNS = 256  # of y that are looked at
@@ -65,13 +66,14 @@ def _knows_missing(program: Any, x: Tensor, y: Tensor | None) -> bool:
 
 
 def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Tensor) -> None:
-    fn = traces.model.nodes[OBSERVED]["fn"]
+    seen = observation(traces.model)
+    fn = traces.model.nodes[seen]["fn"]
     value = x.reshape(len(x), *fn.event_shape) if fn.event_shape.numel() == x[0].numel() else x
     support = _of_one_row(fn.support)
     try:
         if support is None or (y is not None and _has_rows(fn.support)):  # bounds that y, or a latent, moves
             with seeded(derive_seed("supports by row"), x.device), evaluating(traces.program), isolated():
-                support = trace(traces.program, x, y, num_samples=1).model.nodes[OBSERVED]["fn"].support
+                support = trace(traces.program, x, y, num_samples=1).model.nodes[seen]["fn"].support
         inside = _without_draws(support.check(value), 1)
     except RuntimeError:  # bounds that differ by draw
         return
@@ -98,7 +100,7 @@ def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Ten
     elif base.support is constraints.nonnegative_integer:
         advice = f"keep counts in a file of float32, since whole numbers are read as grey levels, or {advice}"
     raise DataError(
-        f"the data hold {value_there}, outside the support of the {name} likelihood at the site {OBSERVED!r} (first in row "
+        f"the data hold {value_there}, outside the support of the {name} likelihood at the site {seen!r} (first in row "
         f"{_number(first, row)}); {advice}"
     )
 
@@ -107,20 +109,9 @@ def _without_draws(found: Tensor, axes: int) -> Tensor:
     return found[0] if found.dim() == axes + 1 and len(found) == 1 else found
 
 
-def _bounds(constraint: Any) -> list[tuple[Any, str, Tensor]]:
-    """The tensors of a constraint and of those that it is made of, as (owner, attribute, tensor)."""
-    found = []
-    for name, value in vars(constraint).items():
-        if isinstance(value, Tensor):
-            found.append((constraint, name, value))
-        parts = value if isinstance(value, (list, tuple)) else [value]
-        found += [bound for part in parts if isinstance(part, constraints.Constraint) for bound in _bounds(part)]
-    return found
-
-
 def _has_rows(support: Any) -> bool:
     """Whether a support has bounds of their own for draws and rows."""
-    return any(bound.dim() > support.event_dim for _, _, bound in _bounds(support))
+    return any(bound.dim() > support.event_dim for _, _, bound in bounds(support))
 
 
 def _of_one_row(support: Any) -> Any:
@@ -128,7 +119,7 @@ def _of_one_row(support: Any) -> Any:
     if not _has_rows(support):
         return support
     support = copy.deepcopy(support)
-    for owner, name, bound in _bounds(support):
+    for owner, name, bound in bounds(support):
         if bound.dim() > support.event_dim:
             by_row = bound.reshape(-1, *bound.shape[bound.dim() - support.event_dim :])
             if not bool((by_row == by_row[:1]).all()):

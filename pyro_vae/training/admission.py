@@ -17,7 +17,7 @@ from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.blind import require_scores
 from pyro_vae.programs.examination import examined
-from pyro_vae.programs.trace import OBSERVED, Traces, innermost, to_program, y_to_program
+from pyro_vae.programs.trace import Traces, innermost, observation, to_program, y_to_program
 from pyro_vae.programs.values import check_conditions, check_observed
 from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.training.rehearsal import rehearse
@@ -59,7 +59,7 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
             _look_at_conditions(program, source, data)
         moving = rehearse(program, objective, x, y, batch)
     if isinstance(data, Data) and data.levels and data.binarization == "none" and data.dequantization == "none":
-        support = traces.model.nodes[OBSERVED]["fn"].support
+        support = traces.model.nodes[observation(traces.model)]["fn"].support
         if not support.is_discrete:
             _warn_lattice(data)
     return tuple(x.shape[1:]), moving
@@ -130,7 +130,7 @@ def _look_at_validation(traces: Traces, data: Data, like: Tensor) -> None:
 
 def _levels_fit(traces: Traces, data: Data, like: Tensor) -> bool:
     """Whether all values that data on a lattice can have are in a support that is one of single elements."""
-    if data.levels is None or innermost(traces.model.nodes[OBSERVED]["fn"]).support.event_dim > 0:
+    if data.levels is None or innermost(traces.model.nodes[observation(traces.model)]["fn"]).support.event_dim > 0:
         return False
     if data.binarization != "none":
         values = torch.tensor([0.0, 1.0])

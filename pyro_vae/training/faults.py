@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.programs.trace import OBSERVED, is_random, isolated, site_log_prob, trace
+from pyro_vae.programs.trace import is_random, isolated, observation, site_log_prob, trace
 from pyro_vae.training.checkpoint import random_state, set_random_state
 from pyro_vae.training.source import Batch
 
@@ -127,7 +127,7 @@ def _sites(trainer: Trainer, batch: Batch) -> Iterator[tuple[str, tuple[Tensor, 
                 count = _count(site["value"].flatten(2).any(-1) if site["value"].dim() > 2 else site["value"])
                 yield f"at the site {name!r} the guide draws values that are not finite", (site["value"], log_prob)
                 continue
-            what = "log p(x | z)" if name == OBSERVED else f"the {part}'s log-density"
+            what = "log p(x | z)" if part == "model" and name == observation(traced) else f"the {part}'s log-density"
             count = _count(log_prob)
             lost = f" is not finite for {count} of {len(batch[0])} images" if count else ""
             yield f"at the site {name!r} {what}{lost}", (site["value"], log_prob)

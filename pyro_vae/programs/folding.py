@@ -1,0 +1,176 @@
+"""Samples folded into rows: what a program does with N rows it does with S x N.
+
+A program that does not take an axis of samples left of its rows (it concatenates, or has a BatchNorm, a GRU or a ``view`` of its
+own) is given x, and what goes with it, S times over, as S x N rows in its own plate; its sites are read as ``(S, N)`` again.
+That is exact because rows stand for themselves. So are read, too, sites with further plates inside the rows' own, whose axes are
+summed over, and sites in a plate without a size, or in none.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import constraints
+
+FOLDS = "_pyro_vae_folds"  # in the __dict__ of a program that is run so
+
+
+class ByRow(TorchDistribution):
+    """A distribution over rows, with samples folded into them or not, as one of batch shape ``(samples, rows)`` or ``(rows,)``.
+
+    Args:
+        base_dist: of the program's own batch shape.
+        samples: S, where S x N rows are S samples of N; None where they are not folded.
+        rows: N.
+        dim: the axis of rows in the batch shape of ``base_dist``, negative; all others become axes of the event.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # as torch has it
+
+    def __init__(self, base_dist: Any, samples: int | None, rows: int, dim: int) -> None:
+        batch = list(base_dist.batch_shape)
+        batch = [1] * (-dim - len(batch)) + batch
+        batch[dim] = rows * (samples or 1)
+        self.base_dist = base_dist if list(base_dist.batch_shape) == batch else base_dist.expand(torch.Size(batch))
+        self.dim, self._lead = dim, torch.Size((rows,) if samples is None else (samples, rows))
+        self._total, self.others = batch[dim], torch.Size(batch[: len(batch) + dim] + batch[len(batch) + dim :][1:])
+        super().__init__(self._lead, self.others + base_dist.event_shape, validate_args=False)
+
+    def of(self, base_dist: Any) -> ByRow:
+        """The same of another distribution of the program's own batch shape."""
+        samples = self._lead[0] if len(self._lead) == 2 else None
+        return ByRow(base_dist, samples, self._lead[-1], self.dim)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether the program's distribution is reparameterized."""
+        return bool(self.base_dist.has_rsample)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Whether the program's distribution lists its values."""
+        return bool(self.base_dist.has_enumerate_support)
+
+    @property
+    def support(self) -> Any:
+        """The support, with bounds by row where they are so."""
+        support = self.base_dist.support
+        event = len(self.base_dist.event_shape)
+        if any(bound.dim() > event for _, _, bound in bounds(support)):
+            support = copy.deepcopy(support)
+            for owner, name, bound in bounds(support):
+                if bound.dim() > event:
+                    setattr(owner, name, self.outer(bound, bound.dim() - len(self.base_dist.batch_shape)))
+        more = len(self.others)
+        return constraints.independent(support, more) if more else support
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the program's distribution, ``(*leading, *event)``."""
+        return self.outer(self.base_dist.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the program's distribution, ``(*leading, *event)``."""
+        return self.outer(self.base_dist.variance)
+
+    def outer(self, value: Tensor, event: int | None = None) -> Tensor:
+        """A value of the program's own axes with those of samples and rows first."""
+        event = len(self.base_dist.event_shape) if event is None else event
+        batch = self.base_dist.batch_shape
+        more = value.dim() - event - len(batch)  # axes that were asked of ``sample``, or that the value has not
+        own = value.shape[value.dim() - event :] if event else torch.Size()
+        lead = value.shape[: max(more, 0)]
+        value = value.expand(lead + batch + own)
+        value = value.movedim(len(lead) + len(batch) + self.dim, len(lead))
+        return value.reshape(lead + self._lead + self.others + own)
+
+    def inner(self, value: Tensor) -> Tensor:
+        """A value with the axes of samples and rows first as the program has it."""
+        shape = self._lead + self.event_shape
+        lead = value.shape[: max(value.dim() - len(shape), 0)]
+        own = value.shape[value.dim() - len(self.event_shape) :] if self.event_shape else torch.Size()
+        value = value.expand(lead + self._lead + own).reshape((*lead, self._total, *own))
+        return value.movedim(len(lead), len(lead) + len(self.base_dist.batch_shape) + self.dim)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws ``(*sample_shape, *batch, *event)``."""
+        return self.outer(self.base_dist.rsample(torch.Size(sample_shape)))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws without gradients."""
+        with torch.no_grad():
+            return self.outer(self.base_dist.sample(torch.Size(sample_shape)))
+
+    def log_prob(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """The log-density by sample and row, ``(*batch)``: summed over the axes of other plates."""
+        found = self.outer(self.base_dist.log_prob(self.inner(value), *args, **kwargs), 0)
+        return found.sum(tuple(range(found.dim() - len(self.others), found.dim()))) if self.others else found
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Every value, as the program's distribution lists them."""
+        listed: Tensor = self.base_dist.enumerate_support(expand=False)
+        return self.outer(listed.expand((len(listed), *self.base_dist.batch_shape, *self.base_dist.event_shape)))
+
+
+class Folding(Messenger):
+    """Let the sites of a program, which runs on S x N rows, be seen from outside as ``(S, N)``; entered innermost.
+
+    Args:
+        samples: S; None where the rows are as they are.
+        rows: N.
+    """
+
+    def __init__(self, samples: int | None, rows: int) -> None:
+        super().__init__()
+        self.samples, self.rows, self.total = samples, rows, rows * (samples or 1)
+
+    def _process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or type(msg["fn"]).__name__ == "_Subsample" or msg["infer"].get("_deterministic"):
+            return
+        frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
+        own = next((f for f in frames if f.size in (self.total, -1)), None)
+        batch = tuple(msg["fn"].batch_shape)
+        if own is None and (frames or not batch or batch[-1] != self.total):
+            return  # a site without an axis of rows: it is seen as it is, and refused
+        fn, mask = msg["fn"], msg["mask"]
+        if isinstance(mask, Tensor):
+            fn = fn.expand(torch.broadcast_shapes(fn.batch_shape, mask.shape)).mask(mask)
+        by_row = ByRow(fn, self.samples, self.rows, -1 if own is None else own.dim)
+        msg["folded"] = by_row, {name: msg[name] for name in ("fn", "mask", "cond_indep_stack")}
+        axes = (
+            [("num_samples", self.samples), ("data", self.rows)] if self.samples is not None else [("data", self.rows)]
+        )
+        msg["cond_indep_stack"] = tuple(
+            CondIndepStackFrame(name, place - len(axes), size, 0) for place, (name, size) in enumerate(axes)
+        )
+        msg["fn"], msg["mask"] = by_row, None if isinstance(mask, Tensor) else mask
+        if isinstance(msg["scale"], Tensor) and msg["scale"].dim():
+            scale = msg["scale"].expand(by_row.base_dist.batch_shape)
+            scale = by_row.outer(scale, 0)  # one number by row: that of the first of other axes
+            msg["scale"] = scale.flatten(len(by_row.batch_shape))[..., 0] if by_row.others else scale
+        if msg["value"] is not None:
+            msg["value"] = by_row.outer(msg["value"])
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if "folded" in msg:
+            by_row, own = msg.pop("folded")
+            msg["value"] = by_row.inner(msg["value"])
+            msg.update(own)
+
+
+def bounds(constraint: Any) -> list[tuple[Any, str, Tensor]]:
+    """The tensors of a constraint and of those that it is made of, as (owner, attribute, tensor)."""
+    found = []
+    for name, value in vars(constraint).items():
+        if isinstance(value, Tensor):
+            found.append((constraint, name, value))
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        found += [bound for part in parts if isinstance(part, constraints.Constraint) for bound in bounds(part)]
+    return found
