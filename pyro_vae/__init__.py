@@ -35,6 +35,7 @@ _PUBLIC = {
     "evaluate": "pyro_vae.evaluation.evaluate",
     "ImportanceSampling": "pyro_vae.evaluation.methods",
     "Annealing": "pyro_vae.evaluation.methods",
+    "adopt": "pyro_vae.programs.adopted",
     "encode": "pyro_vae.programs.latents",
     "decode": "pyro_vae.programs.latents",
     "sample": "pyro_vae.programs.latents",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.information import LatentInformation, latent_information
     from pyro_vae.evaluation.methods import Annealing, ImportanceSampling
     from pyro_vae.evaluation.result import LogLikelihood
+    from pyro_vae.programs.adopted import adopt
     from pyro_vae.programs.contract import Program
     from pyro_vae.programs.export import export
     from pyro_vae.programs.latents import decode, encode, reconstruct, sample

@@ -28,7 +28,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def checked(function: Callable[P, R], looking: Callable[..., Any] | None = None) -> Callable[P, R]:
+def checked(
+    function: Callable[P, R],
+    looking: Callable[..., Any] | None = None,
+    with_inputs: Callable[[Any, Any, Any], Any] | None = None,
+) -> Callable[P, R]:
     """The function, whose arguments annotated ``int``, ``float``, ``bool``, ``str`` and ``Callable`` are held to that.
 
     It runs in :func:`surroundings` of its own. ``None`` is taken where the annotation or the default says so; ``True`` is no
@@ -37,6 +41,7 @@ def checked(function: Callable[P, R], looking: Callable[..., Any] | None = None)
     Args:
         function: to be checked.
         looking: takes the arguments by name, and whether the caller said ``examine=True``; gives what is entered around the call.
+        with_inputs: makes y of the program, y and what the caller gave as ``inputs``.
 
     Raises:
         UserError: in one line, which argument was to be what, and what came.
@@ -55,6 +60,7 @@ def checked(function: Callable[P, R], looking: Callable[..., Any] | None = None)
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         anew = bool(kwargs.pop("examine", False)) if looking is not None else False
+        inputs = kwargs.pop("inputs", None) if with_inputs is not None else None
         given = {**dict(zip(by_place, args, strict=False)), **kwargs}  # signature.bind takes 20 times as long
         if (
             len(given) < len(args) + len(kwargs)
@@ -62,6 +68,8 @@ def checked(function: Callable[P, R], looking: Callable[..., Any] | None = None)
             or not (known is None or given.keys() <= known)
         ):
             return function(*args, **kwargs)  # which says what is missing, or not known, as Python does
+        if inputs is not None and with_inputs is not None:
+            given["y"] = with_inputs(given["program"], given.get("y"), inputs)
         for name, (kind, optional) in kinds().items():
             if name in given and not (optional and given[name] is None):
                 given[name] = kind(f"{function.__name__}: expected {name}", given[name])

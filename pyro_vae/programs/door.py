@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from pyro_vae.errors import UserError
+from pyro_vae.programs.adopted import Adopted
 from pyro_vae.programs.contract import admit, require_gradients, require_latents, require_program
 from pyro_vae.programs.examination import examined_model
 from pyro_vae.programs.given import event_shape_of, require_y
@@ -61,7 +62,18 @@ def door(
         finally:
             stack.pop()
 
-    return lambda function: checked(function, looking)
+    return lambda function: checked(function, looking, with_inputs)
+
+
+def with_inputs(program: Any, y: Any, inputs: Any) -> Any:
+    """What stands for y where tensors by name go beside it; :class:`UserError` where a program does not take them."""
+    if not isinstance(program, Adopted):
+        raise UserError("inputs go to the arguments of an adopted program: write program = pv.adopt(program)")
+    if not isinstance(inputs, Mapping) or not inputs:
+        raise UserError(
+            f"expected inputs as a dict of tensors by the name of the argument, got {type(inputs).__name__}"
+        )
+    return program.with_inputs(y, inputs)
 
 
 def admitted() -> Traces:

@@ -35,6 +35,8 @@ def check_sites(program: Any, traces: Traces, batch: int) -> None:
                 _check_plate(part, name, site, batch)
             if is_random(site):
                 _check_place(part, name, site, batch)
+            elif site["type"] == "sample" and site["infer"].get("_conditioned"):
+                _check_conditioned(name, site)
     seen = observation(traces.model)
     for part, traced in (("model", traces.model), ("guide", traces.guide)):
         for name, site in traced.nodes.items():
@@ -47,8 +49,19 @@ def check_sites(program: Any, traces: Traces, batch: int) -> None:
             if name != seen:
                 raise ProgramError(
                     f"model: a second observed site {name!r} beside {seen!r}: what would be reported is the density of both; "
-                    "make them one site, or hand it over as y and condition on it"
+                    f"make them one site; or, for log p of {seen!r} given the other, pv.adopt(program, conditioned=({name!r},))"
                 )
+
+
+def _check_conditioned(name: str, site: dict[str, Any]) -> None:
+    """What is conditioned on has the same density whatever the latents are; else it is no log p(x | y) that is left."""
+    log_prob = site["fn"].log_prob(site["value"])
+    by_draw = log_prob.reshape(DRAWS, -1) if log_prob.numel() % (DRAWS * ROWS) == 0 else log_prob[None]
+    if not torch.allclose(by_draw, by_draw[:1].expand_as(by_draw), rtol=1e-4, atol=1e-4, equal_nan=True):
+        raise ProgramError(
+            f"model: the site {name!r} is conditioned on, and its density depends on the latents: without it what is left is not "
+            "log p(x | y); let only sites without a latent above them be conditioned on"
+        )
 
 
 def check_latents(traces: Traces) -> None:

@@ -51,6 +51,7 @@ Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they 
 OBSERVED = "x"
 DATA_PLATE = "data"
 SAMPLE_PLATE = "num_samples"
+LABELS = ("y", "ys", "label", "labels")  # names of an optional argument that labels go to; a required one may have any
 
 
 @runtime_checkable
@@ -120,7 +121,7 @@ def arguments(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def takes_y(program: Any) -> bool:
-    """Whether a program may be given y: its model and guide have a second positional argument, without a default or None."""
+    """Whether a program may be given y: model and guide have a second positional argument, required, or None and called y."""
     defaults = [_second(function) for function in (program.model, program.guide)]
     return all(default is inspect.Parameter.empty or default is None for default in defaults)
 
@@ -154,7 +155,9 @@ def _second(function: Any) -> Any:
 def _second_of(function: Any) -> Any:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
-    return parameters[1].default if len(parameters) > 1 else False
+    if len(parameters) < 2 or (parameters[1].default is None and parameters[1].name not in LABELS):
+        return False
+    return parameters[1].default
 
 
 def _tensors(program: Any) -> Iterator[Tensor]:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import TensorDataset
 
 from pyro_vae import memory, registry
 from pyro_vae.errors import DataError, UserError
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.contract import require_gradients, require_program, require_rows
+from pyro_vae.programs.door import with_inputs
 from pyro_vae.programs.trace import dtype_of, needs_y, takes_y
 from pyro_vae.signatures import checked
 from pyro_vae.spec import parse_block, validated
@@ -58,6 +60,7 @@ def fit(
     resume: bool = False,
     callback: Callback | None = None,
     progress: bool = False,
+    inputs: Any = None,
     **settings: Any,
 ) -> Run:
     """Train a program in place by stochastic variational inference, and keep its best weights, or the last.
@@ -75,6 +78,7 @@ def fit(
         callback: called with the metrics of every epoch; training stops early where it returns True. It may change the
             program (an attribute, what requires a gradient, a submodule): the next epoch trains it as it then is.
         progress: draw a progress bar with the current ELBO on standard error.
+        inputs: of an adopted program, tensors with a row for each row of data by the name of their argument.
         settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
             ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``keep``,
             ``standardize``, ``compile``, ``precision``, ``seed``.
@@ -103,6 +107,8 @@ def fit(
     """
     require_program(program)
     require_gradients(program)
+    if inputs is not None:
+        data = _beside(program, data, inputs)
     if callback is not None and not callable(callback):
         raise UserError(f"expected callback to be a function of an epoch's metrics, got {type(callback).__name__}")
     if out is not None and not isinstance(out, (str, os.PathLike)):
@@ -166,6 +172,14 @@ def fit(
                 discard(path)
             raise
     return Run(program, path, record, trainer.metrics, content, trainer.noise)
+
+
+def _beside(program: Any, data: Any, inputs: Any) -> TensorDataset:
+    """Rows of data with inputs in the place of y."""
+    tensors = data.tensors if isinstance(data, TensorDataset) else (data,)
+    if not 1 <= len(tensors) <= 2 or not isinstance(tensors[0], torch.Tensor):
+        raise UserError(f"inputs go beside a tensor of data, or a TensorDataset of x and y, got {type(data).__name__}")
+    return TensorDataset(tensors[0], with_inputs(program, tensors[1] if len(tensors) == 2 else None, inputs))
 
 
 def _require_possible(objective: Any, chosen: Settings, size: int, batch: int, event_shape: tuple[int, ...]) -> None:

@@ -35,6 +35,7 @@ from pyro_vae.data import Data
 from pyro_vae.data.content import Content
 from pyro_vae.errors import UserError
 from pyro_vae.paths import expanded
+from pyro_vae.programs.adopted import Adopted
 from pyro_vae.programs.contract import require_program
 from pyro_vae.programs.vae import VAE
 from pyro_vae.spec import Spec, construct, outline, parse_toml
@@ -333,8 +334,13 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
     if program is None:
         program = rebuild(path, record)
     take_recorded(program, record)
-    state = program.state_dict()
-    tensors, said = read_tensors(path / WEIGHTS, lambda found, _: match(state, found, str(path / WEIGHTS)))
+
+    def fits(found: dict[str, Outline], _: Any) -> None:
+        if isinstance(program, Adopted):
+            program.expect({name: (have.shape, have.dtype) for name, have in found.items()})
+        match(program.state_dict(), found, str(path / WEIGHTS))
+
+    tensors, said = read_tensors(path / WEIGHTS, fits)
     program.load_state_dict(tensors)
     remember_shape(program, shape)
     metrics = read_metrics(path)

@@ -1,0 +1,348 @@
+"""A Program made of what was written for Pyro alone: functions, objects that are no module, ``pyro.param``, arguments by name.
+
+    program = pv.adopt(model, guide)
+    program = pv.adopt(vae, observed="ys", constants={"beta": 1.0})
+
+The wrapper owns what the program registers: the modules that its functions and objects refer to, and a parameter for each
+``pyro.param``, unconstrained, under Pyro's name. Its values come from Pyro's store, where that has the name when the program is
+adopted (a program trained by SVI), else from the initial value, drawn when the program first runs. The store is not written to.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from pyro_vae.errors import UserError
+from pyro_vae.programs.trace import LABELS
+
+NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def adopt(
+    program: Any,
+    guide: Callable[..., Any] | None = None,
+    *,
+    observed: str | None = None,
+    constants: Mapping[str, Any] | None = None,
+    conditioned: tuple[str, ...] = (),
+) -> Adopted:
+    """A Program of a pair of Pyro functions, or of an object that has them.
+
+    Args:
+        program: the model as a function, or an object with ``model`` and ``guide``.
+        guide: where the model is given by itself.
+        observed: the name of the argument that is the data; by default the first.
+        constants: what other arguments are, by name, whole and for every row.
+        conditioned: observed sites beside the data whose density is left out: the result is log p(x | what they observe). They
+            must not depend on latents.
+
+    Returns:
+        A module with ``model(x)`` and ``guide(x)``, or ``(x, y)`` where a required argument is left, or an optional one is called
+        y, ys, label or labels. Tensors with a row for each row of x go to arguments by ``inputs={name: tensor}`` of every
+        function that takes y.
+
+    Raises:
+        UserError: what is no pair of functions; an argument that neither function has.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, pyro_vae as pv
+        >>> def model(data):
+        ...     with pyro.plate("rows", len(data)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("obs", dist.Normal(z[..., None], 1.0).to_event(1), obs=data)
+        >>> def guide(data):
+        ...     scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        ...     with pyro.plate("rows", len(data)):
+        ...         pyro.sample("z", dist.Normal(data[:, 0] / 2, scale))
+        >>> pv.encode(pv.adopt(model, guide), torch.ones(3, 1)).shape
+        torch.Size([3])
+    """
+    if guide is None:
+        model, guide = getattr(program, "model", None), getattr(program, "guide", None)
+    else:
+        model = program
+    if not callable(model) or not callable(guide):
+        raise UserError(f"adopt: expected a model and a guide, or an object with both, got {type(program).__name__}")
+    return Adopted(model, guide, observed, dict(constants or {}), tuple(conditioned))
+
+
+class Adopted(nn.Module):
+    """See :func:`adopt`."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        observed: str | None = None,
+        constants: dict[str, Any] | None = None,
+        conditioned: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.observed, self.constants, self.conditioned = observed, constants or {}, conditioned
+        self.layout: tuple[tuple[str, tuple[int, ...], torch.dtype], ...] = ()  # of inputs, side by side in y
+        self.functions = types.SimpleNamespace(model=model, guide=guide)  # in which modules are not looked for
+        self.param = nn.Module()
+        known = {n for f in (model, guide) for n in _names(f)}
+        missing = [n for n in (*self.constants, *([observed] if observed else [])) if known and n not in known]
+        if missing and not any(_takes_any(f) for f in (model, guide)):
+            raise UserError(
+                f"adopt: model and guide have no argument {missing[0]!r}: expected one of {', '.join(sorted(known))}"
+            )
+        for function in (model, guide):
+            for name, module in _modules_of(function).items():
+                if not any(module is m for m in self.modules()):
+                    self.add_module(name if name not in self._modules else f"{name}_{len(self._modules)}", module)
+        store = pyro.get_param_store()
+        self.stored = {n: store._params[n].detach().clone() for n in store if "$$$" not in n}
+        shape = getattr(getattr(model, "__self__", None), "event_shape", None)
+        if shape is not None:
+            self.event_shape = shape
+
+    @property
+    def model(self) -> _Part:
+        """p(z) p(x | z)."""
+        return _Part(self, "model")
+
+    @property
+    def guide(self) -> _Part:
+        """q(z | x)."""
+        return _Part(self, "guide")
+
+    def expect(self, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]) -> None:
+        """Make the parameters of ``pyro.param`` that a file has, by their names, for their values to be filled in."""
+        for name, (shape, dtype) in tensors.items():
+            key = name.removeprefix("param.")
+            if key != name and key not in self.param._parameters:
+                self.param.register_parameter(key, nn.Parameter(torch.zeros(shape, dtype=dtype)))
+
+    def with_inputs(self, y: Tensor | None, inputs: Mapping[str, Tensor]) -> Tensor:
+        """y and tensors by name side by side, ``(N, numbers)``: what is cut, repeated and moved with x."""
+        known = {n for f in vars(self.functions).values() for n in _names(f)}
+        for name, value in inputs.items():
+            if name not in known and not any(_takes_any(f) for f in vars(self.functions).values()):
+                raise UserError(
+                    f"inputs: model and guide have no argument {name!r}: expected one of {', '.join(sorted(known))}"
+                )
+            if not isinstance(value, Tensor) or value.dim() < 1:
+                raise UserError(f"inputs: expected {name!r} as a tensor (N, ...), got {type(value).__name__}")
+        every = {**({} if y is None else {"": y}), **inputs}
+        rows = {len(value) for value in every.values()}
+        if len(rows) != 1:
+            raise UserError(
+                f"inputs: expected as many rows of each, got {', '.join(f'{n}: {len(v)}' for n, v in every.items())}"
+            )
+        layout = tuple((n, tuple(v.shape[1:]), v.dtype) for n, v in every.items())
+        if layout != self.layout:
+            self.layout = layout
+        wide = torch.float64 if any(v.dtype == torch.float64 for v in every.values()) else torch.float32
+        return torch.cat([v.reshape(len(v), -1).to(wide) for v in every.values()], 1)
+
+    def apart(self, y: Tensor | None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """What :meth:`with_inputs` put together."""
+        if y is None or not self.layout:
+            return y, {}
+        found, at = {}, 0
+        for name, shape, dtype in self.layout:
+            size = torch.Size(shape).numel()
+            value = y[:, at : at + size].reshape(len(y), *shape)
+            found[name] = value.to(y.dtype if dtype.is_floating_point else dtype)
+            at += size
+        return found.pop("", None), found
+
+    def __deepcopy__(self, memo: Any) -> Adopted:
+        other = Adopted.__new__(Adopted)
+        memo[id(self)] = other
+        nn.Module.__init__(other)
+        other._modules = copy.deepcopy(self._modules, memo)
+        for name, value in vars(self).items():
+            if name not in ("_modules", "functions"):
+                other.__dict__[name] = copy.deepcopy(value, memo)
+        other.functions = types.SimpleNamespace(**{n: _again(f, memo) for n, f in vars(self.functions).items()})
+        return other
+
+
+class _Part:
+    """The model or the guide of an adopted program, called with x and y."""
+
+    def __init__(self, program: Adopted, name: str) -> None:
+        self.__self__, self.__name__ = program, name
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter("x", kind)]
+        needed, optional = self._left()
+        if self.__self__.layout or optional:
+            parameters.append(inspect.Parameter("y", kind, default=None))
+        elif needed:
+            parameters.append(inspect.Parameter("y", kind))
+        return inspect.Signature(parameters)
+
+    def _left(self) -> tuple[list[str], list[str]]:
+        """The arguments that are no data, constants or inputs: required ones, and optional ones that labels go to."""
+        program = self.__self__
+        function = getattr(program.functions, self.__name__)
+        parameters = _parameters(function)
+        data = program.observed or next(iter(parameters), None)
+        taken = {data, *program.constants, *(name for name, _, _ in program.layout)}
+        left = {n: p for n, p in parameters.items() if n not in taken and n not in ("args", "kwargs")}
+        needed = [n for n, p in left.items() if p.default is p.empty]
+        return needed, [n for n, p in left.items() if p.default is not p.empty and n in LABELS]
+
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> Any:
+        program = self.__self__
+        function = getattr(program.functions, self.__name__)
+        parameters, anything = _parameters(function), _takes_any(function)
+        y, inputs = program.apart(y)
+        given = {n: v for n, v in {**program.constants, **inputs}.items() if n in parameters or anything}
+        args: list[Any] = []
+        data = program.observed or next((n for n in parameters if n not in given), None)
+        if data is None:
+            args.append(x)
+        elif data in parameters or anything:
+            given[data] = x
+        if y is not None:
+            needed, optional = self._left()
+            names = [*needed, *optional]
+            if names:
+                given[names[0]] = y
+            elif data is None:
+                args.append(y)
+        by_place = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_ONLY]
+        args = [given.pop(n) for n in by_place if n in given] + args
+        hidden: AbstractContextManager[Any] = (
+            _Conditioned(program.conditioned) if program.conditioned else nullcontext()
+        )
+        with hidden, _Owned(program):
+            return function(*args, **given)
+
+
+class _Owned(Messenger):
+    """Take the values of ``pyro.param`` from the adopting program, which makes a parameter where it has none yet."""
+
+    def __init__(self, program: Adopted) -> None:
+        super().__init__()
+        self.program = program
+
+    def _pyro_param(self, msg: Any) -> None:
+        name = str(msg["name"])
+        if "$$$" in name:  # of pyro.module: parameters of a module that the program owns
+            return
+        held, key = self.program.param, name.replace(".", "/")
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        transform = transform_to(constraint)
+        if key not in held._parameters:
+            found = self.program.stored.get(name)
+            if found is None:
+                first = msg["args"][1] if len(msg["args"]) > 1 else msg["kwargs"].get("init_tensor")
+                first = first() if callable(first) else first
+                if first is None:
+                    raise UserError(
+                        f"pyro.param({name!r}) has no initial value: give one, or adopt the program after training"
+                    )
+                found = transform.inv(first.detach())
+            held.register_parameter(key, nn.Parameter(found.detach().clone()))
+        parameter = held._parameters[key]
+        value = parameter if constraint is constraints.real else transform(parameter)
+        if value is not parameter:
+            value.unconstrained = lambda: parameter  # type: ignore[union-attr]
+        msg["value"], msg["done"] = value, True
+
+
+class _Conditioned(Messenger):
+    """Leave observed sites out, by name: what they observe is conditioned on."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names and msg["is_observed"]:
+            msg["infer"] = {**msg["infer"], "_deterministic": True, "_conditioned": True}
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        return {n: p for n, p in inspect.signature(function).parameters.items() if p.kind in NAMED}
+    except (TypeError, ValueError):  # of C code
+        return {}
+
+
+def _names(function: Callable[..., Any]) -> list[str]:
+    return list(_parameters(function))
+
+
+def _takes_any(function: Callable[..., Any]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+def _modules_of(function: Any) -> dict[str, nn.Module]:
+    """The modules that a function or object refers to, by what they are called there."""
+    if isinstance(function, functools.partial):
+        parts = [_modules_of(function.func), *(_held(str(i), a) for i, a in enumerate(function.args))]
+        return {
+            n: m for part in (*parts, *(_held(n, a) for n, a in function.keywords.items())) for n, m in part.items()
+        }
+    if isinstance(function, types.MethodType):
+        return _held("program", function.__self__)
+    if not isinstance(function, types.FunctionType):
+        return _held("program", function)
+    found: dict[str, nn.Module] = {}
+    for name, value in _references(function):
+        found |= _held(name, value)
+    return found
+
+
+def _references(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """What a function's closure and the globals that its code names hold."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    closed = [(name, cell.cell_contents) for name, cell in cells if _filled(cell)]
+    scope = function.__globals__
+    return [*closed, *((name, scope[name]) for name in function.__code__.co_names if name in scope)]
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _held(name: str, value: Any) -> dict[str, nn.Module]:
+    if isinstance(value, nn.Module):
+        return {name: value}
+    if isinstance(value, (type, types.ModuleType)) or not hasattr(value, "__dict__"):
+        return {}
+    if isinstance(value, (types.FunctionType, types.MethodType)):
+        return {}
+    return {n: v for n, v in vars(value).items() if isinstance(v, nn.Module)}
+
+
+def _again(function: Any, memo: Any) -> Any:
+    """A copy of a function whose closure and globals hold copies of the modules, where they held these."""
+    if not isinstance(function, types.FunctionType):
+        return copy.deepcopy(function, memo)
+    own = {id(value) for _, value in _references(function) if isinstance(value, nn.Module)}
+    cells = tuple(
+        types.CellType(copy.deepcopy(cell.cell_contents, memo))
+        if _filled(cell) and id(cell.cell_contents) in own
+        else cell
+        for cell in function.__closure__ or ()
+    )
+    scope = {n: copy.deepcopy(v, memo) if id(v) in own else v for n, v in function.__globals__.items()}
+    other = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, cells or None)
+    other.__kwdefaults__ = function.__kwdefaults__
+    return other
