@@ -50,7 +50,15 @@ def program() -> Any:
 
 
 def fit(path: Path, data: Any, *, resume: bool = False, **settings: Any) -> pv.Run:
-    return pv.fit(program(), data, epochs=3, batch_size=10, out=path, resume=resume, **{"compile": "off", **settings})
+    return pv.fit(
+        program(),
+        data,
+        epochs=3,
+        batch_size=10,
+        out=path,
+        resume=resume,
+        **{"compile": "off", "standardize": "off", **settings},
+    )
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

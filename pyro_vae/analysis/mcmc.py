@@ -23,6 +23,7 @@ from pyro_vae.evaluation.methods import rows_of_chains
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.programs.door import door
 from pyro_vae.programs.examination import examined
+from pyro_vae.programs.supports import is_discrete
 from pyro_vae.programs.trace import Program, device_of, latent_sites
 from pyro_vae.programs.walk import Block, Walk
 from pyro_vae.seeding import derive_seed, generator, seeded
@@ -148,7 +149,7 @@ def require_continuous(program: Any, x: Tensor, y: Tensor | None) -> None:
     """:class:`UserError` for discrete latents, by name, and for data that the program does not take."""
     traces = examined(program, x, y).traces
     for name, site in latent_sites(traces.model).items():
-        if site["fn"].support.is_discrete:
+        if is_discrete(site["fn"]):
             raise UserError(
                 f"the latent {name!r} is discrete, and NUTS and HMC move latents along gradients: use source='guide' or 'psis' "
                 "(--mcmc none)"

@@ -13,7 +13,7 @@ from pyro.distributions import Delta
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.auxiliary import is_delta
-from pyro_vae.programs.supports import describe, narrower
+from pyro_vae.programs.supports import describe, is_discrete, narrower
 from pyro_vae.programs.trace import Traces, device_of, evaluating, found_once, innermost, isolated, latent_sites
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -30,7 +30,7 @@ def require_weights(traces: Traces) -> None:
             "give it a distribution (a normal around the point), or make it of an auxiliary site with its Jacobian as log_density"
         )
     for name, (ours, theirs) in _pairs(traces).items():
-        if ours.support.is_discrete != theirs.support.is_discrete:
+        if is_discrete(ours) != is_discrete(theirs):
             raise ProgramError(_of_two_kinds(name, ours, theirs))
     require_scores(traces)
 
@@ -43,7 +43,7 @@ def require_scores(traces: Traces) -> None:
     """
     for name, (ours, theirs) in _pairs(traces).items():
         if not is_delta(latent_sites(traces.guide)[name]) and _scores_outside(traces, ours, theirs):
-            if ours.support.is_discrete != theirs.support.is_discrete:
+            if is_discrete(ours) != is_discrete(theirs):
                 raise ProgramError(_of_two_kinds(name, ours, theirs))
             raise ProgramError(
                 f"guide: the site {name!r} draws outside of the model's {describe(theirs)}, where the model's log_prob is not "
@@ -58,7 +58,7 @@ def _pairs(traces: Traces) -> dict[str, tuple[Any, Any]]:
 
 
 def _of_two_kinds(name: str, ours: Any, theirs: Any) -> str:
-    kinds = ["discrete" if fn.support.is_discrete else "continuous" for fn in (ours, theirs)]
+    kinds = ["discrete" if is_discrete(fn) else "continuous" for fn in (ours, theirs)]
     return (
         f"guide: the site {name!r} is {kinds[0]} ({type(innermost(ours)).__name__}), and the model's {kinds[1]}: their ratio is "
         "no weight; draw it as the model does, and relax it in training mode alone"
@@ -94,7 +94,7 @@ def narrow_sites(traces: Traces) -> list[str]:
 @found_once
 def discrete_sites(traces: Traces) -> list[str]:
     """The names of the model's discrete latents."""
-    return [n for n, s in latent_sites(traces.model).items() if s["fn"].support.is_discrete]
+    return [n for n, s in latent_sites(traces.model).items() if is_discrete(s["fn"])]
 
 
 @found_once

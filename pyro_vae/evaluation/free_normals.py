@@ -14,6 +14,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.unconstrained import Unconstrained, split_by_site
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.masks import counted
+from pyro_vae.programs.supports import is_discrete
 from pyro_vae.programs.trace import Program, arguments, is_random, isolated, latent_sites, run, sum_log_prob
 
 DIAGONAL_NORMAL = "diagonal normals on the unconstrained latents"
@@ -35,7 +36,7 @@ class FreeNormals:
 
     def __init__(self, program: Program, x: Tensor, y: Tensor | None = None) -> None:
         for name, site in latent_sites(examined(program, x, y).traces.model).items():
-            if site["fn"].support.is_discrete:
+            if is_discrete(site["fn"]):
                 raise UserError(
                     f"inference gaps climb the ELBO along its gradient in the latents, and {name!r} is discrete: they are "
                     "known for continuous latents alone"

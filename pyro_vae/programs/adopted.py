@@ -30,6 +30,12 @@ from pyro_vae.programs.trace import LABELS
 NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
+def take_dtype(program: Any, x: Any) -> None:
+    """Let an adopted program that has no numbers yet have those that it makes in the dtype of the data."""
+    if isinstance(program, Adopted) and program.first_dtype is None and isinstance(x, Tensor) and x.is_floating_point():
+        program.first_dtype = x.dtype
+
+
 def adopt(
     program: Any,
     guide: Callable[..., Any] | None = None,
@@ -94,6 +100,7 @@ class Adopted(nn.Module):
         self.layout: tuple[tuple[str, tuple[int, ...], torch.dtype], ...] = ()  # of inputs, side by side in y
         self.functions = types.SimpleNamespace(model=model, guide=guide)  # in which modules are not looked for
         self.param = nn.Module()
+        self.first_dtype: torch.dtype | None = None
         known = {n for f in (model, guide) for n in _names(f)}
         missing = [n for n in (*self.constants, *([observed] if observed else [])) if known and n not in known]
         if missing and not any(_takes_any(f) for f in (model, guide)):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to, identity_transform
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.supports import is_discrete
 from pyro_vae.programs.trace import (
     Traced,
     Traces,
@@ -58,7 +59,7 @@ def check_auxiliary(program: Any, traces: Traces, x: Tensor, y: Tensor | None) -
             )
         return
     name = next(iter(own))
-    discrete = [n for n, s in own.items() if s["fn"].support.is_discrete]
+    discrete = [n for n, s in own.items() if is_discrete(s["fn"])]
     if discrete or not deltas:
         name = (discrete or [name])[0]
         raise ProgramError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import DataError, ProgramError, UserError
+from pyro_vae.programs.adopted import take_dtype
 from pyro_vae.programs.examination import SCANNED_ROWS, Examination, Rows, examined
 from pyro_vae.programs.given import MISSING, require_rows, require_y
 from pyro_vae.programs.trace import (
@@ -111,6 +112,7 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bo
     require_program(program)
     require_rows(x, program)
     require_y(program, len(x), y)
+    take_dtype(program, x)
 
     def part(rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         return to_program(program, x[rows]), None if y is None else y_to_program(program, y[rows])

@@ -48,6 +48,14 @@ class Box:
         return f"the integers {low:.4g} to {high:.4g}" if self.discrete else f"({low:.4g}, {high:.4g})"
 
 
+def is_discrete(fn: Any) -> bool:
+    """Whether a distribution draws numbers of a list; by its draws, where its class states no support."""
+    try:
+        return bool(fn.support.is_discrete)
+    except NotImplementedError:
+        return not fn.sample().is_floating_point()
+
+
 def narrower(fn: Any, other: Any) -> bool:
     """Whether ``fn`` leaves out some of where ``other`` can be; draws with torch's generators where structure does not tell."""
     ours, theirs = support_of(fn), support_of(other)

@@ -172,8 +172,12 @@ def device_of(program: Any) -> torch.device:
 
 
 def dtype_of(program: Any) -> torch.dtype:
-    """The floating dtype of the program's parameters, or of its buffers if it has none (float32 if it has neither)."""
-    return next((t.dtype for t in _tensors(program) if t.is_floating_point()), torch.float32)
+    """The floating dtype of the program's parameters, or of its buffers if it has none (float32 if it has neither).
+
+    An adopted program whose parameters are made when it first runs has the dtype of the first data that it was given.
+    """
+    first: torch.dtype = getattr(program, "first_dtype", None) or torch.float32
+    return next((t.dtype for t in _tensors(program) if t.is_floating_point()), first)
 
 
 def to_program(program: Any, x: Tensor) -> Tensor:

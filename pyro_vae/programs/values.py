@@ -69,13 +69,13 @@ def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Ten
     seen = observation(traces.model)
     fn = traces.model.nodes[seen]["fn"]
     value = x.reshape(len(x), *fn.event_shape) if fn.event_shape.numel() == x[0].numel() else x
-    support = _of_one_row(fn.support)
     try:
+        support = _of_one_row(fn.support)
         if support is None or (y is not None and _has_rows(fn.support)):  # bounds that y, or a latent, moves
             with seeded(derive_seed("supports by row"), x.device), evaluating(traces.program), isolated():
                 support = trace(traces.program, x, y, num_samples=1).model.nodes[seen]["fn"].support
         inside = _without_draws(support.check(value), 1)
-    except RuntimeError:  # bounds that differ by draw
+    except RuntimeError:  # bounds that differ by draw, or a class that states no support
         return
     if tuple(inside.shape) != (len(x),) or bool(inside.all()):
         return

@@ -16,6 +16,7 @@ from pyro_vae import memory, registry
 from pyro_vae.errors import DataError, UserError
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
+from pyro_vae.programs.adopted import take_dtype
 from pyro_vae.programs.contract import require_gradients, require_program, require_rows
 from pyro_vae.programs.door import with_inputs
 from pyro_vae.programs.trace import dtype_of, needs_y, takes_y
@@ -109,6 +110,7 @@ def fit(
     require_gradients(program)
     if inputs is not None:
         data = _beside(program, data, inputs)
+    take_dtype(program, data.tensors[0] if isinstance(data, TensorDataset) else data)
     if callback is not None and not callable(callback):
         raise UserError(f"expected callback to be a function of an epoch's metrics, got {type(callback).__name__}")
     if out is not None and not isinstance(out, (str, os.PathLike)):
