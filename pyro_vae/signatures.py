@@ -1,7 +1,8 @@
 """The door of public functions: plain arguments of the kinds that signatures state, and surroundings that change nothing.
 
 A half draw, a seed of None or a progress bar that is no function would else be found after minutes, in the words of another
-library, or not at all (``int(1.5)`` is a seed). Numbers of NumPy and of torch are taken, and handed on as Python's own.
+library, or not at all (``int(1.5)`` is a seed). Numbers of NumPy and of torch are taken, and handed on as Python's own; so are
+arrays, tables and lists of numbers as x and y.
 
 torch and Pyro keep switches around a call: gradients, inference mode and autocast are set as the library needs them, and
 are the caller's again afterwards. What would make another program of the one given (a Pyro handler), or put the library's own
@@ -21,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pyro_vae.errors import UserError
 from pyro_vae.seeding import ONE_THREAD
+from pyro_vae.tensors import tensor_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +40,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     signature = inspect.signature(function)
     kinds = {name: _kind(str(p.annotation)) for name, p in signature.parameters.items()}
     plain = {name: kind for name, kind in kinds.items() if kind is not None}
+    tensors = {n for n in ("x", "y") if "Tensor" in str(getattr(signature.parameters.get(n), "annotation", ""))}
     optional = {n for n, p in signature.parameters.items() if p.default is None or "None" in str(p.annotation)}
 
     @functools.wraps(function)
@@ -47,6 +50,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         except TypeError:
             return function(*args, **kwargs)  # which says what is missing, or not known, as Python does
         for name, value in bound.arguments.items():
+            if name in tensors:
+                bound.arguments[name] = tensor_of(value, name)
             if name in plain and not (value is None and name in optional):
                 bound.arguments[name] = plain[name](f"{function.__name__}: expected {name}", value)
         with surroundings(function.__name__):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data
+from pyro_vae.data.given import as_data
 from pyro_vae.data.preparation import published_generator
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.activity import told, unit_activity
@@ -27,7 +28,7 @@ SUBSET_SEED = 20_140_414  # of --limit: the same images for every run
 @checked
 def evaluate(
     program: Program,
-    data: Data,
+    data: Any,
     *,
     split: str = "test",
     num_samples: int = 5000,
@@ -43,7 +44,8 @@ def evaluate(
 
     Args:
         program: any Program.
-        data: the data set it was trained on, prepared as it was then.
+        data: the data set it was trained on, prepared as it was then; of a tensor, array, table or Dataset all rows are the
+            test split.
         split: ``train``, ``validation`` or ``test``.
         num_samples: K.
         limit: evaluate a random subset of so many images, the same for every program.
@@ -55,10 +57,7 @@ def evaluate(
         The figures of ``evaluate --json``, and the per-image result they were made of.
     """
     start = time.perf_counter()
-    if not isinstance(data, Data):
-        raise UserError(
-            f"expected a data set of load_data, got {type(data).__name__}; for a tensor use pv.log_likelihood(program, x)"
-        )
+    data = as_data(data)
     rows = chosen_rows(len(data.stored(split)), limit)
     x = data.observed(split, rows=rows)
     y = y_of(program, data, split, rows)

@@ -301,7 +301,11 @@ def _check_support(fn: Any, x: Tensor, first: int | Tensor) -> None:
     value_there = f"{float(value[outside][0]):.4g}" if outside.shape == value.shape else "rows"
     name = type(base).__name__
     advice = "choose a likelihood whose support holds the data (normal: all numbers)"
-    if name == "Bernoulli":
+    if float(value.nan_to_num(0.0).max()) > 1 and bool(
+        (value.nan_to_num(0.0) == value.nan_to_num(0.0).abs().round()).all()
+    ):
+        advice = "for counts choose poisson or negative-binomial, for grey levels give bytes"
+    elif name == "Bernoulli":
         advice = f"binarize grey levels (--binarization dynamic, or data.observed of a binarized data set), or {advice}"
     elif base.support is constraints.nonnegative_integer:
         advice = f"keep counts in a file of float32, since whole numbers are read as grey levels, or {advice}"

@@ -10,10 +10,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Categorical
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import DataError, UserError
 from pyro_vae.programs.contract import admit, check_model, require_program, require_y
 from pyro_vae.programs.given import require_dense
 from pyro_vae.programs.trace import (
@@ -91,7 +92,9 @@ def encode(
     """
     if num_samples is not None:
         _require_count("encode", num_samples)
-    sites = latent_sites(admit(program, x, y, support=False).model)
+    admitted = admit(program, x, y, support=False)
+    _require_range(admitted.model.nodes[OBSERVED]["fn"], x)
+    sites = latent_sites(admitted.model)
     args = arguments(to_program(program, x), y_to_program(program, y))
     with evaluating(program), isolated(), seeded(derive_seed("encoded latents", seed), device_of(program)):
         if num_samples is None:
@@ -101,6 +104,22 @@ def encode(
             with pyro.plate(SAMPLE_PLATE, num_samples, dim=-2):
                 traced = poutine.trace(program.guide).get_trace(*args)
     return _one_or_dict({n: s["value"] for n, s in latent_sites(traced).items() if n in sites})
+
+
+def _require_range(fn: Any, x: Tensor) -> None:
+    """:class:`DataError` for values that no datum of a bounded support comes near: bytes for a program of numbers in [0, 1]."""
+    support = innermost(fn).support
+    low, high = (0, 1) if support is constraints.boolean else (
+        getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    )  # fmt: skip
+    if isinstance(low, Tensor) or isinstance(high, Tensor) or low is None or high is None:
+        return
+    least, most = float(x.nan_to_num(float(low)).min()), float(x.nan_to_num(float(low)).max())
+    if least < 2 * low - high or most > 2 * high - low:
+        raise DataError(
+            f"the data go from {least:.4g} to {most:.4g}, and the program's are in [{low:g}, {high:g}]: prepare them as those "
+            "that it was trained on, data.observed(split), or x / 255 for bytes"
+        )
 
 
 @checked
