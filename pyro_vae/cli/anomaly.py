@@ -18,7 +18,10 @@ def anomaly(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The PNG file to write [default: RUN/anomaly.png].", show_default=False, callback=expand
+            "--out",
+            help="The PNG, PDF or SVG file to write [default: RUN/anomaly.png].",
+            show_default=False,
+            callback=expand,
         ),
     ] = None,
     seed: Seed = 0,

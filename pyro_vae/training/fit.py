@@ -14,6 +14,7 @@ import torch
 from pyro_vae import memory, registry
 from pyro_vae.data.given import given
 from pyro_vae.errors import DataError, UserError
+from pyro_vae.inductor import usable_cache
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.contract import require_gradients, require_program, require_rows
@@ -137,7 +138,7 @@ def fit(
     program.to(target)
     if old:
         take_recorded(program, old)
-    with nullcontext() if old else standardized(program, data, source, chosen.standardize, chosen.seed):
+    with usable_cache(), nullcontext() if old else standardized(program, data, source, chosen.standardize, chosen.seed):
         event_shape, moving = admit(program, data, source, objective, batch)
         _require_possible(objective, chosen, ranks.size, batch, event_shape)
         content = keep(data)
@@ -156,7 +157,7 @@ def fit(
                 content, record["rows"] = recorded, old.get("rows", record["rows"])
         elif path is not None and ranks.first:
             require_free(path)
-    with claimed(path) if path is not None and ranks.first else nullcontext():
+    with usable_cache(), claimed(path) if path is not None and ranks.first else nullcontext():
         if path is not None and resume:
             resume_from(path, trainer)
         elif path is not None and ranks.first:
