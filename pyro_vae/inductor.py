@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import atexit
 import getpass
+import importlib
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -112,6 +114,7 @@ def begin_trial() -> Thread:
     Returns:
         The thread that tries the instructions for which there is no saying.
     """
+    _import_quietly()
     from torch._inductor import codecache, config, cpu_vec_isa
 
     for key in ("triton_key", "torch_key"):  # hashes of half a gigabyte, and of thousands of files
@@ -131,6 +134,17 @@ def begin_trial() -> Thread:
     trial.start()
     Thread(target=compile_headers, daemon=True).start()
     return trial
+
+
+def _import_quietly() -> None:
+    """Import torch's C++ builder, which says of a machine without CUDA that it has none, where nobody asked for it."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    unasked: Callable[[logging.LogRecord], bool] = lambda record: "No CUDA runtime" not in record.getMessage()  # noqa: E731
+    logger.addFilter(unasked)
+    try:
+        importlib.import_module("torch.utils.cpp_extension")
+    finally:
+        logger.removeFilter(unasked)
 
 
 def _shapes_of(tensors: Sequence[Tensor]) -> list[Any]:

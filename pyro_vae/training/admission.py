@@ -71,7 +71,8 @@ def _checked(program: Any, x: Tensor, y: Tensor | None, data: Data | None) -> Tr
     try:
         return check(program, x, y)
     except DataError as error:
-        for row in range(len(x)):
+        missing = (~torch.isfinite(x)).flatten(1).any(1)
+        for row in missing.nonzero().flatten().tolist() or range(len(x)):
             try:
                 check(program, x[row : row + 1], None if y is None else y[row : row + 1])
             except DataError:

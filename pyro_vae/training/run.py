@@ -329,10 +329,10 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
     Raises:
         UserError: no run there, a file missing or damaged, weights that do not match the program by name, shape and dtype.
     """
-    path = expanded(path).absolute()  # a working directory may change
     if program is not None:
         require_program(program)
     record = read_record(path)
+    path = expanded(path).absolute()  # a working directory may change
     target = resolve_device(device)
     shape = tuple(record["program"]["event_shape"])
     if program is None:
