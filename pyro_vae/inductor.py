@@ -11,8 +11,15 @@ has no such thing, or another, the graph is compiled and run all the same.
 
 from __future__ import annotations
 
+import atexit
+import getpass
+import importlib
 import inspect
+import logging
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -38,6 +45,7 @@ ON_CPU = {
 PREFIX = "#include <torch/csrc/inductor/cpp_prefix.h>"
 BINDING = ("Python.h", "sstream", "cstdlib", "cerrno")  # what a kernel's Python binding includes
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
 _alone = Lock()  # of the thread whose graph is being compiled
@@ -49,16 +57,54 @@ def compiled(graph: torch.fx.GraphModule, example: list[Tensor]) -> Code:
     Raises:
         Exception: Inductor's own, of any kind.
     """
-    on_cpu = example[0].device.type == "cpu"
-    if not on_cpu:
-        function = torch._inductor.compile(graph, _shapes_of(example))
-        return lambda args: function(*args)
-    from torch._inductor import compile_fx  # noqa: F401  takes a second, which the trial is given
+    with usable_cache():
+        if example[0].device.type != "cpu":
+            function = torch._inductor.compile(graph, _shapes_of(example))
+            return lambda args: function(*args)
+        from torch._inductor import compile_fx  # noqa: F401  takes a second, which the trial is given
 
-    begin_trial().join()
-    with _alone, _in_few_units():
-        function = torch._inductor.compile(graph, _shapes_of(example), options=ON_CPU)
-    return _generated(function, example) or (lambda args: function(*args))
+        begin_trial().join()
+        with _alone, _in_few_units():
+            function = torch._inductor.compile(graph, _shapes_of(example), options=ON_CPU)
+        return _generated(function, example) or (lambda args: function(*args))
+
+
+@contextmanager
+def usable_cache() -> Iterator[None]:
+    """While entered, torch's folder for what it compiles can be written to: its own, or one of this process alone.
+
+    Importing the compiler makes the folder, and so does making an optimizer: without this, one that cannot be made ends all.
+    """
+    place = os.environ.get(CACHE)
+    if _writable(place):
+        yield
+        return
+    os.environ[CACHE] = _own_folder()
+    try:
+        yield
+    finally:
+        if place is None:
+            del os.environ[CACHE]
+        else:
+            os.environ[CACHE] = place
+
+
+@cache
+def _writable(place: str | None) -> bool:
+    try:
+        user = place or os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+        os.makedirs(user, exist_ok=True)
+        with tempfile.TemporaryFile(dir=user):
+            return True
+    except (OSError, KeyError):  # a user without a name has no folder
+        return False
+
+
+@cache
+def _own_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="pyro-vae-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @cache
@@ -68,6 +114,7 @@ def begin_trial() -> Thread:
     Returns:
         The thread that tries the instructions for which there is no saying.
     """
+    _import_quietly()
     from torch._inductor import codecache, config, cpu_vec_isa
 
     for key in ("triton_key", "torch_key"):  # hashes of half a gigabyte, and of thousands of files
@@ -87,6 +134,17 @@ def begin_trial() -> Thread:
     trial.start()
     Thread(target=compile_headers, daemon=True).start()
     return trial
+
+
+def _import_quietly() -> None:
+    """Import torch's C++ builder, which says of a machine without CUDA that it has none, where nobody asked for it."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    unasked: Callable[[logging.LogRecord], bool] = lambda record: "No CUDA runtime" not in record.getMessage()  # noqa: E731
+    logger.addFilter(unasked)
+    try:
+        importlib.import_module("torch.utils.cpp_extension")
+    finally:
+        logger.removeFilter(unasked)
 
 
 def _shapes_of(tensors: Sequence[Tensor]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,11 +34,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{text!r}: there is no such user; write the whole path, or ./ before such a name") from None
 
 
-def writable(path: str | os.PathLike[str], suffix: str, kind: str) -> Path:
-    """``path``, expanded, if a file of this kind, and with this suffix, can be written there; else a :class:`UserError`."""
+def writable(path: str | os.PathLike[str], suffix: str | tuple[str, ...], kind: str) -> Path:
+    """``path``, expanded, if a file of this kind, and with such a suffix, can be written there; else a :class:`UserError`."""
     path = expanded(path)
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{kind}: expected a name that ends in {suffix}, got {str(path)!r}")
+    suffixes = (suffix,) if isinstance(suffix, str) else suffix
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{kind}: expected a name that ends in {' or '.join(suffixes)}, got {str(path)!r}")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no directory {str(path.parent)!r}; make it, or choose another")
     if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
@@ -76,6 +77,11 @@ def made(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """A new name for a temporary file in the folder of ``path``."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{suffix}")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name to write to, which takes the place of ``path`` when all went well, and goes when not.
@@ -83,17 +89,14 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written.
     """
-    temporary: str | None = None
+    temporary = beside(path, path.suffix)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        os.close(handle)
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less the umask
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another --out"
         ) from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)

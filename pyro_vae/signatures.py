@@ -1,7 +1,8 @@
 """The door of public functions: plain arguments of the kinds that signatures state, and surroundings that change nothing.
 
 A half draw, a seed of None or a progress bar that is no function would else be found after minutes, in the words of another
-library, or not at all (``int(1.5)`` is a seed). Numbers of NumPy and of torch are taken, and handed on as Python's own.
+library, or not at all (``int(1.5)`` is a seed). Numbers of NumPy and of torch are taken, and handed on as Python's own; so are
+arrays, tables and lists of numbers as x and y.
 
 torch and Pyro keep switches around a call: gradients, inference mode and autocast are set as the library needs them, and
 are the caller's again afterwards. What would make another program of the one given (a Pyro handler), or put the library's own
@@ -23,6 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pyro_vae.errors import UserError
 from pyro_vae.seeding import ONE_THREAD
+from pyro_vae.tensors import tensor_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +59,8 @@ def checked(
         found = {name: _kind(p, function.__globals__) for name, p in parameters.items()}
         return {name: kind for name, kind in found.items() if kind is not None}
 
+    tensors = [n for n in ("x", "y") if n in parameters and "Tensor" in str(parameters[n].annotation)]
+
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         anew = bool(kwargs.pop("examine", False)) if looking is not None else False
@@ -68,6 +72,9 @@ def checked(
             or not (known is None or given.keys() <= known)
         ):
             return function(*args, **kwargs)  # which says what is missing, or not known, as Python does
+        for name in tensors:
+            if name in given:
+                given[name] = tensor_of(given[name], name)
         if inputs is not None and with_inputs is not None:
             given["y"] = with_inputs(given["program"], given.get("y"), inputs)
         for name, (kind, optional) in kinds().items():

@@ -25,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from torch import Tensor, nn
 
 from pyro_vae import memory, registry
+from pyro_vae.data.given import as_data, given
 from pyro_vae.declared import find, names
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.networks.wrapped import Wrapped
@@ -230,10 +231,12 @@ def event_shape_of(data: Any) -> Shape:
     """The shape of one datum: of a data set of ours, a tensor ``(N, *event)``, or a tuple, which is the shape itself."""
     if isinstance(data, (tuple, list, torch.Size)):
         shape = tuple(whole("build: expected every axis of the event shape", n) for n in data)
-    elif isinstance(data, Tensor):
-        shape = tuple(data.shape[1:])
     elif hasattr(data, "event_shape"):
         shape = tuple(data.event_shape)
+    elif isinstance(data, Tensor):
+        shape = tuple(data.shape[1:])
+    elif hasattr(data, "__getitem__"):  # a torch Dataset
+        shape = tuple(as_data(torch.utils.data.Subset(data, [0])).event_shape)
     else:
         raise UserError(f"expected data, a tensor (N, *event) or an event shape; got {type(data).__name__}")
     if not shape or math.prod(shape) < 1:
@@ -255,8 +258,8 @@ def build(
     Args:
         model: a declared name, the path of a TOML file, a dict or a :class:`ModelSpec`.
         guide: likewise, or a :class:`GuideSpec`.
-        data: what the program will describe: a data set of ours (its mean image then starts the output bias), a
-            tensor ``(N, *event)``, or the event shape itself.
+        data: what the program will describe: a data set of ours (its mean image then starts the output bias), any other data
+            that ``fit`` takes, or the event shape itself.
         seed: of the initial weights; torch's generators are left as they were.
         overrides: any key of the two specs (``prior="vamp:components=500"``, ``latent_dim=10``), and for ``encoder`` and
             ``decoder`` also an ``nn.Module`` of yours that maps ``(n, *in)`` to ``(n, *features)``.
@@ -270,6 +273,8 @@ def build(
     """
     if data is None:
         raise UserError("build needs the data, a tensor of it, or its event shape: build(model, guide, data)")
+    if not (isinstance(data, (tuple, list)) and not any(hasattr(part, "__len__") for part in data)):  # a shape
+        data = given(data)
     modules = {k: overrides.pop(k) for k in ("encoder", "decoder") if isinstance(overrides.get(k), nn.Module)}
     spec = Spec(model=read("models", model), guide=read("guides", guide)).override(overrides)
     spec = _with_levels(spec, data)
@@ -354,7 +359,7 @@ def _spread(data: Any) -> float:
     """The typical standard deviation of an entry over the training rows, of which a thousand are read."""
     count = min(len(data.train), SPREAD_ROWS)
     rows = data.train[torch.arange(count) * len(data.train) // count].double()
-    spread = float(rows.var(0, correction=0).mean().sqrt())
+    spread = float((rows - rows.nanmean(0)).square().nanmean(0).nanmean().sqrt())
     return spread if 0 < spread < math.inf else 1.0
 
 

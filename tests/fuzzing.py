@@ -49,7 +49,12 @@ def no_room(patch: pytest.MonkeyPatch, number: int) -> None:
     def refuse(*args: Any, **how: Any) -> Any:
         raise OSError(number, os.strerror(number), str(args[0]) if args else None)
 
-    patch.setattr("tempfile.mkstemp", refuse)
+    opened = os.open
+
+    def no_new(path: Any, flags: int, *rest: Any, **how: Any) -> int:
+        return refuse(path) if flags & os.O_CREAT else opened(path, flags, *rest, **how)  # type: ignore[no-any-return]
+
+    patch.setattr("os.open", no_new)
     patch.setattr(Path, "mkdir", refuse)
     patch.setattr(Path, "write_bytes", refuse)
     patch.setattr(Path, "write_text", refuse)

@@ -2,12 +2,14 @@
 
 import json
 import re
+import time
 
 import pytest
 import torch
 
 import pyro_vae as pv
 from pyro_vae import registry
+from pyro_vae.cli import costs
 from pyro_vae.cli.app import run
 from pyro_vae.cli.list_ import KINDS
 from pyro_vae.data.names import DATA_SETS
@@ -63,7 +65,6 @@ def test_options_have_types_and_defaults(capsys):
     ("args", "message"),
     [
         (["list", "prior"], "did you mean 'priors'"),
-        (["list"], "KIND"),
         (["show", "mlpp"], "did you mean 'mlp'"),
         (["show", "mlp", "diagonl"], "did you mean 'diagonal'"),
         (["show", "mlp", "--shape", "1,x"], "--shape '1,x'"),
@@ -138,3 +139,67 @@ def test_show_a_program_of_a_file(capsys, tmp_path):
     assert "observed" in text
     assert run(["show", str(file), "diagonal"]) == 2
     assert "its own guide" in capsys.readouterr().err
+
+
+def test_list_alone_lists_the_kinds(capsys):
+    assert [line.split()[0] for line in output(capsys, "list").splitlines()] == list(KINDS)
+    assert json.loads(output(capsys, "list", "--json"))["kinds"] == list(KINDS)
+
+
+def test_models_say_their_network_parameters_and_cost(capsys):
+    found = {e["name"]: e for e in json.loads(output(capsys, "list", "models", "--json"))["entries"]}
+    for name in names("models"):
+        entry = found[name]
+        if entry["network"] == "its own":
+            continue
+        spec = pv.Spec(model=pv.spec.read("models", name)).model
+        assert (entry["network"], entry["likelihood"]) == (str(spec.decoder), str(spec.likelihood))
+        assert entry["parameters"] > 1000
+    built = pv.build("ppca", "diagonal", (1, 28, 28))
+    assert found["ppca"]["parameters"] == sum(p.numel() for p in built.parameters())
+    cost = {name: float(e["step (mlp = 1)"].rstrip(" x") or 0) for name, e in found.items()}
+    assert cost["mlp"] == 1
+    assert cost["discretized-logistic"] > 20  # a residual network
+    assert cost["beta"] < 2
+
+
+def test_the_table_of_costs_is_what_is_computed():
+    """python -m pyro_vae.cli.costs writes it anew."""
+    found, kept = costs.computed(), costs.table()
+    assert list(found) == list(kept)
+    for name, entry in found.items():
+        assert {k: v for k, v in entry.items() if k != "flops"} == {k: v for k, v in kept[name].items() if k != "flops"}
+
+
+def test_a_wrong_data_name_is_refused_before_torch_is_imported(python):
+    code = (
+        "import sys\nfrom pyro_vae.cli.app import run\n"
+        "assert run(['train', 'mnits']) == 2\nassert run(['train', 'no/such.npy']) == 2\nassert 'torch' not in sys.modules\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "did you mean 'mnist'" in done.stderr
+
+
+def test_a_long_compilation_says_so_while_it_happens(monkeypatch, capsys):
+    from pyro_vae.training import compiling
+
+    monkeypatch.setattr(compiling, "LONG_SECONDS", 0.05)
+    with compiling._told_if_long():
+        time.sleep(0.3)
+        assert "still compiling the step" in capsys.readouterr().err
+    with compiling._told_if_long():
+        pass
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_a_machine_without_cuda_is_not_told_so(python):
+    code = (
+        "import torch, pyro_vae as pv\n"
+        "pv.fit(pv.build('ppca', 'linear', (3,), latent_dim=2), torch.randn(60, 3), steps=5, compile='on', device='cpu')\n"
+    )
+    done = python("-c", code, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

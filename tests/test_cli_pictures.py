@@ -115,7 +115,7 @@ def test_what_the_user_can_mend(runs, capsys, tmp_path, command):
     before = sorted(p for p in tmp_path.rglob("*"))
     for args, message in (
         ([tmp_path / "none"], "no run directory"),
-        ([runs / "two", "--out", tmp_path / "a.pdf"], "ends in .png"),
+        ([runs / "two", "--out", tmp_path / "a.tiff"], "ends in .png"),
         ([runs / "two", "--out", tmp_path / "no" / "a.png"], "no directory"),
         ([runs / "two", "--num", 0], "--num"),
         ([runs / "two", "--device", "quantum"], "quantum"),
@@ -138,7 +138,7 @@ def test_a_manifold_of_three_dimensions_is_refused_by_its_dimension(runs, capsys
 
 @pytest.mark.parametrize("command", ["reconstruct", "interpolate"])
 def test_the_data_have_to_be_there(runs, capsys, command):
-    assert "hand the data" in status(capsys, command, runs / "tensor")[2]
+    assert "hand them over" in status(capsys, command, runs / "tensor")[2]
     code, _, err = status(capsys, command, runs / "two", "--num", 10_000)
     assert code == 2
     assert "has 179 rows" in err

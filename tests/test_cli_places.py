@@ -127,14 +127,14 @@ def test_what_was_computed_is_printed_where_it_cannot_be_written(
     name: str, file: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A disk that fills up meanwhile."""
-    mkstemp = __import__("tempfile").mkstemp
+    opened = os.open
 
-    def refuse(*args: Any, prefix: str = "", **how: Any) -> Any:
-        if prefix.startswith(f".{file}"):
+    def refuse(path: Any, *args: Any, **how: Any) -> Any:
+        if os.path.basename(path).startswith(f".{file}"):
             raise OSError(28, os.strerror(28))
-        return mkstemp(*args, prefix=prefix, **how)
+        return opened(path, *args, **how)
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("os.open", refuse)
     assert command([name, str(copy), *(("digits",) if name == "anomaly" else ()), "--json", *FEW]) == 2
     printed = capsys.readouterr()
     assert json.loads(printed.out)["seed"] == 0

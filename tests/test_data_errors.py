@@ -72,8 +72,6 @@ def test_unknown_extension(tmp_path: Path) -> None:
         (np.zeros((2, 5)), "2 rows"),
         (np.full((5, 2), -1), "from -1 to -1"),
         (np.full((5, 2), 256), "256"),
-        (np.array([[0, 1], [np.nan, 2], [np.inf, np.nan]]), "3 values that are NaN or infinite.*row 1"),
-        (np.full((5, 2), 1e300), "10 values"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["npy", "npz"])

@@ -203,7 +203,6 @@ def test_a_split_of_its_own_is_respected(names: dict[str, int], sizes: tuple[int
         ({"x": GREY, "y": np.array([{}] * 40)}, "Python objects"),
         ({"x": np.array([GREY[0], None], dtype=object)}, "Python objects"),
         ({"x": GREY.astype(complex)}, "own.npz holds complex128"),
-        ({"x": np.where(GREY[:, 0] == GREY[7, 0], np.nan, 1.0)}, "the first in row 7, column 0"),
         ({"x_train": GREY, "x_test": GREY[:, :5]}, "of one dtype and event shape"),
         (
             {"x_train": GREY, "y_train": np.zeros(40, int), "x_test": GREY, "y_test": np.zeros(4, int)},

@@ -50,8 +50,8 @@ def same(a: Data, b: Data) -> bool:
         (np.full((30, 5), 255, np.int64), torch.uint8, (5,), 256),
         (np.full((30, 5), 255, ">u2"), torch.uint8, (5,), 256),
         (np.ones((30, 5), np.float16), torch.float32, (5,), None),
-        (np.ones((30, 5, 4, 3), np.float64), torch.float32, (5, 4, 3), None),
-        (np.ones((30, 2, 3, 4, 5), ">f8"), torch.float32, (2, 3, 4, 5), None),
+        (np.ones((30, 5, 4, 3), np.float64), torch.float64, (5, 4, 3), None),
+        (np.ones((30, 2, 3, 4, 5), ">f8"), torch.float64, (2, 3, 4, 5), None),
     ],
 )
 @pytest.mark.parametrize("large", [False, True])

@@ -71,9 +71,9 @@ CONDITIONED: dict[str, Callable[[Any, Tensor, Any], Any]] = {
 ONE_HOT = nn.functional.one_hot(LABELS, 3)
 WRONG_Y: dict[str, tuple[Any, str]] = {
     "none": (None, "give y"),
-    "a list": (LABELS.tolist(), "got list"),
-    "strings": (["a"] * N, "got list"),
-    "NumPy": (LABELS.numpy(), "got ndarray"),
+    "a list that is too short": (LABELS.tolist()[1:], rf"got shape \({N - 1},\)"),
+    "strings": (["a"] * N, "y hold <U1"),
+    "a set": ({1, 2}, "got set"),
     "one number": (torch.tensor(1), r"got shape \(\)"),
     "one row": (LABELS[:1], r"got shape \(1,\)"),
     "too few": (LABELS[:-1], rf"got shape \({N - 1},\)"),
@@ -92,6 +92,13 @@ def test_what_y_has_to_be_is_said_at_every_door(door: str) -> None:
         with pytest.raises(UserError, match=words) as caught:
             CONDITIONED[door](Conditional(), rows(4, n=N), y)
         assert "\n" not in str(caught.value), kind
+
+
+@pytest.mark.parametrize("door", CONDITIONED)
+def test_lists_and_arrays_of_numbers_are_taken_as_y(door: str) -> None:
+    if door in ("sample", "decode"):  # what these give is a tensor
+        found = [CONDITIONED[door](Conditional(), rows(4, n=N), y) for y in (LABELS, LABELS.tolist(), LABELS.numpy())]
+        assert all(torch.equal(found[0], other) for other in found)
 
 
 def test_a_late_label_is_named_by_its_row_before_training() -> None:

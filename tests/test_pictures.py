@@ -303,7 +303,7 @@ def test_save_replaces_a_file_whole_and_refuses_other_places(tmp_path):
     opened(path)
     (tmp_path / "folder.png").mkdir()
     for name, message in (
-        ("a.pdf", "ends in .png"),
+        ("a.tiff", "ends in .png"),
         ("a", "ends in .png"),
         ("no/a.png", "no directory"),
         ("folder.png", "is a directory"),

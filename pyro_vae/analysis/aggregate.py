@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from pyro_vae.analysis.drawing import finish, new_figure, plain
+from pyro_vae.analysis.drawing import drawn, finish, new_figure, plain
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.information import LatentInformation
 from pyro_vae.evaluation.means import flat, unit_names
@@ -28,6 +28,7 @@ LABELLED_UNITS = 30  # beyond which the names of the units are left out
 
 
 @door(scored=False, latents="an aggregate posterior")
+@drawn
 def aggregate_posterior(program: Program, x: Tensor, y: Tensor | None = None, *, seed: int = 0) -> Figure:
     """Draw one z of q(z | x) for every datum, and as many of the prior: in the plane, and unit by unit.
 
@@ -62,6 +63,7 @@ def aggregate_posterior(program: Program, x: Tensor, y: Tensor | None = None, *,
     return figure
 
 
+@drawn
 def unit_rates(information: LatentInformation) -> Figure:
     """Draw the rate of each unit, largest first; units that are not active are grey.
 

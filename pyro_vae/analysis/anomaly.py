@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pyro_vae.analysis.drawing import image_grid
+from pyro_vae.analysis.drawing import drawn, image_grid
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.importance import log_likelihood
@@ -210,6 +210,7 @@ def detect(
     )
 
 
+@drawn
 def most_surprising(
     result: Anomalies, normal: Tensor, other: Tensor, num: int = 40, score: str = "nll", ax: Axes | None = None
 ) -> Axes:

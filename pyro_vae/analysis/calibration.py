@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_vae.analysis.drawing import drawn
 from pyro_vae.analysis.scoring import Arrays, draw_from_guide, score
 from pyro_vae.errors import UserError
 from pyro_vae.programs.door import door
@@ -71,6 +72,7 @@ class Calibration:
         pit = pit.rename(simulation="draw").expand_dims("chain").assign_coords(chain=[0])
         return xr.DataTree.from_dict({"prior_sbc": pit.to_dataset(dim="quantity")})
 
+    @drawn
     def plot_ecdf(self, level: float = 0.01, *, columns: int = 4) -> Figure:
         """Draw the ECDF of the ranks minus the uniform one, with the band that an exact guide leaves with probability ``level``.
 
@@ -86,6 +88,7 @@ class Calibration:
 
         return self._panels(draw, columns, "rank / L", "ECDF difference")
 
+    @drawn
     def plot_ranks(self, level: float = 0.01, *, bins: int | None = None, columns: int = 4) -> Figure:
         """Draw the histogram of the ranks, with the band that one bar leaves with probability ``level`` under an exact guide."""
         bins = _num_bins(self.num_draws, len(self.ranks)) if bins is None else bins

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from pyro_vae.analysis.drawing import finish, legend_beside, new_axes
+from pyro_vae.analysis.drawing import drawn, finish, legend_beside, new_axes
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.compare import corrected
 from pyro_vae.evaluation.curve import BoundCurve
@@ -24,6 +24,7 @@ LINES = ("--", ":", "-.")
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
+@drawn
 def bound_against_samples(
     curves: BoundCurve | Mapping[str, BoundCurve],
     ax: Axes | None = None,

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from pyro_vae.errors import UserError
 from pyro_vae.paths import writable
 from pyro_vae.training.files import write_bytes
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PICTURES = (".png", ".pdf", ".svg")
+UNTOUCHED = {"backend", "backend_fallback", "interactive", "toolbar", "datapath"}  # of matplotlib's settings
 DPI = 100
 MARGIN, TITLE, LINE = 10, 16, 20  # pixels: around a picture of images, above its title, and for a line of the title
 SMALLEST = 480  # pixels: the width of a figure, so that its title fits
@@ -137,24 +147,51 @@ def plain(text: str) -> str:
 
 
 def save(picture: Axes | Figure, path: str | Path) -> Path:
-    """Write a figure, or the figure of some axes, as PNG: the whole file or nothing.
+    """Write a figure, or the figure of some axes, as PNG, PDF or SVG by the name's ending: the whole file or nothing.
 
     Raises:
-        UserError: a suffix that is not ``.png``, or a place that cannot be written to.
+        UserError: another ending, or a place that cannot be written to.
     """
     path = destination(path)
     figure: Any = picture
     while not isinstance(figure, Figure):
         figure = figure.figure
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi)
+    kind = path.suffix.lower()[1:]
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)  # the same figure is the same file
+    with own_style():
+        for text in figure.findobj(Text):
+            text.set_usetex(False)
+        figure.savefig(buffer, format=kind, dpi=figure.dpi, metadata=undated)
     write_bytes(path, buffer.getvalue())
     return path
 
 
-def destination(path: str | Path) -> Path:
-    """``path`` if a picture can be written there; else a :class:`UserError`, before any work is done."""
-    return writable(path, ".png", "pictures are written as PNG")
+def destination(path: str | Path, *, arrays: bool = False) -> Path:
+    """``path`` if a picture (or ``arrays``) can be written there; else a :class:`UserError`, before any work is done."""
+    return writable(path, (*PICTURES, ".npy") if arrays else PICTURES, "pictures are written as PNG, PDF or SVG")
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """While entered, matplotlib draws as it comes, whatever a matplotlibrc says of LaTeX, fonts, colours and sizes."""
+    ours = {k: v for k, v in matplotlib.rcParamsDefault.items() if k not in UNTOUCHED}
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
+        matplotlib.rcParams.update(ours)
+        matplotlib.rcParams["svg.hashsalt"] = "pyro-vae"
+        yield
+
+
+def drawn(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that draws, in :func:`own_style`."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with own_style():
+            return function(*args, **kwargs)
+
+    return call
 
 
 def as_array(x: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from pyro_vae.analysis.drawing import finish, legend_beside, new_figure, plain
+from pyro_vae.analysis.drawing import drawn, finish, legend_beside, new_figure, plain
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.means import guide_means
 from pyro_vae.programs.contract import Program
@@ -28,6 +28,7 @@ PERPLEXITY = 30.0
 
 
 @door(scored=False, latents="an embedding")
+@drawn
 def embedding(
     program: Program,
     x: Tensor,

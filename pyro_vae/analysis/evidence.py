@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from pyro_vae.analysis.drawing import finish, new_figure, plain
+from pyro_vae.analysis.drawing import drawn, finish, new_figure, plain
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import LogLikelihood
 
@@ -16,6 +16,7 @@ KHAT_RANGE = (-1.0, 2.0)  # k outside of it is drawn at its ends: equal weights 
 BAND = 1.959964  # standard errors
 
 
+@drawn
 def weight_diagnostics(result: LogLikelihood) -> Figure:
     """Draw how Pareto k and the effective sample size are distributed over the images.
 
@@ -50,6 +51,7 @@ def weight_diagnostics(result: LogLikelihood) -> Figure:
     return figure
 
 
+@drawn
 def predictive_intervals(check: xr.Dataset) -> Figure:
     """Draw each test quantity of the data against what the model replicates of it, mean +- 2 standard deviations.
 
@@ -70,6 +72,7 @@ def predictive_intervals(check: xr.Dataset) -> Figure:
     return figure
 
 
+@drawn
 def nll_intervals(results: Mapping[str, LogLikelihood]) -> Figure:
     """Draw the NLL of several programs, +- 1.96 errors: over images and samples (thin), and over samples alone (thick).
 

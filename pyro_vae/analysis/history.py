@@ -8,13 +8,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_vae.analysis.drawing import finish, new_figure, plain
+from pyro_vae.analysis.drawing import drawn, finish, new_figure, plain
 from pyro_vae.errors import UserError
 
 INCHES = (6.2, 3.8)
 FIRST = 20  # the first twentieth of the epochs lies far below the rest and would flatten it
 
 
+@drawn
 def overlaid_curves(runs: Mapping[str, Any]) -> Figure:
     """Draw the validation ELBO of several runs against the epoch, or minus the training loss of those that have none.
 
@@ -49,6 +50,7 @@ def overlaid_curves(runs: Mapping[str, Any]) -> Figure:
     return figure
 
 
+@drawn
 def elbo_parts(run: Any) -> Figure:
     """Draw distortion (minus the reconstruction term) and rate (the KL) on validation data against the epoch.
 

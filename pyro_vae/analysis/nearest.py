@@ -12,7 +12,16 @@ from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from pyro_vae.analysis.drawing import curves, image_grid, is_image, new_axes, new_figure, points, require_drawable
+from pyro_vae.analysis.drawing import (
+    curves,
+    drawn,
+    image_grid,
+    is_image,
+    new_axes,
+    new_figure,
+    points,
+    require_drawable,
+)
 from pyro_vae.analysis.scoring import host
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import require_rows
@@ -35,11 +44,14 @@ def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
         require_rows(data)
     if x.shape[1:] != train.shape[1:] or len(x) < 1 or len(train) < 1:
         raise UserError(f"expected data of one shape, got {tuple(x.shape)} and training data {tuple(train.shape)}")
+    if bool(train.isnan().any()) or bool(x.isnan().any()):
+        raise UserError("the data have missing entries, with which no distance is defined")
     search = NearestNeighbors(n_neighbors=1).fit(host(train.flatten(1)))
     distance, index = search.kneighbors(host(x.flatten(1)))
     return torch.from_numpy(index[:, 0]), torch.from_numpy(distance[:, 0])
 
 
+@drawn
 def nearest_training(x: Tensor, train: Tensor) -> Figure:
     """Draw samples above the training data nearest to them.
 

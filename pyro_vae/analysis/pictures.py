@@ -22,6 +22,7 @@ from pyro_vae.analysis.drawing import (
     LONG,
     SQUARE,
     curves,
+    drawn,
     finish,
     image_grid,
     is_image,
@@ -51,6 +52,7 @@ __all__ = [
 LONGEST_ROW = 10  # images beside each other above their reconstructions
 
 
+@drawn
 def samples(
     program: Program,
     num: int | None = None,
@@ -78,6 +80,7 @@ def samples(
     return _draw(x, shape, ax, title)
 
 
+@drawn
 def reconstructions(
     program: Program, x: Tensor, y: Tensor | None = None, *, ax: Axes | None = None, ncols: int | None = None
 ) -> Axes:
@@ -109,6 +112,7 @@ def reconstructions(
     return image_grid(rows, ncols, ax, title=title, wide_rows=range(2, len(rows) // ncols, 2))
 
 
+@drawn
 def interpolations(
     program: Program,
     x: Tensor | tuple[Tensor, Tensor],
@@ -172,6 +176,7 @@ def interpolations(
     return finish(ax, f"{title} (the first pair)", "element of the vector", "value")
 
 
+@drawn
 def manifold(program: Program, num: int = 20, y: Tensor | None = None, ax: Axes | None = None) -> Axes:
     """Draw a two-dimensional latent space: p(x | z)'s mean at a grid of quantiles of the prior.
 
@@ -210,6 +215,7 @@ def manifold(program: Program, num: int = 20, y: Tensor | None = None, ax: Axes 
     return finish(ax, "Manifold: the mean of $p(x \\mid z)$ at quantiles of $p(z)$", "$x_1$", "$x_2$")
 
 
+@drawn
 def training_curves(run: Any, ax: Axes | None = None) -> Axes:
     """Draw minus the training loss, and the validation ELBO where there is one, against the epoch.
 

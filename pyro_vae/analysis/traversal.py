@@ -14,7 +14,16 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_beside, new_figure, plain, require_drawable
+from pyro_vae.analysis.drawing import (
+    drawn,
+    finish,
+    image_grid,
+    is_image,
+    legend_beside,
+    new_figure,
+    plain,
+    require_drawable,
+)
 from pyro_vae.analysis.manifold import prior_sites
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.means import flat, unit_names
@@ -28,6 +37,7 @@ COLUMNS = 3  # of panels, for vectors
 
 
 @door(scored=False, latents="a traversal")
+@drawn
 def traversals(
     program: Program,
     x: Tensor,

@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.analysis.drawing import finish, image_grid, is_image, legend_beside, new_figure, require_drawable
+from pyro_vae.analysis.drawing import drawn, finish, image_grid, is_image, legend_beside, new_figure, require_drawable
 from pyro_vae.analysis.scoring import host
 from pyro_vae.errors import UserError
 from pyro_vae.programs.contract import Program
@@ -29,6 +29,7 @@ CURVES = 3  # vectors that are drawn, one panel each
 
 
 @door(scored=False)
+@drawn
 def reconstruction_uncertainty(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int = 100, seed: int = 0
 ) -> Figure:

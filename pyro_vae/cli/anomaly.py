@@ -18,7 +18,10 @@ def anomaly(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The PNG file to write [default: RUN/anomaly.png].", show_default=False, callback=expand
+            "--out",
+            help="The PNG, PDF or SVG file to write [default: RUN/anomaly.png].",
+            show_default=False,
+            callback=expand,
         ),
     ] = None,
     seed: Seed = 0,
@@ -34,8 +37,10 @@ def anomaly(
     run's were (binarization, dequantization, levels); smaller images are put in the middle of a black background.
     """
     from pyro_vae.cli.pictures import destination
+    from pyro_vae.data.names import require_known
 
     path = destination(run, out, "anomaly")
+    require_known(data)
 
     from pyro_vae.analysis.anomaly import detect, most_surprising
     from pyro_vae.analysis.drawing import is_image, save

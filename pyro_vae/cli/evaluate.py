@@ -55,6 +55,7 @@ def evaluate(
     data_root: DataRoot = None,
     model: ProgramFile = None,
     json: Json = False,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Print alone: write nothing into the run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """NLL of a run on test images, with its error bars and diagnostics.
@@ -63,8 +64,9 @@ def evaluate(
     command goes on where it was.
     """
     import warnings
+    from functools import partial
 
-    from pyro_vae.cli.output import deliver
+    from pyro_vae.cli.output import deliver, saved
     from pyro_vae.cli.runs import open_run
     from pyro_vae.errors import UserError, nearest
     from pyro_vae.evaluation.evaluate import chosen_rows
@@ -88,7 +90,8 @@ def evaluate(
     of_process = f"-{rank}" if rank else ""
     parts = {} if method == "iw" else {"checkpoint": "ais", "simulated_checkpoint": "bdmc"}
     checkpoints: dict[str, Any] = {
-        name: Kept(run / f"evaluation-{part}{of_process}.safetensors") for name, part in parts.items()
+        name: Kept(run / f"evaluation-{part}{of_process}.safetensors", writes=not no_save)
+        for name, part in parts.items()
     }
     with (
         Progress(total * (2 if method == "bdmc" else 1), visible=not quiet and is_first(), unit="image") as bar,
@@ -111,16 +114,17 @@ def evaluate(
     text = _json(figures)
     if is_first():
         where = run / evaluation_name(method, split)
-        deliver(text if json else _table(figures), lambda: write_text(where, text + "\n"), str(where))
+        write = partial(saved, run, lambda: write_text(where, text + "\n"))
+        deliver(text if json else _table(figures), (lambda: None) if no_save else write, str(where))
     for unfinished in checkpoints.values():
-        unfinished.path.unlink(missing_ok=True)
+        unfinished.remove()
 
 
 class Kept:
     """Unfinished annealing in a file of the run; one that is damaged, or of other settings, is begun again."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and the state that were last saved."""
@@ -136,9 +140,16 @@ class Kept:
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Replace what was saved."""
+        from pyro_vae.cli.output import saved
         from pyro_vae.training.files import write_tensors
 
-        write_tensors(self.path, tensors, state)
+        if self.writes:
+            self.writes = saved(self.path.parent, lambda: write_tensors(self.path, tensors, state))
+
+    def remove(self) -> None:
+        """Nothing is unfinished any more."""
+        if self.writes:
+            self.path.unlink(missing_ok=True)
 
 
 def _json(figures: dict[str, Any]) -> str:

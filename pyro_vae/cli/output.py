@@ -7,9 +7,11 @@ computed is written and printed, each whatever becomes of the other.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pyro_vae.errors import UserError
@@ -129,6 +131,22 @@ def deliver(text: str, write: Callable[[], object], where: str) -> None:
         show(text)
     except OutputError as error:
         raise OutputError(f"{error}; what was found is in {where}") from error
+
+
+def saved(run: Path, write: Callable[[], object]) -> bool:
+    """Write into a run, or say that it may only be read; whether it was written.
+
+    Raises:
+        UserError: of ``write``, where anything else is in the way.
+    """
+    try:
+        write()
+    except UserError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        print(f"not saved: {run} can only be read", file=sys.stderr)
+        return False
+    return True
 
 
 def show(text: str) -> None:

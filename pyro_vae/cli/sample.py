@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pyro_vae.cli.options import Device, ProgramFile, RunPath, Seed
+from pyro_vae.cli.options import DataRoot, Device, ProgramFile, RunPath, Seed
 from pyro_vae.cli.pictures import Out
 
 
@@ -20,12 +20,24 @@ def sample(
     draws: Annotated[bool, typer.Option("--draws", help="Draw x from p(x | z) instead of showing its mean.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
+    data_root: DataRoot = None,
     model: ProgramFile = None,
 ) -> None:
-    """Draw what the model makes: z from p(z), then the mean of p(x | z)."""
-    from pyro_vae.analysis.pictures import samples
-    from pyro_vae.cli.pictures import destination, finish
-    from pyro_vae.cli.runs import open_run
+    """Draw what the model makes: z from p(z), then the mean of p(x | z).
 
-    path = destination(run, out, "sample")
-    finish(samples(open_run(run, device, model).program, num, seed, mean=not draws), path)
+    What a conditional program is given are labels and covariates of test data. A name that ends in .npy gets the numbers.
+    """
+    from pyro_vae.analysis.pictures import sample_count, samples
+    from pyro_vae.cli.pictures import destination, finish, some_rows, write_array
+    from pyro_vae.cli.runs import open_run
+    from pyro_vae.programs.latents import sample as draw
+    from pyro_vae.programs.trace import needs_y
+
+    path = destination(run, out, "sample", arrays=True)
+    loaded = open_run(run, device, model)
+    num = sample_count(loaded.event_shape) if num is None else num
+    y = some_rows(loaded, "test", num, seed, data_root, repeat=True)[1] if needs_y(loaded.program) else None
+    if path.suffix.lower() == ".npy":
+        write_array(draw(loaded.program, num, y, mean=not draws, seed=seed), path)
+    else:
+        finish(samples(loaded.program, num, seed, mean=not draws, y=y), path)

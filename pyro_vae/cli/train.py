@@ -103,7 +103,10 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train a model and a guide on DATA, and write a run directory."""
+    from pyro_vae.data.names import require_known
     from pyro_vae.errors import UserError
+
+    require_known(data)
     from pyro_vae.training.distributed import launched
 
     if resume:
@@ -170,7 +173,7 @@ def _train(program: Any, data: Data, *, out: Path, tensorboard: bool, **argument
             say(str(interrupted))
         raise typer.Exit(interrupted.status) from None
     if is_first():
-        _report(run, say)
+        _report(run, say, out)
 
 
 def _declare(
@@ -261,7 +264,7 @@ def _free_name(*names: str) -> Path:
     return path
 
 
-def _report(run: Any, say: Any) -> None:
+def _report(run: Any, say: Any, out: Path) -> None:
     last, chosen = run.metrics[-1], run.kept
     best = run.metrics[chosen.epoch - 1]
     figure = (
@@ -270,4 +273,4 @@ def _report(run: Any, say: Any) -> None:
         else f"training loss {best['train_loss']:.2f} nats per image"
     )
     say(f"trained {last['step']} steps in {sum(m['seconds'] for m in run.metrics):.0f} s: {figure}; {chosen}")
-    print(run.path)
+    print(out)

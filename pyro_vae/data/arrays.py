@@ -6,7 +6,8 @@ array                               stored                         levels
 bool; integers that are all 0 or 1  uint8                          2
 uint8                               as it is                       256
 other integers, all in 0 ... 255    uint8                          256
-float16, float32, float64           float32, values as they are    None
+float16, float32                    float32, values as they are    None
+float64                             float64, values as they are    None
 ==================================  =============================  =======
 
 Grey levels that are all below 32 get a warning: an image that goes to 15 of 255 is nearly black.
@@ -55,7 +56,7 @@ def from_array(name: str, x: np.ndarray, y: np.ndarray | None = None) -> Filed:
         raise UserError(f"{name} has {len(x)} rows: expected at least 3, one for each split; give more rows")
     levels = _levels(name, x)
     event_shape, channels_last = _layout(x.shape[1:], levels)
-    dtype = torch.float32 if levels is None else torch.uint8
+    dtype = torch.uint8 if levels is not None else torch.float32 if x.dtype.itemsize < 8 else torch.float64
     view = RowView(x, None, dtype, event_shape, channels_last)
     large = isinstance(x, np.memmap) and x.nbytes > IN_MEMORY_BYTES
     with np.errstate(over="ignore", under="ignore"):
@@ -73,7 +74,6 @@ def _levels(name: str, x: np.ndarray) -> int | None:
     if x.dtype == np.bool_:
         return 2
     if x.dtype.kind == "f":
-        _check_finite(name, x)
         return None
     if x.dtype == np.uint8:
         return levels_up_to(name, _highest(x))
@@ -106,23 +106,6 @@ def _highest(x: np.ndarray) -> int:
         if high >= DARKEST:
             break
     return high
-
-
-def _check_finite(name: str, x: np.ndarray) -> None:
-    count, first, column = 0, -1, ""
-    for start, part in _chunks(x):
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            bad = ~np.isfinite(part.astype(np.float32))
-        if bad.any():
-            count += int(bad.sum())
-            if first < 0:
-                row, *place = (int(i) for i in np.argwhere(bad)[0])
-                first, column = start + row, ", ".join(map(str, place))
-    if count:
-        raise UserError(
-            f"{name} has {count} values that are NaN or infinite in float32, the first in row {first}, "
-            f"column {column}: expected finite numbers; remove those rows, or fill them"
-        )
 
 
 def _chunks(x: np.ndarray) -> list[tuple[int, np.ndarray]]:

@@ -104,6 +104,7 @@ def content_of(data: Data) -> Content:
             "levels": base.levels,
             "binarization": data.binarization,
             "dequantization": data.dequantization,
+            **({} if base.dtype == torch.float32 else {"dtype": "float64"}),
             **{f"{split} rows": len(base.stored(split)) for split in SPLITS},
         },
         rows={split: rows for split, rows in base.rows.items() if rows is not None},

@@ -24,7 +24,7 @@ MEAN_ROWS = 60_000
 class Data:
     """Three splits as stored, their labels, and how they are prepared for a program.
 
-    ``train``, ``validation`` and ``test`` are ``(n, *event_shape)``: uint8 levels or float32, as tensors, or, for
+    ``train``, ``validation`` and ``test`` are ``(n, *event_shape)``: uint8 levels or floats, as tensors, or, for
     large files, as memory-mapped views that are indexed like tensors. A program never sees them but what
     :meth:`observed` (evaluation: drawn once, by a fixed seed) and :meth:`prepare` (training: drawn afresh) make of
     them; the mathematics is in :mod:`pyro_vae.data.preparation`.
@@ -34,7 +34,7 @@ class Data:
         levels: how many levels a stored value can have (256, 17, 2), or None for floats.
         binarization: none, static (drawn once and for all and stored so: ``levels`` is then 2), dynamic or threshold.
         dequantization: none or uniform.
-        labels: split -> int64 ``(n,)``, or None where there are none.
+        labels: split -> ``(n, ...)``, int64 ``(n,)`` where they are numbers of classes, or None where there are none.
         rows: split -> int64 ``(n,)``, which rows of the whole array (or of the sorted list of files) the split has;
             None where the split is as filed.
         source: keyword arguments, fit for JSON, with which ``load_data(**source)`` gives the same data again.
@@ -73,6 +73,11 @@ class Data:
         return tuple(self.train.shape[1:])
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what a program sees: float64 where floats are stored so, else float32."""
+        return torch.float64 if self.levels is None and self.train.dtype == torch.float64 else torch.float32
+
+    @property
     def observed_levels(self) -> int | None:
         """How many values an entry of :meth:`observed` can have: 2 when binarized, None for a continuum."""
         if self.levels is None or self.dequantization != "none":
@@ -104,7 +109,7 @@ class Data:
             generator: of the same device; torch's global generator where None.
 
         Returns:
-            float32 ``(n, *event_shape)`` on the same device. Traceable: torch operations only.
+            ``(n, *event_shape)`` of :attr:`dtype` on the same device. Traceable: torch operations only.
         """
         return prepare(stored, self.levels, self.binarization, self.dequantization, generator)
 
@@ -120,14 +125,14 @@ class Data:
             rows: which rows, in which order; all where None.
 
         Returns:
-            float32 ``(n, *event_shape)`` on the CPU; levels are given as level / (levels - 1).
+            ``(n, *event_shape)`` of :attr:`dtype` on the CPU; levels are given as level / (levels - 1).
 
         Raises:
             UserError: an unknown split, or a row that the split does not have.
         """
         stored, seed = self.stored(split), whole("observed: expected seed", seed)
         index = self._checked(rows, split, len(stored))
-        out = torch.empty((len(index), *self.event_shape), dtype=torch.float32)
+        out = torch.empty((len(index), *self.event_shape), dtype=self.dtype)
         order = torch.argsort(index // BLOCK, stable=True)
         blocks, counts = torch.unique_consecutive(index[order] // BLOCK, return_counts=True)
         random = is_random(self.binarization, self.dequantization)
@@ -158,7 +163,7 @@ class Data:
         return replace(prepared, train=train, validation=validation, test=test, levels=2, grey=base)
 
     def mean_image(self) -> Tensor:
-        """The mean of the training split, level / (levels - 1) or the floats themselves: float32 ``event_shape``.
+        """The mean of the training split, level / (levels - 1) or the floats that are there: float32 ``event_shape``.
 
         Over at most 60,000 rows, evenly spaced; computed once. It is where a decoder's bias may start.
         """
@@ -169,11 +174,13 @@ class Data:
         n = len(self.train)
         count = min(n, MEAN_ROWS)
         index = torch.arange(count) * n // count
-        total = torch.zeros(self.event_shape, dtype=torch.float64)
+        total, there = (torch.zeros(self.event_shape, dtype=torch.float64) for _ in range(2))
         for part in index.split(BLOCK):
-            total += self.train[part].sum(0, dtype=torch.float64)
+            rows = self.train[part]
+            total += rows.nansum(0, dtype=torch.float64)
+            there += (~rows.isnan()).sum(0)
         scale = 1 if self.levels is None else self.levels - 1
-        return (total / (count * scale)).to(torch.float32)
+        return (total / (there.clamp(min=1) * scale)).to(torch.float32)
 
     def _checked(self, rows: Tensor | Sequence[int] | None, split: str, n: int) -> Tensor:
         if rows is None:

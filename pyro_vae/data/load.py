@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pyro_vae.data import digits, files, idx, image_folder, mat, static_mnist, torchvision_sets, toys
 from pyro_vae.data.content import Changed, Content, content_of
 from pyro_vae.data.data import Data
-from pyro_vae.data.names import DATA_SETS, TOYS
+from pyro_vae.data.names import DATA_SETS, OWN, TOYS, require_known
 from pyro_vae.data.preparation import check_preparation
 from pyro_vae.data.roots import data_root
-from pyro_vae.data.splits import Filed, split
+from pyro_vae.data.splits import Filed, in_float32, split
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.paths import expanded
 from pyro_vae.signatures import checked
@@ -28,8 +30,6 @@ LOADERS: dict[str, Callable[[Path], Filed]] = {
     "frey-face": mat.frey_face,
     "cifar10": torchvision_sets.cifar10,
 }
-
-OWN = "a .npy, .npz, .mat or .csv file, or a folder of images"
 
 
 @checked
@@ -113,6 +113,8 @@ def _load(
         source["root"] = str(data_root(root).absolute())
     source["validation"] = validation
     filed = _read(key, root)
+    if recorded is not None and recorded.form.get("dtype") != "float64" and filed.x.dtype == torch.float64:
+        filed = in_float32(filed)  # as runs of 0.1 kept their rows
     if binarization is None:
         binarization = filed.binarization if dequantization == "none" else "none"
     if recorded is None:  # else what changed is the first thing to say
@@ -133,8 +135,5 @@ def _read(key: str, root: str | os.PathLike[str] | None) -> Filed:
         return files.load(path)
     if path.is_file():
         raise UserError(f"cannot read {key!r}: the extension {path.suffix!r} is unknown; give {OWN}")
-    if path.suffix or os.sep in key:
-        raise UserError(f"there is no file or folder {key!r}: check the path, or {nearest(path.name, DATA_SETS)}")
-    raise UserError(
-        f"unknown data set {key!r}: {nearest(key.lower().replace('_', '-'), DATA_SETS)} (or give a path to {OWN})"
-    )
+    require_known(key)
+    raise UserError(f"{key!r} is no ordinary file or folder: give {OWN}")

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+from pyro_vae.errors import UserError, nearest
+
+SUFFIXES = {".npy", ".npz", ".mat", ".csv", ".tsv"}
+OWN = "a .npy, .npz, .mat or .csv file, or a folder of images"
+
 TOYS: dict[str, str] = {
     "pinwheel": "two-dimensional toy: five curved arms (Johnson et al. 2016)",
     "moons": "two-dimensional toy: two interleaved half circles with noise 0.1",
@@ -27,3 +35,15 @@ DATA_SETS: dict[str, str] = {
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 BINARIZATIONS: tuple[str, ...] = ("none", "static", "dynamic", "threshold")
 DEQUANTIZATIONS: tuple[str, ...] = ("none", "uniform")
+
+
+def require_known(key: str) -> None:
+    """:class:`UserError` for what is neither the name of a data set nor a file or folder that is there."""
+    if key in DATA_SETS or Path(key).expanduser().exists():
+        return
+    if Path(key).suffix or os.sep in key:
+        what = "file" if Path(key).suffix.lower() in SUFFIXES else "file or folder"
+        raise UserError(f"there is no {what} {key!r}: check the path, or {nearest(Path(key).name, DATA_SETS)}")
+    raise UserError(
+        f"unknown data set {key!r}: {nearest(key.lower().replace('_', '-'), DATA_SETS)} (or give a path to {OWN})"
+    )

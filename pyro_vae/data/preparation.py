@@ -42,7 +42,7 @@ def prepare(
     dequantization: str,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The float32 tensor that a program sees, from levels (or floats) as stored; fresh draws at each call.
+    """The tensor that a program sees, from levels (or floats) as stored; fresh draws at each call; float32, or float64 as stored.
 
     Torch operations on the tensor's device only, with no decision that depends on values: `make_fx` can trace it.
 
@@ -53,9 +53,9 @@ def prepare(
         dequantization: none or uniform.
         generator: draws from it; from torch's global generator of the device where None.
     """
-    x = stored.to(torch.float32)
     if levels is None:
-        return x
+        return stored if stored.dtype == torch.float64 else stored.to(torch.float32)
+    x = stored.to(torch.float32)
     if binarization == "threshold":
         return (2.0 * x > levels - 1).to(torch.float32)  # in whole numbers: exact
     if binarization == "dynamic":

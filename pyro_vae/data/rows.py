@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NUMPY_DTYPE = {torch.uint8: np.uint8, torch.float32: np.float32}
+NUMPY_DTYPE = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -22,7 +22,7 @@ class RowView:
     Args:
         array: ``(N, *stored_event)``, usually a :class:`numpy.memmap`.
         indices: int64 ``(n,)``, the rows of ``array`` that this view has, or None for all.
-        dtype: what the rows are converted to when they are read: ``torch.uint8`` or ``torch.float32``.
+        dtype: what the rows are converted to when they are read: ``torch.uint8``, ``torch.float32`` or ``torch.float64``.
         event_shape: the shape of one row as given out.
         channels_last: ``array`` is ``(N, H, W, C)`` and rows are given out as ``(C, H, W)``.
     """

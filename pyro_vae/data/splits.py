@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.data.content import Content, find_rows, require_form
 from pyro_vae.data.data import Data
 from pyro_vae.data.names import SPLITS
-from pyro_vae.data.rows import Rows, cut, take
+from pyro_vae.data.rows import Rows, RowView, cut, take
 from pyro_vae.errors import UserError
 
 SPLIT_SEED = 20_130
@@ -100,6 +100,15 @@ def split(filed: Filed, validation: int | None, source: dict[str, Any], recorded
         label_names=filed.label_names,
         digests=None if recorded is None else recorded.digests or None,
     )
+
+
+def in_float32(filed: Filed) -> Filed:
+    """The same data in float32."""
+
+    def single(rows: Rows) -> Rows:
+        return replace(rows, dtype=torch.float32) if isinstance(rows, RowView) else rows.to(torch.float32)
+
+    return replace(filed, x=single(filed.x), test=None if filed.test is None else single(filed.test))
 
 
 def fixed_permutation(n: int) -> Tensor:

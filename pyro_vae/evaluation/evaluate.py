@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data
+from pyro_vae.data.given import as_data
 from pyro_vae.data.preparation import published_generator
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
@@ -33,7 +34,7 @@ SUBSET_SEED = 20_140_414  # of --limit: the same images for every run
 @taking(ImportanceSampling)
 def evaluate(
     program: Program,
-    data: Data,
+    data: Any,
     *,
     method: ImportanceSampling | Annealing | None = None,
     split: str = "test",
@@ -48,7 +49,8 @@ def evaluate(
 
     Args:
         program: any Program; with continuous latents for annealing.
-        data: the data set it was trained on, prepared as it was then.
+        data: the data set it was trained on, prepared as it was then; of a tensor, array, table or Dataset all rows are the
+            test split.
         method: how log p(x) is estimated, with its options; the data are drawn with a seed of their own.
         split: ``train``, ``validation`` or ``test``.
         limit: evaluate a random subset of so many images, the same for every program.
@@ -61,10 +63,7 @@ def evaluate(
         The figures of ``evaluate --json``, undefined ones None, and the per-image result they were made of.
     """
     start = time.perf_counter()
-    if not isinstance(data, Data):
-        raise UserError(
-            f"expected a data set of load_data, got {type(data).__name__}; for a tensor use pv.log_likelihood(program, x)"
-        )
+    data = as_data(data)
     if method is not None and options:
         raise UserError(f"give {next(iter(options))} to the method, as an option of {type(method).__name__}")
     method = ImportanceSampling(**options) if method is None else method

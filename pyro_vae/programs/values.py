@@ -49,6 +49,24 @@ def check_observed(
         _check_support(traces, x, y, first)
 
 
+def require_range(fn: Any, x: Tensor) -> None:
+    """:class:`DataError` for values that no datum of a bounded support comes near: bytes for a program of numbers in [0, 1]."""
+    try:
+        support = innermost(fn).support
+    except NotImplementedError:
+        return
+    boolean = support is constraints.boolean
+    low, high = (0, 1) if boolean else (getattr(support, "lower_bound", None), getattr(support, "upper_bound", None))
+    if isinstance(low, Tensor) or isinstance(high, Tensor) or low is None or high is None:
+        return
+    least, most = float(x.nan_to_num(float(low)).min()), float(x.nan_to_num(float(low)).max())
+    if least < 2 * low - high or most > 2 * high - low:
+        raise DataError(
+            f"the data go from {least:.4g} to {most:.4g}, and the program's are in [{low:g}, {high:g}]: prepare them as those "
+            "that it was trained on, data.observed(split), or x / 255 for bytes"
+        )
+
+
 def _number(first: int | Tensor, row: int) -> int:
     return int(first[row]) if isinstance(first, Tensor) else first + row
 
@@ -95,7 +113,10 @@ def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Ten
     base = innermost(fn)
     name = type(base).__name__
     advice = "choose a likelihood whose support holds the data (normal: all numbers)"
-    if name == "Bernoulli":
+    known = value.nan_to_num(0.0)
+    if float(known.max()) > 1 and bool((known == known.abs().round()).all()):
+        advice = "for counts choose poisson or negative-binomial, for grey levels give bytes"
+    elif name == "Bernoulli":
         advice = f"binarize grey levels (--binarization dynamic, or data.observed of a binarized data set), or {advice}"
     elif base.support is constraints.nonnegative_integer:
         advice = f"keep counts in a file of float32, since whole numbers are read as grey levels, or {advice}"

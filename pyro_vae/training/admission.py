@@ -17,7 +17,7 @@ from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.blind import require_scores
 from pyro_vae.programs.examination import examined
-from pyro_vae.programs.trace import Traces, innermost, observation, to_program, y_to_program
+from pyro_vae.programs.trace import Traces, innermost, observation, takes_y, to_program, y_to_program
 from pyro_vae.programs.values import check_conditions, check_observed
 from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.training.rehearsal import rehearse
@@ -54,7 +54,7 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
             for rows in _blocks(source.num_rows, x[0].numel()):
                 _look_at(traces, *source.batch(rows), rows, data if isinstance(data, Data) else None)
             if isinstance(data, Data):
-                _look_at_validation(traces, data, x)
+                _look_at_validation(traces, data, program)
         if y is not None:
             _look_at_conditions(program, source, data)
         moving = rehearse(program, objective, x, y, batch)
@@ -70,7 +70,8 @@ def _checked(program: Any, x: Tensor, y: Tensor | None, data: Data | None) -> Tr
     try:
         return examined(program, x, y).traces
     except DataError as error:
-        for row in range(len(x)):
+        missing = (~torch.isfinite(x)).flatten(1).any(1)
+        for row in missing.nonzero().flatten().tolist() or range(len(x)):
             try:
                 examined(program, x[row : row + 1], None if y is None else y[row : row + 1])
             except DataError:
@@ -120,10 +121,12 @@ def _look_at_conditions(program: Any, source: Source, data: Any) -> None:
         check_conditions(program, labels, part, where=" of the validation split")
 
 
-def _look_at_validation(traces: Traces, data: Data, like: Tensor) -> None:
-    for rows in _blocks(len(data.validation), like[0].numel()) if len(data.validation) else ():
+def _look_at_validation(traces: Traces, data: Data, program: Any) -> None:
+    labels = data.labels.get("validation")
+    for rows in _blocks(len(data.validation), math.prod(data.event_shape)) if len(data.validation) else ():
+        y = None if labels is None or not takes_y(program) else y_to_program(program, labels[rows])
         try:
-            check_observed(traces, data.observed("validation", rows=rows).to(like), first=int(rows[0]))
+            check_observed(traces, to_program(program, data.observed("validation", rows=rows)), y, first=int(rows[0]))
         except DataError as error:
             raise DataError(f"in the validation split, {error}") from None
 

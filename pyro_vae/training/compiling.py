@@ -7,7 +7,11 @@ up where changes follow each other.
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -20,9 +24,23 @@ from pyro_vae.training.launch import Launches
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer
 
+LONG_SECONDS = 20.0  # of compiling without a word
+STILL = "still compiling the step: a model's first time may take minutes, later ones use the cache; compile=off does without"
 LOOK_SECONDS = 1.0  # of steps between two looks at the program within an epoch
 RECORDINGS = 4  # of a step in one run, at most
 SERVES = 2  # epochs that a recording serves at least where another is worth its time
+
+
+@contextmanager
+def _told_if_long() -> Iterator[None]:
+    """While entered, say once that the step is being compiled, where that takes longer than anybody waits for without a word."""
+    timer = Timer(LONG_SECONDS, lambda: print(STILL, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Compiling:
@@ -95,7 +113,7 @@ class Compiling:
         try:
             if trainer.ranks.size > 1:
                 raise Uncapturable("a compiled step cannot wait for other processes")
-            with trainer.interrupts.at_once():
+            with trainer.interrupts.at_once(), _told_if_long():
                 resident = trainer._launchable()
                 trainer.captured = CapturedStep(trainer, *trainer.source.stored(rows), averages=resident is not None)
                 self._launch()

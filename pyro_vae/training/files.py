@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.paths import beside
 
 TEMPORARY = ".tmp"
 TEXT_BYTES = 2**28  # a run's text files are at most this large
@@ -64,13 +64,13 @@ Check = Callable[[dict[str, Outline], Any], None]
 def write_bytes(path: Path, content: bytes) -> None:
     """Write beside ``path``, flush to the disk, and rename: what stood there stays until the new file is whole."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+        temporary = beside(path, TEMPORARY)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -107,7 +107,7 @@ def remove_temporaries(path: Path, names: tuple[str, ...]) -> None:
 def append_text(path: Path, text: str) -> None:
     """Add to the end of a file, or leave it as it was; whoever is killed here leaves a last line without its end."""
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
         with os.fdopen(handle, "ab", buffering=0) as file:
             before = file.seek(0, os.SEEK_END)
             try:

@@ -13,7 +13,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from pyro_vae import memory, registry
+from pyro_vae.data.given import given
 from pyro_vae.errors import DataError, UserError
+from pyro_vae.inductor import usable_cache
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.adopted import take_dtype
@@ -62,14 +64,16 @@ def fit(
     callback: Callback | None = None,
     progress: bool = False,
     inputs: Any = None,
+    validation: float | None = None,
     **settings: Any,
 ) -> Run:
     """Train a program in place by stochastic variational inference, and keep its best weights, or the last.
 
     Args:
         program: any Program: what :func:`pyro_vae.build` returns, or a module of yours with ``model(x)`` and ``guide(x)``.
-        data: a data set of :func:`pyro_vae.load_data`; a tensor ``(N, *event)``, all of whose rows train; or a map-style
-            ``torch.utils.data.Dataset`` whose items are x, or start with x.
+        data: a data set of :func:`pyro_vae.load_data`, or its path; a tensor ``(N, *event)``, array, DataFrame, sparse matrix or
+            list, or ``(x, y)`` of two, all of whose rows train; or a map-style ``torch.utils.data.Dataset`` (or a DataLoader of
+            one) whose items are x, or start with x.
         epochs: passes over the training rows, 50 unless ``steps`` is given.
         steps: optimizer steps, instead of epochs.
         out: the run directory to write; None to keep everything in memory.
@@ -80,6 +84,7 @@ def fit(
             program (an attribute, what requires a gradient, a submodule): the next epoch trains it as it then is.
         progress: draw a progress bar with the current ELBO on standard error.
         inputs: of an adopted program, tensors with a row for each row of data by the name of their argument.
+        validation: of a tensor or array, how many rows, or which share of them, are held back to choose the weights by.
         settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
             ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``keep``,
             ``standardize``, ``compile``, ``precision``, ``seed``.
@@ -117,7 +122,7 @@ def fit(
         raise UserError(f"expected out to be the path of a run directory, got {type(out).__name__}")
     if epochs is not None and steps is not None:
         raise UserError("give epochs or steps, not both")
-    ranks, path = join(), expanded(out) if out is not None else None
+    ranks, path = join(), expanded(out).absolute() if out is not None else None
     if path is not None and restarted() and ranks.shared((path / SPEC).is_file()):
         resume = True
     if resume and path is None:
@@ -132,6 +137,7 @@ def fit(
     target = resolve_device(device)
     require_precision(chosen.precision, target, dtype_of(program))
     require_kept(program)
+    data = given(data, validation)
     if isinstance(data, torch.Tensor):
         require_rows(data, program)
     source = make_source(data, takes_y(program), target, dtype_of(program), needs_y(program))
@@ -140,7 +146,7 @@ def fit(
     program.to(target)
     if old:
         take_recorded(program, old)
-    with nullcontext() if old else standardized(program, data, source, chosen.standardize, chosen.seed):
+    with usable_cache(), nullcontext() if old else standardized(program, data, source, chosen.standardize, chosen.seed):
         event_shape, moving = admit(program, data, source, objective, batch)
         _require_possible(objective, chosen, ranks.size, batch, event_shape)
         content = keep(data)
@@ -159,7 +165,7 @@ def fit(
                 content, record["rows"] = recorded, old.get("rows", record["rows"])
         elif path is not None and ranks.first:
             require_free(path)
-    with claimed(path) if path is not None and ranks.first else nullcontext():
+    with usable_cache(), claimed(path) if path is not None and ranks.first else nullcontext():
         if path is not None and resume:
             resume_from(path, trainer)
         elif path is not None and ranks.first:
@@ -173,7 +179,7 @@ def fit(
             if path is not None and ranks.first and not resume and not trainer.metrics:
                 discard(path)
             raise
-    return Run(program, path, record, trainer.metrics, content, trainer.noise)
+    return Run(program, path, record, trainer.metrics, content, trainer.noise, data)
 
 
 def _beside(program: Any, data: Any, inputs: Any) -> TensorDataset:

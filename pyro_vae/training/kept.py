@@ -85,7 +85,8 @@ def load_kept(path: Path | None, record: dict[str, Any], content: Content | None
     source = record.get("data")
     if source is None:
         raise UserError(
-            f"{path or 'the run'} was trained on a tensor or Dataset of yours: hand the data to the function itself"
+            f"{path or 'the run'} was trained on data in memory, which have no path: hand them over in Python, "
+            "report(run, data=x) or evaluate(run.program, x), or train on a file"
         )
     if path is not None:
         content = read_content(path, record)

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from pyro_vae import memory
 from pyro_vae.data import Data
 from pyro_vae.data.content import Content
+from pyro_vae.data.given import as_data
 from pyro_vae.errors import UserError
 from pyro_vae.paths import expanded
 from pyro_vae.programs.adopted import Adopted
@@ -92,6 +93,7 @@ class Run:
         metrics: one dict per epoch.
         content: what is known of the data that it was trained on; a run that was loaded keeps it in its directory.
         noise: the standard error that draws of z leave in the validation value by which the weights were chosen, if they were.
+        data: what it was trained on, of a run that was trained in this process.
     """
 
     program: Any
@@ -100,6 +102,7 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     content: Content | None = None
     noise: float | None = None
+    data: Any = None
 
     @property
     def kept(self) -> Kept:
@@ -123,8 +126,10 @@ class Run:
             root: the folder where data sets lie, or where a file or folder of yours has been moved to.
 
         Raises:
-            UserError: data that are missing or have changed; a run that was trained on a tensor or Dataset of yours.
+            UserError: data that are missing or have changed; a run that was loaded, and was trained on data that have no path.
         """
+        if root is None and self.data is not None and "name" not in self.record.get("data", {}):
+            return as_data(self.data)
         return load_kept(self.path, self.record, self.content, root)
 
     def __repr__(self) -> str:
@@ -160,7 +165,7 @@ def make_record(
     record: dict[str, Any] = {"program": {**identity, **(source or {})}}
     if spec is not None:
         record |= spec.to_dict()
-    if isinstance(data, Data):
+    if isinstance(data, Data) and "name" in data.source:  # else they cannot be found again
         record["data"] = {k: v for k, v in data.source.items() if v is not None}
     record["rows"] = table(content)
     record["training"] = settings.to_dict()
@@ -325,10 +330,10 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
     Raises:
         UserError: no run there, a file missing or damaged, weights that do not match the program by name, shape and dtype.
     """
-    path = expanded(path)
     if program is not None:
         require_program(program)
     record = read_record(path)
+    path = expanded(path).absolute()  # a working directory may change
     target = resolve_device(device)
     shape = tuple(record["program"]["event_shape"])
     if program is None:

@@ -118,7 +118,7 @@ def _manifold(section: Section, subject: Subject) -> None:
         "Manifold",
         lambda: pictures.manifold(subject.program, num, y),
         "The mean of p(x | z) at quantiles of the prior: every picture stands for the same share of its mass."
-        + ("" if y is None else f" Given the label {int(y[0])}."),
+        + ("" if y is None else f" Given {y[0].tolist()}."),
     )
 
 

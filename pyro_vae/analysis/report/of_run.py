@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.analysis import describe
+from pyro_vae.analysis.drawing import drawn
 from pyro_vae.analysis.report import page
 from pyro_vae.analysis.report.checks import checks
 from pyro_vae.analysis.report.declared import declared
@@ -20,6 +21,7 @@ from pyro_vae.analysis.report.surprising import surprising
 from pyro_vae.analysis.report.trained import trained
 from pyro_vae.data import Data
 from pyro_vae.data.content import Changed
+from pyro_vae.data.given import as_data
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.signatures import checked
@@ -31,11 +33,12 @@ PARTS = 8  # sections, of which progress is told
 
 
 @checked
+@drawn
 def report(
     run: Run,
     path: str | os.PathLike[str] | None = None,
     *,
-    data: Data | None = None,
+    data: Any = None,
     limit: int = LIMIT,
     num_samples: int = NUM_SAMPLES,
     seed: int = 0,
@@ -49,7 +52,7 @@ def report(
     Args:
         run: a run.
         path: a name that ends in ``.html``; ``report.html`` in the run's directory where None.
-        data: the data of a run that was not trained on a named data set or file; else they are loaded.
+        data: the data of a run that was loaded and was not trained on a named data set or file; else they are at hand.
         limit: test images that are evaluated, at most.
         num_samples: importance samples per image, K.
         seed: of everything drawn.
@@ -63,8 +66,7 @@ def report(
     """
     if not isinstance(run, Run):
         raise UserError(f"expected a run, what fit and load return, got {type(run).__name__}")
-    if data is not None and not isinstance(data, Data):
-        raise UserError(f"expected data as a data set of load_data, got {type(data).__name__}")
+    data = None if data is None else as_data(data)
     if path is None:
         if run.path is None:
             raise UserError("the run has no directory: say where the report goes, report(run, path)")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.analysis import pictures
+from pyro_vae.analysis.drawing import drawn
 from pyro_vae.analysis.evidence import nll_intervals
 from pyro_vae.analysis.history import overlaid_curves
 from pyro_vae.analysis.report import page
@@ -26,6 +27,7 @@ VECTORS = {True: 500, False: 10}  # points, other vectors
 
 
 @checked
+@drawn
 def compare_report(
     runs: Mapping[str, Run],
     results: Mapping[str, LogLikelihood],

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pyro_vae import __version__
+from pyro_vae.analysis.drawing import own_style
 from pyro_vae.errors import UserError
 from pyro_vae.paths import writable
 from pyro_vae.training.files import write_text
@@ -115,7 +116,7 @@ def picture(drawn: Axes | Figure, what: str, caption: str) -> dict[str, Any]:
         figure = figure.figure
     buffer = io.BytesIO()
     dpi = figure.dpi if any(ax.get_images() for ax in figure.axes) else SHARP
-    with warnings.catch_warnings():
+    with own_style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a user's names, in any script
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     content = buffer.getvalue() if dpi == figure.dpi else _fewer_colours(buffer)
