@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.guard import Guard, hooked
@@ -68,6 +69,20 @@ def signature_of(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
     return [(tuple(t.shape), t.dtype, t.device) for t in tensors]
 
 
+class _Recordable(TorchFunctionMode):
+    """While entered, ``one_hot`` compares with the numbers of classes: torch's own reads its argument to the host to check it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch, or what stands for it."""
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.one_hot:
+            classes = kwargs.get("num_classes", args[1] if len(args) > 1 else -1)
+            if classes > 0:
+                indices = args[0] if args else kwargs["tensor"]
+                return (indices.unsqueeze(-1) == torch.arange(classes, device=indices.device)).to(torch.int64)
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Garbage waits: a compiler makes objects by the million, and each collection would go through all there are."""
@@ -115,7 +130,8 @@ def capture(
 
     def record() -> tuple[torch.fx.GraphModule, Guard | None]:
         guard = None if program is None else Guard(program, others)
-        with seeded(derive_seed("recording"), flat[0].device), guard.watching() if guard else nullcontext():
+        watching = guard.watching() if guard else nullcontext()
+        with seeded(derive_seed("recording"), flat[0].device), watching, _Recordable():
             return make_fx(on_flat)(*(t.detach().clone() for t in flat)), guard
 
     hook = None if program is None else hooked(program)

@@ -473,3 +473,73 @@ def test_what_cannot_be_is_refused_by_name() -> None:
         assert "\n" not in str(caught.value)
     labelled = torch.utils.data.TensorDataset(X, torch.arange(N))
     pv.fit(pv.adopt(weight, param_guide), labelled, steps=1)
+
+
+# Parts that crashed
+
+
+class Unstated(dist.TorchDistribution):  # type: ignore[misc]
+    """A normal of another library's, that draws and scores, and states no support."""
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, batch_shape: Any = ()) -> None:
+        self.loc, self.inner = loc, torch.distributions.Normal(loc.expand(*batch_shape, *loc.shape), 1.0)
+        super().__init__(torch.Size(batch_shape), loc.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Unstated:
+        return Unstated(self.loc, batch_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.inner.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.inner.log_prob(value).sum(-1)
+
+
+def test_a_prior_that_states_no_support_is_evaluated_by_what_it_can_do() -> None:
+    program = like("Unstated", prior=lambda s, x: Unstated(ZEROS))()
+    torch.testing.assert_close(pv.log_likelihood(program, X, num_samples=30).log_likelihood, exact(), rtol=0, atol=1e-9)
+    for call in (pv.annealed_log_likelihood, pv.inference_gaps):
+        with pytest.raises(UserError, match=r"'z' has a distribution .Unstated. that states no support"):
+            call(program, X[:2])
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_parameter_of_no_elements_trains(compile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_vae.capture.compiled", lambda graph, example: lambda tensors: graph(*tensors))
+    program = Base()
+    program.where = nn.Parameter(torch.empty(0, dtype=torch.float64))
+    assert pv.fit(program, X, epochs=2, compile=compile).metrics[-1]["epoch"] == 2
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
+def test_a_total_count_of_the_batch_is_no_bound_of_other_rows() -> None:
+    class Words(Base):
+        def observe(self, loc: Tensor, x: Tensor) -> None:
+            pyro.sample("x", dist.Multinomial(int(x.sum(-1).max()), logits=loc), obs=x)
+
+    x = torch.randint(1, 7, (40, 4), generator=generator("words")).double()
+    for rows in (x[x.sum(-1).argsort()], x[x.sum(-1).argsort(descending=True)]):
+        assert pv.encode(Words(), rows).shape == (40, 2)  # type: ignore[union-attr]
+        assert pv.log_likelihood(Words(), rows, num_samples=200).log_likelihood.isfinite().all()
+
+
+@pytest.mark.parametrize("family", [dist.OneHotCategorical, dist.OneHotCategoricalStraightThrough])
+def test_one_hot_latents_are_compiled(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Classes(Base):
+        def prior(self, x: Tensor) -> Any:
+            return family(logits=ZEROS).expand([len(x)])
+
+        def guide(self, x: Tensor) -> None:
+            with self.plate(x):
+                pyro.sample("z", family(logits=x @ self.weight.T))
+
+    monkeypatch.setattr("pyro_vae.capture.compiled", lambda graph, example: lambda tensors: graph(*tensors))
+    found = []
+    for compile in ("off", "on"):
+        program = Classes()
+        pv.fit(program, X, epochs=3, batch_size=6, compile=compile)
+        found.append(program.weight.detach().clone())
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)

@@ -118,10 +118,10 @@ def test_the_table_of_sizes() -> None:
 
 
 def test_rows_and_draws_are_cut_in_one_place() -> None:
-    """Beside it, in the data and in a command: where no program is run. (The contract's scan of values is to come over.)"""
+    """Beside it, in the data and in a command: where no program is run."""
     root = Path(pv.__file__).parent
     found = {str(f.relative_to(root)) for f in root.rglob("*.py") if "range(0," in f.read_text(encoding="utf-8")}
-    beside = {"cli/anomaly.py", "data/preparation.py", "data/arrays.py", "programs/contract.py"}
+    beside = {"cli/anomaly.py", "data/preparation.py", "data/arrays.py"}
     assert found - beside == {"programs/walk.py"}
 
 

@@ -14,7 +14,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.unconstrained import Unconstrained, split_by_site
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.masks import counted
-from pyro_vae.programs.supports import is_discrete
+from pyro_vae.programs.supports import is_discrete, require_support
 from pyro_vae.programs.trace import Program, arguments, is_random, isolated, latent_sites, run, sum_log_prob
 
 DIAGONAL_NORMAL = "diagonal normals on the unconstrained latents"
@@ -71,7 +71,7 @@ class _Place(Messenger):
         if not is_random(msg) or msg["is_observed"]:
             return
         u, log_q = self._u[msg["name"]], self._log_q[msg["name"]]
-        transform: Any = biject_to(msg["fn"].support)
+        transform: Any = biject_to(require_support(msg["name"], msg["fn"]))
         value = transform(u)
         counts, rows = counted(msg), (*self.log_q.shape, -1)
         if counts is not None:

@@ -31,6 +31,7 @@ from pyro_vae.evaluation.blind import narrow_sites
 from pyro_vae.programs.contract import require_gradients, require_latents
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.rows import DRAWS, ROWS
+from pyro_vae.programs.supports import require_support
 from pyro_vae.programs.trace import (
     Program,
     Traced,
@@ -70,7 +71,9 @@ class Unconstrained:
         require_gradients(program)
         require_latents(traces, "a Markov chain")
         self._narrow = narrow_sites(traces)
-        self.has_edge = any(has_edge(site["fn"].support) for site in latent_sites(traces.model).values())
+        self.has_edge = any(
+            has_edge(require_support(name, site["fn"])) for name, site in latent_sites(traces.model).items()
+        )
         wide = _in_double(program, x, y) if self.has_edge and x.dtype == torch.float32 else None
         self._given: tuple[Any, Tensor, Tensor | None] = program, x, y
         self._wide = wide is not None
@@ -261,7 +264,7 @@ class _Place(Messenger):
 
 
 def _transform(name: str, fn: Any) -> Any:
-    support = fn.support
+    support = require_support(name, fn)
     if support.is_discrete:
         raise UserError(
             f"the latent {name!r} is discrete ({type(innermost(fn)).__name__}), and annealing moves latents along gradients: "

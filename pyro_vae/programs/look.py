@@ -37,7 +37,7 @@ from pyro_vae.programs.trace import (
     run,
     trace,
 )
-from pyro_vae.programs.values import blank, draw_like, put_inside
+from pyro_vae.programs.values import MOVES, blank, draw_like, moves_bounds, put_inside
 from pyro_vae.seeding import derive_seed, seeded
 
 NOISE = 0.05  # of a parameter's size (of 1 where it is zero), added to see what hides behind a zero
@@ -191,7 +191,10 @@ class _Runs:
         first = traces.model
         if not factors(first):  # of which a likelihood may be written
             try:
-                if not differences("model", first, self._mixed("model", mixed, blank(self.x))):
+                second = self._mixed("model", mixed, blank(self.x))
+                fns = [traced.nodes[observation(traced)]["fn"] for traced in (first, second)]
+                traces.known[MOVES] = moves_bounds(*fns)
+                if not differences("model", first, second):
                     return
             except (ProgramError, RuntimeError, ValueError, IndexError):
                 pass  # other data that the program cannot be run on

@@ -17,6 +17,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import transforms
 
+from pyro_vae.errors import UserError
 from pyro_vae.programs.trace import innermost
 
 TOLERANCE = 1e-5  # of bounds, relative: a sigmoid ends a rounding before 1
@@ -46,6 +47,17 @@ class Box:
         if math.isinf(low):
             return f"the {'integers' if self.discrete else 'numbers'} below {high:.4g}"
         return f"the integers {low:.4g} to {high:.4g}" if self.discrete else f"({low:.4g}, {high:.4g})"
+
+
+def require_support(name: str, fn: Any) -> Any:
+    """The support of a latent's distribution; :class:`UserError` where its class states none."""
+    try:
+        return fn.support
+    except NotImplementedError:
+        raise UserError(
+            f"the latent {name!r} has a distribution ({type(innermost(fn)).__name__}) that states no support, and this moves "
+            "latents on the real line: give its class one (support = constraints.real_vector, say), or use importance weighting"
+        ) from None
 
 
 def is_discrete(fn: Any) -> bool:

@@ -21,6 +21,7 @@ from pyro_vae.programs.given import MISSING, first_lost
 from pyro_vae.programs.trace import Traces, evaluating, innermost, isolated, needs_y, observation, trace
 from pyro_vae.seeding import derive_seed, seeded
 
+MOVES = "the data, as they are together, move the bounds of the likelihood"
 MOST_COLUMNS = 256  # of y that are looked at
 Part = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -89,7 +90,7 @@ def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Ten
     value = x.reshape(len(x), *fn.event_shape) if fn.event_shape.numel() == x[0].numel() else x
     try:
         support = _of_one_row(fn.support)
-        if support is None or (y is not None and _has_rows(fn.support)):  # bounds that y, or a latent, moves
+        if support is None or traces.known.get(MOVES) or (y is not None and _has_rows(fn.support)):
             with seeded(derive_seed("supports by row"), x.device), evaluating(traces.program), isolated():
                 support = trace(traces.program, x, y, num_samples=1).model.nodes[seen]["fn"].support
         inside = _without_draws(support.check(value), 1)
@@ -147,6 +148,21 @@ def _of_one_row(support: Any) -> Any:
                 return None
             setattr(owner, name, by_row[0])
     return support
+
+
+def moves_bounds(first: Any, second: Any) -> bool:
+    """Whether two runs of a model on other data give the likelihood other bounds (a total count of the batch, say)."""
+    try:
+        a, b = (_of_one_row(fn.support) for fn in (first, second))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return a is not None and b is not None and _numbers(a) != _numbers(b)
+
+
+def _numbers(constraint: Any) -> list[Any]:
+    plain = [v for _, v in sorted(vars(constraint).items()) if isinstance(v, (int, float))]
+    inner = [v for _, v in sorted(vars(constraint).items()) if isinstance(v, constraints.Constraint)]
+    return [*plain, *(bound.tolist() for _, _, bound in bounds(constraint)), *(n for c in inner for n in _numbers(c))]
 
 
 def put_inside(site: dict[str, Any]) -> None:

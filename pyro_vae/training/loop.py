@@ -341,7 +341,9 @@ class Trainer:
         self.copy = ({n: t.detach().clone() for n, t in tensors.items()}, state), time.perf_counter()
 
     def _parameters_finite(self) -> bool:
-        return bool(torch.isfinite(torch.stack(torch._foreach_norm(self.parameters, math.inf))).all())
+        return bool(
+            torch.isfinite(torch.stack(torch._foreach_norm([p for p in self.parameters if p.numel()], math.inf))).all()
+        )
 
     def _explain(self, order: Tensor, lost: int) -> None:
         """Raise what is to be said of a sum that is not finite from step ``lost`` on, or of parameters after it."""
