@@ -127,6 +127,15 @@ class Adopted(nn.Module):
         """q(z | x)."""
         return _Part(self, "guide")
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The tensors alone: extra state of another kind stays the modules' own."""
+        return {n: v for n, v in super().state_dict(*args, **kwargs).items() if isinstance(v, Tensor)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """The same, where extra state of another kind is left as it is."""
+        own = {n: v for n, v in super().state_dict().items() if not isinstance(v, Tensor)}
+        return super().load_state_dict({**own, **state_dict}, strict, assign)
+
     def expect(self, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]) -> None:
         """Make the parameters of ``pyro.param`` that a file has, by their names, for their values to be filled in."""
         for name, (shape, dtype) in tensors.items():
@@ -280,7 +289,12 @@ class _Conditioned(Messenger):
             msg["infer"] = {**msg["infer"], "_deterministic": True, "_conditioned": True}
 
 
+def _signed(function: Any) -> Any:
+    return function.forward if isinstance(function, nn.Module) else function
+
+
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    function = _signed(function)
     try:
         return {n: p for n, p in inspect.signature(function).parameters.items() if p.kind in NAMED}
     except (TypeError, ValueError):  # of C code
@@ -292,7 +306,7 @@ def _names(function: Callable[..., Any]) -> list[str]:
 
 
 def _takes_any(function: Callable[..., Any]) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(_signed(function)).parameters.values())
 
 
 def _modules_of(function: Any) -> dict[str, nn.Module]:

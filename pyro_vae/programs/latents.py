@@ -122,12 +122,23 @@ def decode(
     Raises:
         UserError: latents that are no tensors, or of other names or shapes; a program that does not say the shape of a datum.
     """
+    return _decoded(program, z, y, mean, event_shape_of(program, event_shape), seed)
+
+
+def _decoded(
+    program: Program,
+    z: Latents,
+    y: Tensor | None,
+    mean: bool,
+    event_shape: tuple[int, ...],
+    seed: int,
+    x: Tensor | None = None,
+) -> Tensor:
     for value in z.values() if isinstance(z, dict) else [z]:
         if not isinstance(value, Tensor):
             raise UserError(f"decode: expected latents as a torch tensor or a dict of them, got {type(value).__name__}")
         require_dense(value, "latents")
     device, dtype, names = device_of(program), dtype_of(program), latent_sites(admitted().model)
-    event_shape = event_shape_of(program, event_shape)
     with evaluating(program), isolated(), seeded(derive_seed("decoded data", seed), device):
         if isinstance(z, Tensor):
             if len(names) != 1:
@@ -146,7 +157,7 @@ def decode(
             )
         require_y(program, leading[-1], y)
         num_samples = leading[0] if len(leading) == 2 else None
-        traced = prior_trace(program, leading[-1], y, event_shape, num_samples=num_samples, at=values)
+        traced = prior_trace(program, leading[-1], y, event_shape, x, num_samples=num_samples, at=values)
         return _observation(traced, mean, tuple(leading), event_shape)
 
 
@@ -204,7 +215,7 @@ def reconstruct(
 ) -> Tensor:
     """The mean of p(x | z) at the guide's mean ``(N, *event)``, or at draws from it ``(num_samples, N, *event)``."""
     z = encoded_sites(program, x, y, num_samples=num_samples, seed=seed)
-    return decode(program, z, y, event_shape=tuple(x.shape[1:]), seed=seed)
+    return _decoded(program, z, y, True, tuple(x.shape[1:]), seed, to_program(program, x))
 
 
 def _require_count(what: str, num_samples: int) -> None:
@@ -212,9 +223,12 @@ def _require_count(what: str, num_samples: int) -> None:
         raise UserError(f"{what}: expected num_samples of at least 1, got {num_samples}")
 
 
-def prior_trace(program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...], **how: Any) -> Traced:
-    """:func:`run` of the model on an empty x: nothing but its shape, device and dtype is read."""
-    x = torch.zeros(batch, *event_shape, device=device_of(program), dtype=dtype_of(program))
+def prior_trace(
+    program: Program, batch: int, y: Tensor | None, event_shape: tuple[int, ...], x: Tensor | None = None, **how: Any
+) -> Traced:
+    """:func:`run` of the model on an empty x, where there is none: nothing but its shape, device and dtype is read."""
+    if x is None:
+        x = torch.zeros(batch, *event_shape, device=device_of(program), dtype=dtype_of(program))
     try:
         return run(program.model, x, y_to_program(program, y), **how)
     except (UserError, torch.OutOfMemoryError):
@@ -240,7 +254,13 @@ def _observation(traced: Traced, mean: bool, leading: tuple[int, ...], event_sha
             f"the model makes data of batch shape {rows} where {tuple(leading)} was expected: latents, or y, have an axis that "
             "it spreads over the rows; give them the shape that it was written for"
         )
-    found: Tensor = mean_of(fn) if mean else fn.sample()
+    try:
+        found: Tensor = mean_of(fn) if mean else fn.sample()
+    except RuntimeError as error:
+        raise UserError(
+            f"the model's {type(innermost(fn)).__name__} cannot be drawn from ({said(error, 120)}): a total count that it reads "
+            "from the batch is 0 where there are no data; hand it over, pv.adopt(program) and inputs={'total': ...}"
+        ) from error
     if bool(found.isnan().any()):
         raise UserError(
             "the model makes data that are NaN: expected latents, y and parameters that are finite; look for missing ones there"

@@ -115,18 +115,17 @@ def _on_a_road(program: Any, look: Callable[[], Traces]) -> Traces:
     """
     own = vars(program)
     before = bool(own.get(FOLDS))
-    said_first: UserError | None = None
+    errors: list[UserError] = []
     for folds in (before, not before):
         own[FOLDS] = folds
         try:
             return look()
-        except (ProgramError, UserError) as error:
+        except UserError as error:
+            errors.append(error)
             if isinstance(error, DataError) or (isinstance(error, ProgramError) and not isinstance(error, AxesError)):
-                own[FOLDS] = before
-                raise
-            said_first = said_first or error
+                break
     own[FOLDS] = before
-    raise said_first  # type: ignore[misc]
+    raise errors[0] if isinstance(errors[0], ProgramError) else errors[-1]  # a ProgramError says that it ran
 
 
 def _of_model(program: Any, x: Tensor, y: Tensor | None) -> Traces:

@@ -19,6 +19,7 @@ from torch.distributions import transforms
 
 from pyro_vae.errors import UserError
 from pyro_vae.programs.trace import innermost
+from pyro_vae.seeding import derive_seed, seeded
 
 TOLERANCE = 1e-5  # of bounds, relative: a sigmoid ends a rounding before 1
 DRAWS = 4096  # of the one distribution, over all rows, that are looked for under the other
@@ -65,7 +66,8 @@ def is_discrete(fn: Any) -> bool:
     try:
         return bool(fn.support.is_discrete)
     except NotImplementedError:
-        return not fn.sample().is_floating_point()
+        with seeded(derive_seed("is a distribution discrete")):
+            return not fn.sample().is_floating_point()
 
 
 def narrower(fn: Any, other: Any) -> bool:
