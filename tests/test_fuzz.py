@@ -335,9 +335,11 @@ def test_there_were_enough() -> None:
         assert CASES["commands"] >= COMMANDS
 
 
-def test_a_trained_tensor_has_no_data_of_its_own(tmp_path: Path) -> None:
-    """A run says nothing about where data lie that it was handed."""
+def test_a_trained_tensor_has_no_place(tmp_path: Path) -> None:
+    """A run in a file says nothing about where data lie that it was handed; one in memory still has them."""
     vae = pv.build("ppca", "linear", (3,), latent_dim=2)
-    run = pv.fit(vae, torch.rand(20, 3, generator=generator(0)), epochs=1, batch_size=10, out=tmp_path / "run")
-    with pytest.raises(UserError, match="hand the data to the function itself"):
-        run.load_data()
+    x = torch.rand(20, 3, generator=generator(0))
+    run = pv.fit(vae, x, epochs=1, batch_size=10, out=tmp_path / "run")
+    assert torch.equal(run.load_data().test, x)
+    with pytest.raises(UserError, match="hand them over in Python"):
+        pv.load(tmp_path / "run").load_data()

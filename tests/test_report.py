@@ -195,10 +195,11 @@ def test_every_kind_of_data_and_program_has_its_page(kind: str, folder: Path, tm
 
 
 def test_a_run_without_data_says_so_once(tmp_path: Path) -> None:
-    run = train(torch.randn(40, 5), pv.build("ppca", "linear", (5,), latent_dim=2), tmp_path / "run")
+    train(torch.randn(40, 5), pv.build("ppca", "linear", (5,), latent_dim=2), tmp_path / "run")
+    run = pv.load(tmp_path / "run")
     found = read(pv.report(run))
     assert {"Samples", "Training curves", "Manifold"} <= {image["alt"] for image in found.all("img")}
-    assert found.text.count("was trained on a tensor or Dataset of yours") == 2  # the data, and the evaluation
+    assert found.text.count("was trained on data in memory, which have no path") == 2  # the data, and the evaluation
     assert "Reconstructions, Reconstructions with their uncertainty: left out. there are no data" in found.text
     with pytest.raises(UserError, match=r"ends in \.html"):
         pv.report(run, tmp_path / "page.txt")

@@ -144,7 +144,7 @@ def test_a_tensor_and_a_dataset_of_its_rows_train_alike() -> None:
     [
         (torch.zeros(5), r"a lone datum of shape \(5,\)"),
         (torch.zeros(0, 5), "at least one row"),
-        ([[0.0, 1.0]], "got list"),
+        ([[0.0, 1.0]], r"got \(1, 2\)"),
         (torch.full((9, 5), math.nan), "NaN or infinite"),
         (torch.full((9, 5), math.inf), "NaN or infinite"),
         (torch.full((9, 5), 0.25), "0.25"),
