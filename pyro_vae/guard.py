@@ -117,12 +117,12 @@ class Guard:
                 for hooks in HOOKS
                 if attribute(module, hooks)
             ]
-            if not _is_library(kind.__module__):
+            if not is_library(kind.__module__):
                 found.append((f"class {kind.__name__}", partial(_itself, kind)))
         found += [
             (f"torch's _global{hooks}", partial(attribute, nn.modules.module, f"_global{hooks}")) for hooks in HOOKS
         ]
-        codes = {code: scope for code, scope in self._codes.items() if not _is_library(str(scope.get("__name__")))}
+        codes = {code: scope for code, scope in self._codes.items() if not is_library(str(scope.get("__name__")))}
         found += [*_globals(codes), *_closures(codes), *self.others.items()]
         self._entries = [_Entry(label, get, here) for label, get in found]
         self._own = [_Entry(label, get, here) for label, get in own]
@@ -193,7 +193,7 @@ def hooked(program: nn.Module) -> str | None:
     """A module or parameter with a hook that is not torch's own: whoever set it wants it called at every step."""
     for name, module in program.named_modules():
         hooks = [hook for kind in HOOKS for hook in attribute(module, kind).values()]
-        if any(not _is_library(str(getattr(hook, "__module__", type(hook).__module__))) for hook in hooks):
+        if any(not is_library(str(getattr(hook, "__module__", type(hook).__module__))) for hook in hooks):
             return name or "the program itself"
     return hooked_parameter(program)
 
@@ -208,12 +208,13 @@ def _itself(thing: Any) -> Any:
     return thing
 
 
-def _is_library(module: str) -> bool:
+def is_library(module: str) -> bool:
+    """Whether a module, by its name, is of torch, Pyro, this library or their like."""
     return module.partition(".")[0] in LIBRARIES
 
 
 def _of_library(owner: nn.Module, name: str) -> bool:
-    return next((_is_library(k.__module__) for k in type(owner).__mro__ if name in vars(k)), False)
+    return next((is_library(k.__module__) for k in type(owner).__mro__ if name in vars(k)), False)
 
 
 def _structural(owner: nn.Module, name: str) -> bool:
@@ -298,7 +299,7 @@ def _globals(codes: Mapping[Code, dict[str, Any]]) -> Iterable[_Named]:
 def _of_a_library(value: Any) -> bool:
     name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     code = isinstance(value, (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType))
-    return code and _is_library(str(name))
+    return code and is_library(str(name))
 
 
 def _followed(scope: Mapping[str, Any], root: str, path: list[str]) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import UserError
+from pyro_vae.guard import is_library
 from pyro_vae.programs.trace import LABELS
 
 NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -309,20 +310,26 @@ def _takes_any(function: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(_signed(function)).parameters.values())
 
 
-def _modules_of(function: Any) -> dict[str, nn.Module]:
-    """The modules that a function or object refers to, by what they are called there."""
+def _modules_of(function: Any, deep: int = 3) -> dict[str, nn.Module]:
+    """The modules that a function or object refers to, by what they are called there; functions of theirs are followed."""
     if isinstance(function, functools.partial):
-        parts = [_modules_of(function.func), *(_held(str(i), a) for i, a in enumerate(function.args))]
-        return {
-            n: m for part in (*parts, *(_held(n, a) for n, a in function.keywords.items())) for n, m in part.items()
-        }
-    if isinstance(function, types.MethodType):
-        return _held("program", function.__self__)
-    if not isinstance(function, types.FunctionType):
-        return _held("program", function)
+        named = [
+            ("program", function.func),
+            *((str(i), a) for i, a in enumerate(function.args)),
+            *function.keywords.items(),
+        ]
+    elif isinstance(function, types.FunctionType):
+        named = _references(function) if not is_library(function.__module__) else []
+    else:
+        named = [("program", getattr(function, "__self__", function))]
     found: dict[str, nn.Module] = {}
-    for name, value in _references(function):
-        found |= _held(name, value)
+    for name, value in named:
+        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+            found |= _modules_of(value, deep - 1) if deep else {}
+        elif isinstance(value, nn.Module):
+            found[name] = value
+        elif not isinstance(value, (type, types.ModuleType)) and hasattr(value, "__dict__"):
+            found |= {n: v for n, v in vars(value).items() if isinstance(v, nn.Module)}
     return found
 
 
@@ -342,28 +349,26 @@ def _filled(cell: Any) -> bool:
     return True
 
 
-def _held(name: str, value: Any) -> dict[str, nn.Module]:
-    if isinstance(value, nn.Module):
-        return {name: value}
-    if isinstance(value, (type, types.ModuleType)) or not hasattr(value, "__dict__"):
-        return {}
-    if isinstance(value, (types.FunctionType, types.MethodType)):
-        return {}
-    return {n: v for n, v in vars(value).items() if isinstance(v, nn.Module)}
-
-
 def _again(function: Any, memo: Any) -> Any:
     """A copy of a function whose closure and globals hold copies of the modules, where they held these."""
     if not isinstance(function, types.FunctionType):
         return copy.deepcopy(function, memo)
-    own = {id(value) for _, value in _references(function) if isinstance(value, nn.Module)}
+    changed = {id(v): _again(v, memo) for _, v in _references(function) if _holds_modules(v)}
     cells = tuple(
-        types.CellType(copy.deepcopy(cell.cell_contents, memo))
-        if _filled(cell) and id(cell.cell_contents) in own
-        else cell
+        types.CellType(changed[id(cell.cell_contents)]) if _filled(cell) and id(cell.cell_contents) in changed else cell
         for cell in function.__closure__ or ()
     )
-    scope = {n: copy.deepcopy(v, memo) if id(v) in own else v for n, v in function.__globals__.items()}
+    scope = {n: changed.get(id(v), v) for n, v in function.__globals__.items()}
     other = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, cells or None)
     other.__kwdefaults__ = function.__kwdefaults__
     return other
+
+
+def _holds_modules(value: Any) -> bool:
+    if isinstance(value, types.FunctionType):
+        return not is_library(value.__module__) and bool(_modules_of(value))
+    return isinstance(value, nn.Module) or (
+        not isinstance(value, (type, types.ModuleType))
+        and hasattr(value, "__dict__")
+        and any(isinstance(v, nn.Module) for v in vars(value).values())
+    )

@@ -99,6 +99,10 @@ class ByRow(TorchDistribution):
         value = value.expand(lead + self._lead + own).reshape((*lead, self._total, *own))
         return value.movedim(len(lead), len(lead) + len(self.base_dist.batch_shape) + self.dim)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A draw, as the program's distribution makes one."""
+        return self.outer(self.base_dist(*args, **kwargs))
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch, *event)``."""
         return self.outer(self.base_dist.rsample(torch.Size(sample_shape)))

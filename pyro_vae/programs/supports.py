@@ -67,7 +67,7 @@ def is_discrete(fn: Any) -> bool:
         return bool(fn.support.is_discrete)
     except NotImplementedError:
         with seeded(derive_seed("is a distribution discrete")):
-            return not fn.sample().is_floating_point()
+            return not fn().is_floating_point()
 
 
 def narrower(fn: Any, other: Any) -> bool:
