@@ -147,6 +147,8 @@ def _decoded(
         unknown = set(z) - set(names)
         if unknown or not z:
             raise UserError(f"decode: expected latents among {list(names)}, got {sorted(z)}")
+        if not mean or set(names) - set(z):  # a first run that draws, so that what a seed draws is what it always was
+            prior_trace(program, 1, None if y is None else y[:1], event_shape)
         values = {n: v.to(device=device, dtype=dtype if v.is_floating_point() else None) for n, v in z.items()}
         name, value = next(iter(values.items()))
         event = names[name]["fn"].event_shape
