@@ -94,7 +94,7 @@ def test_labels_are_no_temperature() -> None:
 
 def test_y_of_another_length_is_refused() -> None:
     program, x = Labelled(), rows(4)
-    for y in (torch.zeros(5), torch.zeros(()), np.zeros(6)):
+    for y in (torch.zeros(5), torch.zeros(()), np.zeros(7)):
         for call in (pv.log_likelihood, pv.encode, pv.posterior):
             with pytest.raises(UserError, match=r"expected y as a torch tensor \(6, \.\.\.\)"):
                 call(program, x, y)  # type: ignore[operator]

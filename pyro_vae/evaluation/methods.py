@@ -17,6 +17,7 @@ from pyro_vae.evaluation.quasi import NOISES
 from pyro_vae.programs.walk import at_once
 from pyro_vae.signatures import KINDS
 
+NAMED = {kind.__name__: held for kind, held in KINDS.items()}  # as annotations of fields are written
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHARPNESS = 4.0  # of the sigmoidal schedule: the logits of beta run over +-4
@@ -134,8 +135,8 @@ def _hold(options: Any, *positive: str) -> None:
     """:class:`UserError` for an option that is not of its kind, or not positive; numbers of NumPy and torch become plain ones."""
     for field in fields(options):
         value, (kind, _, rest) = getattr(options, field.name), str(field.type).partition(" | ")
-        if kind in KINDS and not (value is None and rest):
-            value = KINDS[kind](f"{type(options).__name__}: expected {field.name}", value)
+        if kind in NAMED and not (value is None and rest):
+            value = NAMED[kind](f"{type(options).__name__}: expected {field.name}", value)
             object.__setattr__(options, field.name, value)
         if field.name in positive and value is not None and value < 1:
             raise UserError(f"expected {field.name} of at least 1, got {value}")

@@ -26,7 +26,9 @@ from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import UserError
 from pyro_vae.guard import is_library
-from pyro_vae.programs.trace import LABELS
+from pyro_vae.programs.trace import LABELS, dtype_of
+from pyro_vae.seeding import ONE_THREAD
+from pyro_vae.signatures import checked
 
 NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -37,6 +39,7 @@ def take_dtype(program: Any, x: Any) -> None:
         program.first_dtype = x.dtype
 
 
+@checked
 def adopt(
     program: Any,
     guide: Callable[..., Any] | None = None,
@@ -85,6 +88,10 @@ def adopt(
     return Adopted(model, guide, observed, dict(constants or {}), tuple(conditioned))
 
 
+Layout = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+PACKED_AXES = 7  # of y with inputs in it, one more for each layout: (N, 1, 1, ..., numbers)
+
+
 class Adopted(nn.Module):
     """See :func:`adopt`."""
 
@@ -98,7 +105,7 @@ class Adopted(nn.Module):
     ) -> None:
         super().__init__()
         self.observed, self.constants, self.conditioned = observed, constants or {}, conditioned
-        self.layout: tuple[tuple[str, tuple[int, ...], torch.dtype], ...] = ()  # of inputs, side by side in y
+        self.layouts: list[Layout] = []  # of inputs side by side in y, by the number of its axes
         self.functions = types.SimpleNamespace(model=model, guide=guide)  # in which modules are not looked for
         self.param = nn.Module()
         self.first_dtype: torch.dtype | None = None
@@ -145,7 +152,10 @@ class Adopted(nn.Module):
                 self.param.register_parameter(key, nn.Parameter(torch.zeros(shape, dtype=dtype)))
 
     def with_inputs(self, y: Tensor | None, inputs: Mapping[str, Tensor]) -> Tensor:
-        """y and tensors by name side by side, ``(N, numbers)``: what is cut, repeated and moved with x."""
+        """y and tensors by name side by side, ``(N, 1, ..., numbers)``: what is cut, repeated and moved with x.
+
+        How many axes there are says which layout it is, so that every tensor tells its own, in any thread.
+        """
         known = {n for f in vars(self.functions).values() for n in _names(f)}
         for name, value in inputs.items():
             if name not in known and not any(_takes_any(f) for f in vars(self.functions).values()):
@@ -161,22 +171,38 @@ class Adopted(nn.Module):
                 f"inputs: expected as many rows of each, got {', '.join(f'{n}: {len(v)}' for n, v in every.items())}"
             )
         layout = tuple((n, tuple(v.shape[1:]), v.dtype) for n, v in every.items())
-        if layout != self.layout:
-            self.layout = layout
+        most = 2 / torch.finfo(dtype_of(self)).eps
+        for name, value in every.items():
+            whole = not value.is_floating_point() and value.dtype != torch.bool and value.numel() > 0
+            if whole and float(value.abs().max()) > most:
+                raise UserError(
+                    f"inputs: {name or 'y'!r} holds whole numbers above {most:,.0f}, which the program's {dtype_of(self)} does "
+                    "not hold: number them from 0"
+                )
+        with ONE_THREAD:
+            if layout not in self.layouts:
+                self.layouts.append(layout)
         wide = torch.float64 if any(v.dtype == torch.float64 for v in every.values()) else torch.float32
-        return torch.cat([v.reshape(len(v), -1).to(wide) for v in every.values()], 1)
+        packed = torch.cat([v.reshape(len(v), -1).to(wide) for v in every.values()], 1)
+        return packed.reshape(len(packed), *[1] * (PACKED_AXES - 2 + self.layouts.index(layout)), -1)
 
     def apart(self, y: Tensor | None) -> tuple[Tensor | None, dict[str, Tensor]]:
         """What :meth:`with_inputs` put together."""
-        if y is None or not self.layout:
+        layout = self.layout_of(y)
+        if y is None or not layout:
             return y, {}
-        found, at = {}, 0
-        for name, shape, dtype in self.layout:
+        y, found, at = y.reshape(len(y), -1), dict[str, Tensor](), 0
+        for name, shape, dtype in layout:
             size = torch.Size(shape).numel()
             value = y[:, at : at + size].reshape(len(y), *shape)
             found[name] = value.to(y.dtype if dtype.is_floating_point else dtype)
             at += size
         return found.pop("", None), found
+
+    def layout_of(self, y: Tensor | None) -> Layout:
+        """Of what :meth:`with_inputs` made; nothing of any other y."""
+        number = -1 if y is None else y.dim() - PACKED_AXES
+        return self.layouts[number] if 0 <= number < len(self.layouts) else ()
 
     def __deepcopy__(self, memo: Any) -> Adopted:
         other = Adopted.__new__(Adopted)
@@ -200,20 +226,20 @@ class _Part:
     def __signature__(self) -> inspect.Signature:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters = [inspect.Parameter("x", kind)]
-        needed, optional = self._left()
-        if self.__self__.layout or optional:
+        needed, optional = self._left(())
+        if self.__self__.layouts or optional:
             parameters.append(inspect.Parameter("y", kind, default=None))
         elif needed:
             parameters.append(inspect.Parameter("y", kind))
         return inspect.Signature(parameters)
 
-    def _left(self) -> tuple[list[str], list[str]]:
+    def _left(self, layout: Layout) -> tuple[list[str], list[str]]:
         """The arguments that are no data, constants or inputs: required ones, and optional ones that labels go to."""
         program = self.__self__
         function = getattr(program.functions, self.__name__)
         parameters = _parameters(function)
         data = program.observed or next(iter(parameters), None)
-        taken = {data, *program.constants, *(name for name, _, _ in program.layout)}
+        taken = {data, *program.constants, *(name for name, _, _ in layout)}
         left = {n: p for n, p in parameters.items() if n not in taken and n not in ("args", "kwargs")}
         needed = [n for n, p in left.items() if p.default is p.empty]
         return needed, [n for n, p in left.items() if p.default is not p.empty and n in LABELS]
@@ -222,6 +248,7 @@ class _Part:
         program = self.__self__
         function = getattr(program.functions, self.__name__)
         parameters, anything = _parameters(function), _takes_any(function)
+        layout = program.layout_of(y)
         y, inputs = program.apart(y)
         given = {n: v for n, v in {**program.constants, **inputs}.items() if n in parameters or anything}
         args: list[Any] = []
@@ -231,7 +258,7 @@ class _Part:
         elif data in parameters or anything:
             given[data] = x
         if y is not None:
-            needed, optional = self._left()
+            needed, optional = self._left(layout)
             names = [*needed, *optional]
             if names:
                 given[names[0]] = y
@@ -353,6 +380,9 @@ def _again(function: Any, memo: Any) -> Any:
     """A copy of a function whose closure and globals hold copies of the modules, where they held these."""
     if not isinstance(function, types.FunctionType):
         return copy.deepcopy(function, memo)
+    if id(function) in memo:
+        return memo[id(function)]
+    memo[id(function)] = function  # while what it refers to may refer to it
     changed = {id(v): _again(v, memo) for _, v in _references(function) if _holds_modules(v)}
     cells = tuple(
         types.CellType(changed[id(cell.cell_contents)]) if _filled(cell) and id(cell.cell_contents) in changed else cell
@@ -361,6 +391,7 @@ def _again(function: Any, memo: Any) -> Any:
     scope = {n: changed.get(id(v), v) for n, v in function.__globals__.items()}
     other = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, cells or None)
     other.__kwdefaults__ = function.__kwdefaults__
+    memo[id(function)] = other
     return other
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import DataError, ProgramError, UserError
+from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.programs.adopted import take_dtype
 from pyro_vae.programs.examination import SCANNED_ROWS, Examination, Rows, examined
-from pyro_vae.programs.given import MISSING, require_rows, require_y
+from pyro_vae.programs.given import require_rows, require_y
 from pyro_vae.programs.trace import (
     DATA_PLATE,
     OBSERVED,
@@ -135,9 +134,6 @@ def _examined(program: Any, x: Tensor, y: Tensor | None, part: Any, rows: Rows, 
     except ProgramError:
         raise
     except UserError:
-        lost = ~torch.isfinite(x.detach()).reshape(len(x), -1).all(1)
-        if bool(lost.any()):
-            raise DataError(MISSING.format(int(lost.nonzero()[0]))) from None
         if y is not None and refusal(program, *part(slice(0, 1))) is None:
             check_conditions(program, y, part)
         raise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.priors.gaussian_mixture import DiagonalMixture
+from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.trace import innermost
 
@@ -28,7 +29,11 @@ def coordinate_log_prob(site: dict[str, Any], value: Tensor, *, scale: bool = Fa
         >>> coordinate_log_prob({"fn": fn, "mask": None}, torch.zeros(5, 2)).shape
         torch.Size([5, 2])
     """
-    log_prob, mask = _unmasked(innermost(site["fn"]), value), counted(site)
+    if isinstance(fn := site["fn"], ByRow):
+        inner = coordinate_log_prob({**site, "fn": fn.base_dist, "mask": None, "scale": 1.0}, fn.inner(value))
+        log_prob, mask = None if inner is None else fn.outer(inner), counted(site)
+    else:
+        log_prob, mask = _unmasked(innermost(fn), value), counted(site)
     if log_prob is not None and mask is not None:
         log_prob = log_prob.where(mask.to(log_prob.device), 0.0)
     if log_prob is None or not scale:

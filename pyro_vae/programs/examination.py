@@ -25,11 +25,13 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
+from pyro_vae.errors import DataError, UserError
 from pyro_vae.guard import Guard
+from pyro_vae.programs.given import MISSING
 from pyro_vae.programs.look import look_at, look_at_model
 from pyro_vae.programs.rows import ROWS
 from pyro_vae.programs.trace import Traces, device_of, dtype_of, to_program, y_to_program
-from pyro_vae.programs.values import Taken
+from pyro_vae.programs.values import Taken, knows_missing
 from pyro_vae.seeding import ONE_THREAD
 
 SCANNED_ROWS = 10_000  # that are looked at at once
@@ -111,7 +113,14 @@ def examined(
             program, to_program(program, x[few]), None if y is None else y_to_program(program, y[few]), guard
         )
 
-    return _kept(program, ("data", tuple(x.shape[1:])), y, rows, look, anew)
+    try:
+        return _kept(program, ("data", tuple(x.shape[1:])), y, rows, look, anew)
+    except UserError:
+        lost = rows.lost
+        of = None if y is None else y_to_program(program, y[lost])
+        if len(lost) and not knows_missing(program, to_program(program, x[lost]), of):
+            raise DataError(MISSING.format(int(lost[0]))) from None
+        raise
 
 
 def examined_model(
@@ -185,6 +194,14 @@ class Rows:
         return not all(bool(torch.isfinite(x).all()) for x in blocks)
 
     @cached_property
+    def lost(self) -> Tensor:
+        """The numbers of rows that are not finite."""
+        if self._x is None or not self.missing:
+            return torch.zeros(0, dtype=torch.int64)
+        lost = torch.cat([~torch.isfinite(x).reshape(len(x), -1).all(1) for x in self._x.split(SCANNED_ROWS)])
+        return lost.nonzero()[:, 0]
+
+    @cached_property
     def chosen(self) -> Tensor:
         """Their numbers, ``(8,)``, some of them again where there are fewer."""
         given = self._x if self._x is not None else self._y
@@ -193,9 +210,7 @@ class Rows:
         if self._y is not None and self._y.numel():
             column = self._y.reshape(count, -1)[:, 0].nan_to_num().float()
             first += [int(column.argmin()), int(column.argmax())]
-        if self.missing and self._x is not None:
-            lost = torch.cat([~torch.isfinite(x).reshape(len(x), -1).all(1) for x in self._x.split(SCANNED_ROWS)])
-            first += lost.nonzero()[:2, 0].tolist()
+        first += self.lost[:2].tolist()
         rows = list(dict.fromkeys([*range(min(ROWS - len(set(first)), count)), *first, *range(min(ROWS, count))]))[
             :ROWS
         ]

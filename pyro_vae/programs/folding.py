@@ -16,7 +16,10 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
+from torch.distributions.kl import register_kl
+
+from pyro_vae.errors import UserError
 
 FOLDS = "_pyro_vae_folds"  # in the __dict__ of a program that is run so
 
@@ -91,6 +94,11 @@ class ByRow(TorchDistribution):
         value = value.movedim(len(lead) + len(batch) + self.dim, len(lead))
         return value.reshape(lead + self._lead + self.others + own)
 
+    def spread(self, value: Tensor) -> bool:
+        """Whether a tensor over the program's batch shape has more than one number along axes other than that of rows."""
+        shape = [1] * (len(self.base_dist.batch_shape) - value.dim()) + list(value.shape)
+        return any(n > 1 for axis, n in enumerate(shape) if axis - len(shape) != self.dim)
+
     def inner(self, value: Tensor) -> Tensor:
         """A value with the axes of samples and rows first as the program has it."""
         shape = self._lead + self.event_shape
@@ -129,24 +137,32 @@ class Folding(Messenger):
     Args:
         samples: S; None where the rows are as they are.
         rows: N.
+        dims: which axis is that of rows, by the name of the site, where it was found before; what is found is added. (By its size
+            alone it cannot be told from another plate's that has as many.)
     """
 
-    def __init__(self, samples: int | None, rows: int) -> None:
+    def __init__(self, samples: int | None, rows: int, dims: dict[str, int]) -> None:
         super().__init__()
-        self.samples, self.rows, self.total = samples, rows, rows * (samples or 1)
+        self.samples, self.rows, self.total, self.dims = samples, rows, rows * (samples or 1), dims
 
     def _process_message(self, msg: Any) -> None:
         if msg["type"] != "sample" or type(msg["fn"]).__name__ == "_Subsample" or msg["infer"].get("_deterministic"):
             return
         frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
-        own = next((f for f in frames if f.size in (self.total, -1)), None)
+        known = self.dims.get(msg["name"])
+        own = next((f for f in frames if f.size in (self.total, -1) and known in (None, f.dim)), None)
         batch = tuple(msg["fn"].batch_shape)
         if own is None and (frames or not batch or batch[-1] != self.total):
             return  # a site without an axis of rows: it is seen as it is, and refused
         fn, mask = msg["fn"], msg["mask"]
         if isinstance(mask, Tensor):
             fn = fn.expand(torch.broadcast_shapes(fn.batch_shape, mask.shape)).mask(mask)
-        by_row = ByRow(fn, self.samples, self.rows, -1 if own is None else own.dim)
+        by_row = ByRow(fn, self.samples, self.rows, self.dims.setdefault(msg["name"], -1 if own is None else own.dim))
+        if own is not None and own.full_size not in (
+            None,
+            own.size,
+        ):  # the plate takes each row for as many as there are samples
+            msg["scale"] = msg["scale"] * (self.samples or 1)
         msg["folded"] = by_row, {name: msg[name] for name in ("fn", "mask", "cond_indep_stack")}
         axes = (
             [("num_samples", self.samples), ("data", self.rows)] if self.samples is not None else [("data", self.rows)]
@@ -157,8 +173,15 @@ class Folding(Messenger):
         msg["fn"], msg["mask"] = by_row, None if isinstance(mask, Tensor) else mask
         if isinstance(msg["scale"], Tensor) and msg["scale"].dim():
             scale = msg["scale"].expand(by_row.base_dist.batch_shape)
-            scale = by_row.outer(scale, 0)  # one number by row: that of the first of other axes
-            msg["scale"] = scale.flatten(len(by_row.batch_shape))[..., 0] if by_row.others else scale
+            scale = by_row.outer(scale, 0).flatten(len(by_row.batch_shape)) if by_row.others else by_row.outer(scale, 0)
+            if by_row.others:
+                if scale.shape[-1] > 1 and by_row.spread(msg["scale"]):
+                    raise UserError(
+                        f"the site {msg['name']!r} has a scale of its own for each place of a plate inside the rows' own: "
+                        "scale rows, or make that axis an event axis"
+                    )
+                scale = scale[..., 0]
+            msg["scale"] = scale
         if msg["value"] is not None:
             msg["value"] = by_row.outer(msg["value"])
 
@@ -167,6 +190,15 @@ class Folding(Messenger):
             by_row, own = msg.pop("folded")
             msg["value"] = by_row.inner(msg["value"])
             msg.update(own)
+
+
+@register_kl(ByRow, ByRow)
+def _kl(p: ByRow, q: ByRow) -> Tensor:
+    if (p.dim, p.others, p.batch_shape) != (q.dim, q.others, q.batch_shape):
+        raise NotImplementedError
+    by_place = kl_divergence(p.base_dist, q.base_dist).expand(p.base_dist.batch_shape)
+    found = p.outer(by_place, 0)
+    return found.sum(tuple(range(found.dim() - len(p.others), found.dim()))) if p.others else found
 
 
 def bounds(constraint: Any) -> list[tuple[Any, str, Tensor]]:

@@ -12,6 +12,7 @@ from torch.distributions import Categorical
 from pyro_vae.errors import UserError, said, warn
 from pyro_vae.programs.contract import require_y
 from pyro_vae.programs.door import admitted, door
+from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.given import event_shape_of, require_dense
 from pyro_vae.programs.trace import (
     AtValues,
@@ -58,6 +59,8 @@ def point_of(fn: Any) -> Tensor:
 
     An average of class numbers is no class, and what looks a class up (an embedding) cannot take it.
     """
+    if isinstance(fn, ByRow):
+        return fn.outer(point_of(fn.base_dist))
     if isinstance(innermost(fn), Categorical) and innermost(fn).event_shape == ():
         mode: Tensor = innermost(fn).probs.argmax(-1)
         return mode.expand(fn.batch_shape + fn.event_shape)

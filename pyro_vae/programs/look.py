@@ -12,7 +12,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_vae.errors import DataError, ProgramError, UserError, said
+from pyro_vae.errors import ProgramError, UserError, said
 from pyro_vae.guard import Guard
 from pyro_vae.programs.auxiliary import check_auxiliary
 from pyro_vae.programs.folding import FOLDS
@@ -20,7 +20,7 @@ from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.given import refuse_run
 from pyro_vae.programs.reading import check_reading
 from pyro_vae.programs.rows import DRAWS, MIXED, ORDER, ROWS, AxesError, DependenceError, differences, rounding_of
-from pyro_vae.programs.sites import check_latents, check_log_probs, check_shapes, check_sites
+from pyro_vae.programs.sites import check_latents, check_log_probs, check_shapes, check_sites, raw_log_prob
 from pyro_vae.programs.trace import (
     AtValues,
     Traced,
@@ -114,15 +114,15 @@ def _on_a_road(program: Any, look: Callable[[], Traces]) -> Traces:
     The road that it went before is tried first. What is raised is what was said where it came further.
     """
     own = vars(program)
-    before = bool(own.get(FOLDS))
+    before = own.get(FOLDS, False)
     errors: list[UserError] = []
-    for folds in (before, not before):
-        own[FOLDS] = folds
+    for folds in (True, False) if isinstance(before, dict) else (False, True):
+        own[FOLDS] = {} if folds else False
         try:
             return look()
         except UserError as error:
             errors.append(error)
-            if isinstance(error, DataError) or (isinstance(error, ProgramError) and not isinstance(error, AxesError)):
+            if isinstance(error, ProgramError) and not isinstance(error, AxesError):
                 break
     own[FOLDS] = before
     raise errors[0] if isinstance(errors[0], ProgramError) else errors[-1]  # a ProgramError says that it ran
@@ -188,6 +188,7 @@ class _Runs:
         if not alone:
             self._hold_rows("guide", traces.guide, latents, mixed)
         first = traces.model
+        self._hold_conditioned(first, latents)
         if not factors(first):  # of which a likelihood may be written
             try:
                 second = self._mixed("model", mixed, blank(self.x))
@@ -204,6 +205,25 @@ class _Runs:
 
         check_reading(first, again, self.x, latents)
         self._hold_rows("model", first, latents, mixed)
+
+    def _hold_conditioned(self, first: Traced, latents: dict[str, Tensor]) -> None:
+        """What is conditioned on has the same density whatever latents and data are; else it is no log p(x | y) that is left."""
+        named = [n for n, s in first.nodes.items() if s["type"] == "sample" and s["infer"].get("_conditioned")]
+        if not named:
+            return
+        far = {n: 10 * v.flip(0) if v.is_floating_point() else v.flip(0) for n, v in latents.items()}
+        for at in (far, {n: v.flip(0) for n, v in latents.items()}):
+            try:
+                second = self._run("model", blank(self.x), self.y, at, DRAWS, "conditioned sites")
+            except ProgramError:  # latents that cannot be so far out
+                continue
+            for name in named:
+                before, after = (raw_log_prob(traced.nodes[name]) for traced in (first, second))
+                if before.numel() % ROWS or not torch.equal(before, after):
+                    raise DependenceError(
+                        f"model: the site {name!r} is conditioned on, and its density depends on the latents, on x or on other "
+                        "rows: without it what is left is not log p(x | y); let only sites that depend on y be conditioned on"
+                    )
 
     def _hold_rows(self, part: str, first: Traced, latents: dict[str, Tensor], mixed: dict[str, Tensor]) -> None:
         second = self._mixed(part, mixed, self.x)

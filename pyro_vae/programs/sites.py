@@ -11,7 +11,16 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.rows import DRAWS, ROWS, AxesError, log_prob_of
-from pyro_vae.programs.trace import DATA_PLATE, SAMPLE_PLATE, Traces, is_factor, is_random, latent_sites, observation
+from pyro_vae.programs.trace import (
+    DATA_PLATE,
+    SAMPLE_PLATE,
+    Traces,
+    is_factor,
+    is_random,
+    latent_sites,
+    observation,
+    site_log_prob,
+)
 
 OBSERVED_SLACK = (
     0.01  # of the largest number, by which a program may move what it observes (off an edge, within a level)
@@ -35,8 +44,6 @@ def check_sites(program: Any, traces: Traces, batch: int) -> None:
                 _check_plate(part, name, site, batch)
             if is_random(site):
                 _check_place(part, name, site, batch)
-            elif site["type"] == "sample" and site["infer"].get("_conditioned"):
-                _check_conditioned(name, site)
     seen = observation(traces.model)
     for part, traced in (("model", traces.model), ("guide", traces.guide)):
         for name, site in traced.nodes.items():
@@ -53,15 +60,9 @@ def check_sites(program: Any, traces: Traces, batch: int) -> None:
                 )
 
 
-def _check_conditioned(name: str, site: dict[str, Any]) -> None:
-    """What is conditioned on has the same density whatever the latents are; else it is no log p(x | y) that is left."""
-    log_prob = site["fn"].log_prob(site["value"])
-    by_draw = log_prob.reshape(DRAWS, -1) if log_prob.numel() % (DRAWS * ROWS) == 0 else log_prob[None]
-    if not torch.allclose(by_draw, by_draw[:1].expand_as(by_draw), rtol=1e-4, atol=1e-4, equal_nan=True):
-        raise ProgramError(
-            f"model: the site {name!r} is conditioned on, and its density depends on the latents: without it what is left is not "
-            "log p(x | y); let only sites without a latent above them be conditioned on"
-        )
+def raw_log_prob(site: dict[str, Any]) -> Tensor:
+    """The log-density of a site as the program's own batch shape has it."""
+    return site_log_prob({**site, "mask": None})
 
 
 def check_latents(traces: Traces) -> None:
@@ -84,7 +85,7 @@ def check_latents(traces: Traces) -> None:
 
 def _check_plate(part: str, name: str, site: dict[str, Any], batch: int) -> None:
     size, subsample = site["fn"].size, site["fn"].subsample_size
-    if subsample not in (None, size, batch):
+    if subsample not in (None, size, batch, batch * DRAWS):
         raise ProgramError(
             f"{part}: the plate {name!r} is subsampled ({subsample} of {size}); the library does the minibatching: write "
             f"pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1)"

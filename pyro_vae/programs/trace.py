@@ -269,8 +269,9 @@ def run(
         The trace: what was drawn and observed at each site, and from what.
     """
     owner = getattr(part, "__self__", None)
-    if owner is not None and vars(owner).get(FOLDS):
-        part, batch = _folded(part, num_samples, len(x)), num_samples or 1
+    dims = None if owner is None else vars(owner).get(FOLDS)
+    if isinstance(dims, dict):
+        part, batch = _folded(part, num_samples, len(x), dims.setdefault(part.__name__, {})), num_samples or 1
         if batch > 1:
             x, y = (
                 x.expand(batch, *x.shape).flatten(0, 1),
@@ -285,9 +286,9 @@ def run(
         return poutine.trace(part).get_trace(*arguments(x, y))
 
 
-def _folded(part: Callable[..., Any], num_samples: int | None, rows: int) -> Callable[..., Any]:
+def _folded(part: Callable[..., Any], num_samples: int | None, rows: int, dims: dict[str, int]) -> Callable[..., Any]:
     def folded(*args: Any) -> Any:
-        with Folding(num_samples, rows):
+        with Folding(num_samples, rows, dims):
             return part(*args)
 
     return folded

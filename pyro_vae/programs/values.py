@@ -44,7 +44,7 @@ def check_observed(
     """
     if not bool(torch.isfinite(x).all()):
         bad = ~torch.isfinite(x).reshape(len(x), -1).all(1)
-        if not _knows_missing(traces.program, x[bad], None if y is None else y[bad]):
+        if not knows_missing(traces.program, x[bad], None if y is None else y[bad]):
             raise DataError(MISSING.format(_number(first, first_lost(x))))
     if support:
         _check_support(traces, x, y, first)
@@ -72,7 +72,7 @@ def _number(first: int | Tensor, row: int) -> int:
     return int(first[row]) if isinstance(first, Tensor) else first + row
 
 
-def _knows_missing(program: Any, x: Tensor, y: Tensor | None) -> bool:
+def knows_missing(program: Any, x: Tensor, y: Tensor | None) -> bool:
     """Whether a program gives these rows, which are not finite, log-densities that are."""
     if program is None or (y is None and needs_y(program)):
         return False
@@ -177,7 +177,10 @@ def put_inside(site: dict[str, Any]) -> None:
     rows = rows | ~torch.isfinite(value).reshape(len(value), -1).all(1)  # what is missing stays
     if bool(rows.all()):
         return
-    drawn = _draw_by_row(fn, len(value)).to(value.dtype)
+    try:
+        drawn = _draw_by_row(fn, len(value)).to(value.dtype)
+    except RuntimeError:  # of parameters that are NaN where data are missing
+        return
     site["value"] = torch.where(rows.reshape(-1, *[1] * (value.dim() - 1)), value, drawn)
 
 

@@ -88,7 +88,9 @@ def _look_at(traces: Traces, x: Tensor, y: Tensor | None, rows: Tensor, data: Da
     try:
         check_observed(traces, x, y, first=int(rows[0]))
     except DataError:
-        for i, row in enumerate(rows.tolist()):
+        missing = ~torch.isfinite(x).reshape(len(x), -1).all(1)
+        for i in [*missing.nonzero()[:, 0].tolist(), *(~missing).nonzero()[:, 0].tolist()]:
+            row = int(rows[i])
             try:
                 check_observed(traces, x[i : i + 1], None if y is None else y[i : i + 1], first=row)
             except DataError as error:
