@@ -177,11 +177,11 @@ def headers(draw: st.DrawFn) -> Ruin:
             table[name] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
         elif what == "metadata":
             metadata = table.setdefault("__metadata__", {})
-            state = json.loads(metadata.get("state", "{}"))
+            state = json.loads(metadata.get("header", "{}"))
             keys = sorted(state)
             if isinstance(state, dict) and keys:
                 state[keys[which % len(keys)]] = junk if which % 2 else value
-            metadata["state"] = json.dumps(state) if which % 5 else "[" * 100_000
+            metadata["header"] = json.dumps(state) if which % 5 else "[" * 100_000
         return None
 
     if what == "size":

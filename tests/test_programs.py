@@ -211,12 +211,6 @@ def with_param(self: Any, x: Tensor) -> None:
     Simple.model(self, x)
 
 
-def without_x(self: Any, x: Tensor) -> None:
-    with pyro.plate("data", x.shape[0], dim=-1):
-        z = pyro.sample("z", normal())
-        pyro.sample("obs", dist.Normal(z + self.bias, 1.0).to_event(1), obs=x)
-
-
 def unobserved_x(self: Any, x: Tensor) -> None:
     with pyro.plate("data", x.shape[0], dim=-1):
         z = pyro.sample("z", normal())
@@ -227,11 +221,6 @@ def second_latent(self: Any, x: Tensor) -> None:
     Simple.model(self, x)
     with pyro.plate("more", x.shape[0], dim=-1):
         pyro.sample("w", normal())
-
-
-def pixels_as_a_plate(self: Any, x: Tensor) -> None:
-    with pyro.plate("pixels", 2, dim=-3), pyro.plate("data", x.shape[0], dim=-1):
-        pyro.sample("z", normal())
 
 
 def batch_axes(self: Any, x: Tensor) -> None:
@@ -265,11 +254,9 @@ def param_in_guide(self: Any, x: Tensor) -> None:
         ("model", outside, "model: the site 'w' stands outside the data plate"),
         ("model", subsampled, "subsample"),
         ("model", with_param, r"model: pyro.param\('stray'\) belongs to no module"),
-        ("model", without_x, "model: no observed site; write pyro.sample\\('x'"),
         ("model", unobserved_x, "model: no observed site"),
         ("model", second_latent, "guide: no site for the model's latent 'w'"),
-        ("model", pixels_as_a_plate, "'pixels'"),
-        ("model", batch_axes, r"at site x dim -1, \d vs \d; every axis but .*to_event"),
+        ("model", batch_axes, r"at site x dim -1, \d+ vs \d; every axis but .*to_event"),
         ("guide", extra_in_guide, "guide: the site 'v' is no latent of the model"),
         ("guide", empty_guide, "guide: no site for the model's latent 'z'"),
         ("guide", outside_in_guide, "guide: the site 'z' stands outside the data plate|to_event"),

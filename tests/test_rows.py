@@ -41,7 +41,6 @@ COUPLED: list[tuple[Any, str]] = [
     (decoded(lambda loc: loc / loc.shape[-2]), "model: .*order or number"),
     (decoded(lambda loc: loc + torch.arange(loc.shape[-2], dtype=loc.dtype)[:, None]), "model: .*order or number"),
     (decoded(lambda loc: loc.cumsum(-2)), "model: .*depends on the other rows"),
-    (decoded(lambda loc: loc - loc.mean(0, keepdim=True) if loc.dim() == 3 else loc), "model: .*other draws"),
     (decoded(noise), "model: .*another at every run: random numbers are drawn outside of pyro.sample"),
     (encoded(lambda x: (x - x.mean(0)) / x.std(0)), "guide: .*depends on the other rows"),
     (encoded(lambda x: x.flip(0)), "guide: .*depends on the other rows"),

@@ -56,7 +56,7 @@ def test_discrete_latents_and_conditional_programs_are_ranked() -> None:
     y = torch.arange(20) % 3
     assert sbc(conditional, 20, 9, y, event_shape=(6,)).ranks.shape == (20, 3)
     with pytest.raises(pv.UserError, match="at least 10 simulations"):
-        sbc(by_hand.KnownWeights(), 5)
+        sbc(by_hand.KnownWeights(), 5, event_shape=(6,))
 
 
 def test_pictures() -> None:

@@ -100,7 +100,7 @@ def discrete_sites(traces: Traces) -> list[str]:
 @found_once
 def blind_spots(traces: Traces) -> list[str]:
     """What stands against all importance weights of a program, whatever they are: lines with figure, cause and remedy."""
-    found, discrete = narrow_sites(traces), discrete_sites(traces)
+    found, discrete = [*narrow_sites(traces)], discrete_sites(traces)
     if discrete:
         sites = ", ".join(map(repr, discrete))
         found.append(

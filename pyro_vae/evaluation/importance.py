@@ -130,7 +130,7 @@ def log_likelihood(
         rounding_error=None if precision == "full" else rounding_error(program, x, y, precision, seed),
         noise=noise,
         states=None if states is None else len(next(iter(states.values()))),
-        blind_spots=[] if states is not None else blind_spots(traces),
+        blind_spots=[] if states is not None else [*blind_spots(traces)],
     )
     kl = result.kl if latents_have_densities(traces) else None
     claims = consistency.of_likelihood(result.elbo, result.log_likelihood - result.bias, kl)

@@ -30,8 +30,10 @@ def coordinate_log_prob(site: dict[str, Any], value: Tensor, *, scale: bool = Fa
         torch.Size([5, 2])
     """
     if isinstance(fn := site["fn"], ByRow):
-        inner = coordinate_log_prob({**site, "fn": fn.base_dist, "mask": None, "scale": 1.0}, fn.inner(value))
-        log_prob, mask = None if inner is None else fn.outer(inner), counted(site)
+        base, mask = fn.base_dist, counted(site)
+        known = _unmasked(innermost(base), base.sample()) is not None
+        score = lambda inner: _unmasked(innermost(base), inner)  # noqa: E731
+        log_prob = fn.through(value, score, len(base.event_shape)) if known else None  # type: ignore[arg-type]
     else:
         log_prob, mask = _unmasked(innermost(fn), value), counted(site)
     if log_prob is not None and mask is not None:

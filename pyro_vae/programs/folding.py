@@ -9,6 +9,7 @@ summed over, and sites in a plate without a size, or in none.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -111,6 +112,17 @@ class ByRow(TorchDistribution):
         """A draw, as the program's distribution makes one."""
         return self.outer(self.base_dist(*args, **kwargs))
 
+    def through(self, value: Tensor, score: Callable[[Tensor], Tensor], event: int) -> Tensor:
+        """What the program's distribution says of a value, with the axes of samples and rows first.
+
+        Of one sample any number of values may be asked, ``(values, rows, *event)``.
+        """
+        more = (
+            self._lead[0] == 1 and len(self._lead) == 2 and value.dim() == 2 + len(self.event_shape) and len(value) > 1
+        )
+        found = self.outer(score(self.inner(value.unsqueeze(1) if more else value)), event)
+        return found.squeeze(1) if more else found
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch, *event)``."""
         return self.outer(self.base_dist.rsample(torch.Size(sample_shape)))
@@ -122,7 +134,7 @@ class ByRow(TorchDistribution):
 
     def log_prob(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """The log-density by sample and row, ``(*batch)``: summed over the axes of other plates."""
-        found = self.outer(self.base_dist.log_prob(self.inner(value), *args, **kwargs), 0)
+        found = self.through(value, lambda inner: self.base_dist.log_prob(inner, *args, **kwargs), 0)
         return found.sum(tuple(range(found.dim() - len(self.others), found.dim()))) if self.others else found
 
     def enumerate_support(self, expand: bool = True) -> Tensor:

@@ -234,7 +234,7 @@ class Traces:
 
 
 def found_once(function: Callable[[Traces], T]) -> Callable[[Traces], T]:
-    """The function, whose finding is kept with the traces that it looks at."""
+    """The function, whose finding is kept with the traces that it looks at; nobody may change it."""
 
     @wraps(function)
     def find(traces: Traces) -> T:

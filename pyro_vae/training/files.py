@@ -136,7 +136,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
             plain[name] = t.clone()
     metadata = {"crc32": str(_checksum(plain))}
     if state is not None:
-        metadata["state"] = json.dumps(state)
+        metadata = {
+            "header": json.dumps({**metadata, "state": state})
+        }  # one entry: several have no order, and so no same bytes
     write_bytes(path, save(plain, metadata=metadata))
 
 
@@ -165,7 +167,7 @@ def read_tensors(path: Path, check: Check | None = None) -> tuple[dict[str, Tens
 def checksum_of(path: Path) -> str | None:
     """The checksum in the header of a tensor file, by which its contents are known again."""
     with _opened(path) as file:
-        return (file.metadata() or {}).get("crc32")
+        return _header(file).get("crc32")
 
 
 def outline_of(path: Path, check: Check) -> None:
@@ -174,9 +176,19 @@ def outline_of(path: Path, check: Check) -> None:
         _outline(file, check)
 
 
-def _outline(file: Any, check: Check | None) -> tuple[dict[str, str], Any]:
-    metadata = file.metadata() or {}
-    state = json.loads(metadata["state"]) if "state" in metadata else None
+def _header(file: Any) -> dict[str, Any]:
+    metadata: dict[str, Any] = file.metadata() or {}
+    if "header" in metadata:
+        found = json.loads(metadata["header"])
+        if not isinstance(found, dict):
+            raise ValueError("the header is no table")
+        return found
+    return {**metadata, "state": json.loads(metadata["state"])} if "state" in metadata else metadata  # as it was before
+
+
+def _outline(file: Any, check: Check | None) -> tuple[dict[str, Any], Any]:
+    metadata = _header(file)
+    state = metadata.get("state")
     if check is not None:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         check({n: Outline(tuple(s.get_shape()), DTYPES.get(s.get_dtype())) for n, s in slices.items()}, state)

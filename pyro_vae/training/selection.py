@@ -77,9 +77,9 @@ class Validation:
         """The standard error that the draws of z leave in the value by which epochs compare, the rows being what they are."""
         batches = self.blocks if self.objective is None else self.batches
         some = batches[: max(1, VALIDATION_ROWS // len(batches[0]))]
-        values = torch.tensor([self._value(program, some, draw) for draw in range(1, NOISE_DRAWS + 1)])
+        values = torch.tensor([self._value(program, some, n) for n in range(1, NOISE_DRAWS + 1)], dtype=torch.float64)
         share = sum(map(len, some)) / sum(map(len, batches))
-        return float(values.double().std()) * math.sqrt(share)
+        return float(values.std()) * math.sqrt(share)
 
     def _value(self, program: Any, batches: Sequence[Tensor], draw: int) -> float:
         total = 0.0
