@@ -49,7 +49,10 @@ def mean_of(fn: Any) -> Tensor:
     except NotImplementedError:
         mean = None
     if mean is None or not torch.isfinite(mean).all():
-        draws = fn.sample((MEAN_DRAWS,))
+        try:
+            draws = fn.sample((MEAN_DRAWS,))
+        except NotImplementedError:  # a class that is drawn from by calling it alone
+            draws = torch.stack([fn() for _ in range(MEAN_DRAWS)])
         mean = (draws if draws.is_floating_point() else draws.to(torch.get_default_dtype())).mean(0)
     return mean
 
