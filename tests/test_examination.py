@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import itertools
 import math
 import pickle
@@ -459,3 +460,36 @@ def test_noise_is_added_to_copies_alone() -> None:
     pv.encode(program, X)
     assert {n: (id(p), p._version, p.data_ptr()) for n, p in program.named_parameters()} == before
     assert look.NOISE > 0
+
+
+# The door
+
+
+def _takers(*needed: str) -> list[str]:
+    """Public functions of a program whose required arguments these are."""
+    found = []
+    for name in pv._PUBLIC:
+        function = getattr(pv, name)
+        if not inspect.isfunction(function):
+            continue
+        required = [n for n, p in inspect.signature(function).parameters.items() if p.default is p.empty]
+        if required and required[0] == "program" and set(needed) == set(required[1:]) - {"options"}:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in _takers("x") if n not in ("unit_rates",)])
+def test_every_function_of_data_has_the_door(name: str) -> None:
+    program = Coupling()
+    program.share = 0.5
+    with pytest.raises(ProgramError, match="depends on the other rows"):
+        getattr(pv, name)(program, X)
+    with pytest.raises(UserError, match=rf"{name}: expected seed to be a whole number"):
+        getattr(pv, name)(program, X, seed=0.5)
+    assert len(_takers("x")) >= 10
+
+
+@pytest.mark.parametrize("name", ["sample", "bidirectional"])
+def test_every_function_of_the_model_has_the_door(name: str) -> None:
+    with pytest.raises(ProgramError, match="other rows"):
+        getattr(pv, name)(Gated("model"), event_shape=(4,))
