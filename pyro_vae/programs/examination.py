@@ -29,7 +29,7 @@ from pyro_vae.errors import DataError, UserError
 from pyro_vae.guard import Guard
 from pyro_vae.programs.given import MISSING
 from pyro_vae.programs.look import look_at, look_at_model
-from pyro_vae.programs.rows import ROWS
+from pyro_vae.programs.rows import ROWS, DependenceError
 from pyro_vae.programs.trace import Traces, device_of, dtype_of, to_program, y_to_program
 from pyro_vae.programs.values import Taken, knows_missing
 from pyro_vae.seeding import ONE_THREAD
@@ -115,6 +115,8 @@ def examined(
 
     try:
         return _kept(program, ("data", tuple(x.shape[1:])), y, rows, look, anew)
+    except DependenceError:
+        raise
     except UserError:
         lost = rows.lost
         of = None if y is None else y_to_program(program, y[lost])
