@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 from torch import nn
@@ -61,6 +62,7 @@ class Guard:
     def watching(self) -> Iterator[None]:
         """While entered, what this thread reads is noted."""
         free = self.saw_all = sys.getprofile() is None  # a profiler at work is left there
+        self._thread = get_ident()  # others may use the program meanwhile
         _watch(self)
         if free:
             sys.setprofile(self._called)
@@ -250,14 +252,15 @@ _set = nn.Module.__setattr__
 def _read(self: nn.Module, name: str) -> Any:
     for guard in _watchers:
         key = id(self), name
-        if key not in guard._written:
+        if key not in guard._written and guard._thread == get_ident():
             guard._reads[key] = self
     return object.__getattribute__(self, name)
 
 
 def _write(self: nn.Module, name: str, value: Any) -> None:
     for guard in _watchers:
-        guard._written.add((id(self), name))
+        if guard._thread == get_ident():
+            guard._written.add((id(self), name))
     _set(self, name, value)
 
 

@@ -152,8 +152,17 @@ def _kept(
 ) -> Examination:
     """The examination of a program for a kind of data, if it is kept, holds, and saw as much as there is now; or a new one."""
     beside = None if y is None else (tuple(y.shape[1:]), y.dtype)
-    kind = (*kind, beside, dtype_of(program), device_of(program), torch.get_default_dtype(), is_validation_enabled())
-    with ONE_THREAD:  # which others hold while they run the program, its modes and tensors put elsewhere
+    with (
+        ONE_THREAD
+    ):  # which others hold while they run the program: its modes and tensors, and Pyro's flags, are put elsewhere
+        kind = (
+            *kind,
+            beside,
+            dtype_of(program),
+            device_of(program),
+            torch.get_default_dtype(),
+            is_validation_enabled(),
+        )
         kept = vars(program).get(PLACE)
         if kept is None or kept.owner() is not program:
             kept = vars(program)[PLACE] = _Kept(program)

@@ -188,7 +188,10 @@ def draw_like(x: Tensor, fn: Any) -> Tensor:
     """A draw of a likelihood for each row, shaped like x; x where they are of other sizes."""
     if fn.event_shape.numel() != x[0].numel():
         return x
-    return _draw_by_row(fn, len(x)).reshape(x.shape).to(x.dtype)
+    try:
+        return _draw_by_row(fn, len(x)).reshape(x.shape).to(x.dtype)
+    except RuntimeError:  # a total count that is read from the batch, which is none yet
+        return x
 
 
 def _draw_by_row(fn: Any, rows: int) -> Tensor:
