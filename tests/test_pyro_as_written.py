@@ -543,3 +543,21 @@ def test_one_hot_latents_are_compiled(family: Any, monkeypatch: pytest.MonkeyPat
         pv.fit(program, X, epochs=3, batch_size=6, compile=compile)
         found.append(program.weight.detach().clone())
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
+def test_a_plate_as_large_as_samples_times_rows_is_not_taken_for_the_rows() -> None:
+    program = PixelsOutside()  # four pixels; 2 samples of 2 rows are four, too
+    found = pv.log_likelihood(program, X[:2], num_samples=2).log_likelihood
+    torch.testing.assert_close(found, exact(X[:2]), rtol=0, atol=1e-9)
+
+
+def test_inputs_of_one_call_are_not_those_of_the_next() -> None:
+    program = pv.adopt(named_model, named_guide, observed="ys", constants={"scale": 1.0})
+    pv.encode(program, X, inputs={"sizes": CONTEXT})  # type: ignore[call-arg]
+    found = pv.log_likelihood(
+        program, X + CONTEXT, CONTEXT, num_samples=30
+    ).log_likelihood  # as y, the required argument
+    torch.testing.assert_close(found, exact(), rtol=0, atol=1e-9)
+    with pytest.raises(UserError, match="whole numbers above"):
+        pv.encode(program, X.float(), inputs={"sizes": torch.full((N, 4), 2**60)})  # type: ignore[call-arg]
