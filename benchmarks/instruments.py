@@ -53,6 +53,8 @@ GROUPS = (
     "active units",
     "compare",
     "anomaly",
+    "proof of right programs",
+    "proof of faults",
 )
 
 
@@ -60,10 +62,11 @@ def all_cells() -> dict[str, Any]:
     """Every cell by its full name, in the order of the table."""
     import instruments_annealing
     import instruments_draws
+    import instruments_proof
     import instruments_summaries
     import instruments_weights
 
-    modules = (instruments_weights, instruments_annealing, instruments_draws, instruments_summaries)
+    modules = (instruments_weights, instruments_annealing, instruments_draws, instruments_summaries, instruments_proof)
     found = sorted((cell for m in modules for cell in m.cells()), key=lambda c: GROUPS.index(c.group))
     return {f"{cell.group}: {cell.name}": cell for cell in found}
 

@@ -31,6 +31,8 @@ _PUBLIC = {
     "bidirectional": "pyro_vae.evaluation.bdmc",
     "bound_curve": "pyro_vae.evaluation.curve",
     "compare": "pyro_vae.evaluation.compare",
+    "prove": "pyro_vae.evaluation.proof",
+    "Proof": "pyro_vae.evaluation.questions",
     "inference_gaps": "pyro_vae.evaluation.gaps",
     "evaluate": "pyro_vae.evaluation.evaluate",
     "ImportanceSampling": "pyro_vae.evaluation.methods",
@@ -77,6 +79,8 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.information import LatentInformation, latent_information
     from pyro_vae.evaluation.methods import Annealing, ImportanceSampling
+    from pyro_vae.evaluation.proof import prove
+    from pyro_vae.evaluation.questions import Proof
     from pyro_vae.evaluation.result import LogLikelihood
     from pyro_vae.programs.adopted import adopt
     from pyro_vae.programs.contract import Program

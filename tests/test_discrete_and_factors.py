@@ -90,7 +90,7 @@ def test_many_states_are_warned_of_and_have_no_k() -> None:
     result = pv.log_likelihood(program, x, num_samples=200)
     assert result.states is None
     assert bool(result.khat.isnan().all())
-    assert "'k', 'b') are discrete" in result.warnings[0]
+    assert "the guide lives on less than the model" in result.warnings[0]  # it draws other states than the posterior's
     assert result.summary()["khat_median"] is None
     tree = pv.posterior(program, x, num_samples=20, source="psis", prior=False)
     assert tree.sample_stats["khat"].isnull().all()
@@ -110,7 +110,7 @@ def test_discrete_beside_continuous_is_warned_of() -> None:
                 pyro.sample("z", dist.Normal(x[:, 0] / 2, 1.0))
 
     for call in (pv.log_likelihood, pv.bound_curve):
-        with pytest.warns(UnreliableEstimateWarning, match=r"1 of 2 latent sites \('k'\) are discrete"):
+        with pytest.warns(UnreliableEstimateWarning, match="the guide lives on less than the model"):
             call(Mixed(), X, num_samples=100)
 
 

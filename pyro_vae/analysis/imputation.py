@@ -182,7 +182,7 @@ def impute(
             f"imputation needs a guide that can score latents that it did not draw, and its auxiliary site {own[0]!r} makes new "
             "ones at every filling: draw the latents themselves"
         )
-    for message in blind_spots(traces):
+    for message in blind_spots(program, filled, y, traces):
         warn(message, UnreliableEstimateWarning)
     total, accepted = torch.zeros(event, dtype=torch.float64), torch.zeros(num_chains, len(x), dtype=torch.float64)
     with evaluating(program), isolated(), seeded(derive_seed("imputation", seed), x.device):

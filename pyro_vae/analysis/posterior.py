@@ -34,8 +34,9 @@ from pyro_vae.analysis.scoring import (
     score,
 )
 from pyro_vae.errors import UserError, nearest, warn
-from pyro_vae.evaluation.blind import blind_spots, discrete_sites, narrow_sites, point_masses, require_weights
+from pyro_vae.evaluation.blind import blind_spots, discrete_sites, point_masses, require_weights
 from pyro_vae.evaluation.estimators import estimate, good_khat
+from pyro_vae.evaluation.every_row import narrow_sites
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
 from pyro_vae.programs.contract import require_latents, require_rows
 from pyro_vae.programs.door import admitted, door
@@ -172,15 +173,15 @@ def posterior(
             **(attributes or {}),
         }
     )
-    for message in [*_blind(traces, source), *_doubts(built, source)]:
+    for message in [*_blind(program, x, y, traces, source), *_doubts(built, source)]:
         warn(message, UnreliableEstimateWarning)
     return built
 
 
-def _blind(traces: Traces, source: str) -> list[str]:
+def _blind(program: Program, x: Tensor, y: Tensor | None, traces: Traces, source: str) -> list[str]:
     """What the weights of a source's draws cannot see; the guide's own draws are of the guide in any case."""
     if source == "psis":
-        return blind_spots(traces)
+        return blind_spots(program, x, y, traces)
     return narrow_sites(traces) if source == "guide" else []
 
 

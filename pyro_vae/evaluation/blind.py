@@ -1,7 +1,7 @@
 """What importance weights cannot see, told from the program.
 
 log p(x) = log E_q[p(x, z) / q(z | x)] holds where q has a density wherever p has one. Draws of q tell nothing of latents that q
-never draws: neither their spread nor Pareto k. So the supports of guide and model are compared, site by site.
+never draws: neither their spread nor Pareto k.
 """
 
 from __future__ import annotations
@@ -10,11 +10,22 @@ from typing import Any
 
 import torch
 from pyro.distributions import Delta
+from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.evaluation.proof import proven
 from pyro_vae.programs.auxiliary import is_delta
 from pyro_vae.programs.supports import describe, is_discrete, narrower
-from pyro_vae.programs.trace import Traces, device_of, evaluating, found_once, innermost, isolated, latent_sites
+from pyro_vae.programs.trace import (
+    Program,
+    Traces,
+    device_of,
+    evaluating,
+    found_once,
+    innermost,
+    isolated,
+    latent_sites,
+)
 from pyro_vae.seeding import derive_seed, seeded
 
 OUTSIDE_DRAWS = 256  # of the guide, per row of the check, that are looked for outside of the model's support
@@ -74,34 +85,20 @@ def point_masses(traces: Traces) -> list[str]:
 
 
 @found_once
-def narrow_sites(traces: Traces) -> list[str]:
-    """A line for each latent whose guide cannot be where the model can: figure, cause and remedy."""
-    guide, found = latent_sites(traces.guide), []
-    for name, site in latent_sites(traces.model).items():
-        if is_delta(guide[name]) or _unscored(site):
-            continue
-        with seeded(derive_seed("supports of the latents"), site["value"].device):
-            if not narrower(guide[name]["fn"], site["fn"]):
-                continue
-        found.append(
-            f"the guide's site {name!r} lives on {describe(guide[name]['fn'])}, and the model's on {describe(site['fn'])}: log "
-            "p(x) leaves out what lies beyond, however many draws there are, and neither Pareto k nor the standard error tells; "
-            "give the guide the model's support"
-        )
-    return found
-
-
-@found_once
 def discrete_sites(traces: Traces) -> list[str]:
     """The names of the model's discrete latents."""
     return [n for n, s in latent_sites(traces.model).items() if is_discrete(s["fn"])]
 
 
-@found_once
-def blind_spots(traces: Traces) -> list[str]:
-    """What stands against all importance weights of a program, whatever they are: lines with figure, cause and remedy."""
-    found, discrete = [*narrow_sites(traces)], discrete_sites(traces)
-    if discrete:
+def blind_spots(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> list[str]:
+    """What stands against all importance weights of a program: lines with figure, cause and remedy.
+
+    That is what its proof found (:mod:`pyro_vae.evaluation.proof`); and discrete latents, where it is not known that the guide
+    draws them all.
+    """
+    proof, discrete = proven(program, x, y, traces, draws), discrete_sites(traces)
+    found = [] if proof is None else [*proof.faults]
+    if discrete and proof is not None and not proof.reaches and not found:
         sites = ", ".join(map(repr, discrete))
         found.append(
             f"{len(discrete)} of {len(latent_sites(traces.model))} latent sites ({sites}) are discrete: states that the guide "
@@ -112,17 +109,13 @@ def blind_spots(traces: Traces) -> list[str]:
     return found
 
 
-def _unscored(site: dict[str, Any]) -> bool:
-    """Whether a mask leaves a site out of the density altogether."""
-    return site["mask"] is not None and not bool(torch.as_tensor(site["mask"]).any())
-
-
 def _scores_outside(traces: Traces, ours: Any, theirs: Any) -> bool:
     """Whether the guide draws where the model cannot be, and the model does not give such draws a density of zero."""
     stream = derive_seed("draws outside of a support")
     with evaluating(traces.program), isolated(), seeded(stream, device_of(traces.program)):
         try:
-            if not narrower(theirs, ours):
+            known = narrower(theirs, ours)
+            if known is not None and not bool(known.any()):
                 return False
             drawn = ours.sample(torch.Size((OUTSIDE_DRAWS,)))
             inside = theirs.support.check(drawn)

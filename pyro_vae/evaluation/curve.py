@@ -122,7 +122,7 @@ def bound_curve(
         raise UserError(f"expected num_samples of at least 2 for a curve, got {num_samples}")
     traces = admitted()
     require_weights(traces)
-    for message in blind_spots(traces):
+    for message in blind_spots(program, x, y, traces, len(x) * num_samples):
         warn(message, UnreliableEstimateWarning)
     how = ImportanceSampling(num_samples, seed=seed, chunk_size=chunk_size)
     images, samples = block_shape(x, num_samples, chunk_size)

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.weights import Reduced
 from pyro_vae.precision import casts
-from pyro_vae.programs.trace import AtValues, Program, Terms, Traces, innermost, isolated, run
+from pyro_vae.programs.masks import counted
+from pyro_vae.programs.trace import AtValues, Program, Terms, Traces, innermost, isolated, latent_sites, run
 from pyro_vae.programs.walk import spans
 
-LOST = 1e-3  # of the guide's probability on states that the model lacks: its KL to the prior is infinite
+LOST = 1e-3  # of a probability: where the guide's lies on states that the model lacks, its KL to the prior is infinite
 
 
 def summed(
@@ -41,15 +43,26 @@ def summed(
         at_once: states in one pass.
         num_samples: what the effective sample size of equal weights is reported as.
         precision: of matrix products.
+
+    Raises:
+        ProgramError: a prior whose probabilities do not add up to 1 over these states, in any row.
     """
     spanned = spans(len(next(iter(states.values()))), at_once)
-    parts = [_terms(program, x, y, {n: s[span] for n, s in states.items()}, precision) for span in spanned]
+    parts = [_terms(program, x, y, states, span, precision) for span in spanned]
     wide = torch.float64 if x.device.type != "mps" else torch.float32
     log_likelihood, log_prior, log_guide = (
-        torch.cat([getattr(p, name).to(wide) for p in parts]) for name in ("log_likelihood", "log_prior", "log_guide")
+        torch.cat([getattr(p, name).to(wide) for p, _ in parts])
+        for name in ("log_likelihood", "log_prior", "log_guide")
     )
-    evidence = torch.logsumexp(log_likelihood + log_prior, 0)
-    q = log_guide.exp()
+    counts = torch.cat([counts for _, counts in parts])
+    total = torch.logsumexp(log_prior.where(counts, -math.inf), 0).exp()
+    if bool((off := (total - 1).abs() > LOST).any()):
+        raise ProgramError(
+            f"model: the probabilities of the latents' {len(counts):,} states add up to {float(total[off][0]):.4g}, not 1: the "
+            f"sum over them is not log p(x); look at log_prob and enumerate_support of {', '.join(states)}"
+        )
+    evidence = torch.logsumexp((log_likelihood + log_prior).where(counts, -math.inf), 0)
+    q = log_guide.exp().where(counts, 0.0)
     mean = lambda t: torch.where(q > 0, q * t, torch.zeros_like(q)).sum(0)  # noqa: E731
     kl = torch.where(q.sum(0) < 1 - LOST, torch.full_like(evidence, math.inf), mean(log_guide - log_prior))
     same = lambda value: torch.full_like(evidence, value).cpu().double()  # noqa: E731
@@ -67,14 +80,21 @@ def summed(
     )
 
 
-def _terms(program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tensor], precision: str) -> Terms:
-    """Terms ``(states, batch)`` with the latents at these values."""
-    size = len(next(iter(states.values())))
-    values = {n: s[:, None].expand(size, len(x), *s.shape[1:]) for n, s in states.items()}
+def _terms(
+    program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tensor], span: slice, precision: str
+) -> tuple[Terms, Tensor]:
+    """Terms ``(states, batch)`` with the latents at these values, and which of them count: of masked elements the first alone."""
+    size, rows = len(next(iter(states.values()))[span]), len(x)
+    values = {n: s[span, None].expand(size, rows, *s.shape[1:]) for n, s in states.items()}
     with casts(precision, x.device), isolated():
         guide = run(program.guide, x, y, num_samples=size, at=_AsDrawn(values))
         model = run(program.model, x, y, num_samples=size, at=values)
-    return Traces(model, guide).terms(size, len(x))
+    counts = torch.ones(size, rows, dtype=torch.bool, device=x.device)
+    for name, site in latent_sites(model).items():
+        if (mask := counted(site)) is not None:
+            other = (values[name] != states[name][0]) & ~mask.to(x.device)
+            counts &= ~other.reshape(*other.shape[:2], -1).any(-1)
+    return Traces(model, guide).terms(size, rows), counts
 
 
 class _AsDrawn(AtValues):

@@ -23,6 +23,7 @@ from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weigh
 from pyro_vae.evaluation.consistency import latents_have_densities
 from pyro_vae.evaluation.enumeration import summed
 from pyro_vae.evaluation.methods import ImportanceSampling
+from pyro_vae.evaluation.proof import proven
 from pyro_vae.evaluation.quasi import SobolNoise, length_of
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import rounding_error
@@ -130,7 +131,8 @@ def log_likelihood(
         rounding_error=None if precision == "full" else rounding_error(program, x, y, precision, seed),
         noise=noise,
         states=None if states is None else len(next(iter(states.values()))),
-        blind_spots=[] if states is not None else [*blind_spots(traces)],
+        blind_spots=[] if states is not None else blind_spots(program, x, y, traces, len(x) * num_samples),
+        proof=None if states is not None else proven(program, x, y, traces),
     )
     kl = result.kl if latents_have_densities(traces) else None
     claims = consistency.of_likelihood(result.elbo, result.log_likelihood - result.bias, kl)

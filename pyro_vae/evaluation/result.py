@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.evaluation.estimators import good_khat
 from pyro_vae.evaluation.interval import FEWEST, NORMAL
+from pyro_vae.evaluation.questions import Proof
 
 MOST_DECIMALS = 4  # of a printed log-likelihood: below that, rounding of the model itself is seen
 BAD_FRACTION = 0.01  # of images with k above the threshold, from which on the mean is not to be trusted
@@ -49,6 +50,7 @@ class LogLikelihood:
         draws: how many each image got, where an error was aimed at; None where all got ``num_samples``.
         states: joint values of discrete latents that log p(x) is the exact sum over; None where it was estimated from draws.
         blind_spots: what of the program's latents no draw tells of; the first of the warnings.
+        proof: what was asked of the weights, and found; None where log p(x) needs none.
     """
 
     log_likelihood: Tensor
@@ -69,6 +71,7 @@ class LogLikelihood:
     states: int | None = field(default=None, kw_only=True)
     blind_spots: list[str] = field(default_factory=list, kw_only=True)
     forbidden: tuple[str, ...] = field(default=(), kw_only=True)
+    proof: Proof | None = field(default=None, kw_only=True)
     interval: Tensor = field(kw_only=True)
 
     def __len__(self) -> int:
@@ -217,6 +220,8 @@ class LogLikelihood:
             }
         if self.states is not None:
             plain["states"] = self.states
+        if self.proof is not None:
+            plain["proof"] = self.proof.summary()
         if self.noise != "random":
             plain["noise"] = self.noise
         if self.precision != "full":

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.blind import narrow_sites
+from pyro_vae.evaluation.every_row import narrow_sites
 from pyro_vae.programs.contract import require_gradients, require_latents
 from pyro_vae.programs.examination import examined
 from pyro_vae.programs.rows import DRAWS, ROWS

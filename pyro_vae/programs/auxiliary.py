@@ -10,7 +10,6 @@ https://arxiv.org/abs/1511.02386). One use needs none: z = f(a) with f invertibl
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from pyro_vae.programs.trace import (
     site_log_prob,
 )
 
-MOST_ELEMENTS = 64  # of a Jacobian that is computed to hold a Delta's log_density against
+MOST_ELEMENTS = 512  # of a Jacobian that is computed to hold a Delta's log_density against
 TOLERANCE = 0.02  # nats, and relative, by which the two may differ: they are computed in different ways
 
 REMEDY = (
@@ -89,15 +88,25 @@ def _free(fn: Any) -> Any:
         return identity_transform
 
 
-def _log_det(transform: Any, value: Tensor) -> float:
-    at = transform.inv(value)
-    return float(transform.log_abs_det_jacobian(at, transform(at)).sum())
+def free_values(fn: Any, value: Tensor) -> Tensor:
+    """A latent's values on the real line."""
+    found: Tensor = _free(fn).inv(value)
+    if found.shape[:2] != value.shape[:2]:
+        raise NotImplementedError("a support with bounds by draw")
+    return found
+
+
+def log_det(fn: Any, value: Tensor) -> Tensor:
+    """The log-determinant of the way back from there."""
+    transform, at = _free(fn), free_values(fn, value)
+    found: Tensor = transform.log_abs_det_jacobian(at, transform(at))
+    return found
 
 
 def _check_jacobian(
     program: Any, traces: Traces, x: Tensor, y: Tensor | None, own: list[str], deltas: list[str]
 ) -> None:
-    """Hold the Deltas' log-densities to -log |det dz/da|, at one draw of one row; where that cannot be, to vary."""
+    """Hold the Deltas' log-densities to -log |det dz/da|, at one draw of each row; where that cannot be, to vary."""
     drawn = latent_sites(traces.guide)
     if not all(bool((drawn[n]["value"][0] != drawn[n]["value"][-1]).any()) for n in deltas):
         raise ProgramError(
@@ -106,32 +115,36 @@ def _check_jacobian(
     names, sizes = [n for n in drawn if n not in deltas], [drawn[n]["fn"].event_shape.numel() for n in own]
     if sum(sizes) > MOST_ELEMENTS:
         return
-    model = latent_sites(traces.model)
-    row, row_y = x[:1], None if y is None else y[:1]
-    fixed = {n: drawn[n]["value"][:1, :1].detach() for n in names}
+    model, rows = latent_sites(traces.model), len(x)
+    fixed = {n: drawn[n]["value"][:1].detach().expand(1, rows, *drawn[n]["fn"].event_shape) for n in names}
 
     def at_draw(flat: Tensor) -> Traced:
-        parts = {n: p.reshape(1, 1, *drawn[n]["fn"].event_shape) for n, p in zip(own, flat.split(sizes), strict=True)}
-        return run(program.guide, row, row_y, num_samples=1, at={**fixed, **parts})
+        parts = flat.split(sizes, -1)
+        own_values = {n: p.reshape(1, rows, *drawn[n]["fn"].event_shape) for n, p in zip(own, parts, strict=True)}
+        return run(program.guide, x, y, num_samples=1, at={**fixed, **own_values})
 
-    def image(flat: Tensor) -> Tensor:
-        """The Deltas' values, on the real line: a simplex has one element less than it shows."""
-        traced = at_draw(flat)
-        return torch.cat([_free(model[n]["fn"]).inv(traced.nodes[n]["value"]).reshape(-1) for n in deltas])
-
-    at = torch.cat([fixed[n].reshape(-1) for n in own])
+    at = torch.cat([fixed[n].reshape(rows, -1) for n in own], -1)
     try:
         with torch.enable_grad():
-            jacobian = torch.autograd.functional.jacobian(image, at)
-        traced = at_draw(at)
-        given = sum(site_log_prob(traced.nodes[n]) for n in [*deltas, *factors(traced)])
-        back = sum(_log_det(_free(model[n]["fn"]), traced.nodes[n]["value"]) for n in deltas)
+            at = at.requires_grad_(True)
+            traced = at_draw(at)
+            # on the real line: a simplex has one element less than it shows
+            free = torch.cat(
+                [free_values(model[n]["fn"], traced.nodes[n]["value"]).reshape(rows, -1) for n in deltas], -1
+            )
+            # rows stand for themselves: one derivative of a sum over rows is that of every row
+            found = [torch.autograd.grad(one.sum(), at, retain_graph=True)[0] for one in free.unbind(-1)]
+        jacobian = torch.stack(found, 1).detach()
+        given = sum(site_log_prob(traced.nodes[n]).detach() for n in [*deltas, *factors(traced)])
+        back = sum(log_det(model[n]["fn"], traced.nodes[n]["value"].detach()).reshape(rows, -1).sum(-1) for n in deltas)
     except (RuntimeError, NotImplementedError):  # a map without derivatives
         return
-    expected = -float(torch.linalg.slogdet(jacobian.double()).logabsdet) - back
-    found = float(torch.as_tensor(given).sum())
-    if math.isfinite(found + expected) and not abs(found - expected) <= TOLERANCE * (1 + abs(expected)):
+    expected = (-torch.linalg.slogdet(jacobian.double()).logabsdet - back).flatten()
+    stated = torch.as_tensor(given).double().expand(1, rows)[0]
+    off = torch.isfinite(stated + expected) & ~((stated - expected).abs() <= TOLERANCE * (1 + expected.abs()))
+    if bool(off.any()):
         raise ProgramError(
-            f"guide: the Delta {deltas[0]!r} is made of the auxiliary site {own[0]!r} with log_density {found:.4g}, where minus "
-            f"the log-determinant of its derivative, {expected:.4g}, was expected: pass that as log_density"
+            f"guide: the Delta {deltas[0]!r} is made of the auxiliary site {own[0]!r} with log_density "
+            f"{float(stated[off][0]):.4g}, where minus the log-determinant of its derivative, {float(expected[off][0]):.4g}, was "
+            "expected: pass that as log_density"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from pyro.distributions import Delta
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyro_vae.errors import ProgramError, UserError, said
 from pyro_vae.guard import Guard
@@ -18,6 +16,7 @@ from pyro_vae.programs.auxiliary import check_auxiliary
 from pyro_vae.programs.folding import FOLDS
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.given import refuse_run
+from pyro_vae.programs.masks import unvalidated
 from pyro_vae.programs.reading import check_reading
 from pyro_vae.programs.rows import DRAWS, MIXED, ORDER, ROWS, AxesError, DependenceError, differences, rounding_of
 from pyro_vae.programs.sites import check_latents, check_log_probs, check_shapes, check_sites, raw_log_prob
@@ -78,7 +77,7 @@ def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
         for traced in (traces.model, traces.guide):
             for site in traced.nodes.values():
                 if is_random(site):
-                    site["fn"] = _unvalidated(site["fn"])
+                    site["fn"] = unvalidated(site["fn"])
         with isolated():
             put_inside(traces.model.nodes[observation(traces.model)])
             check_log_probs(traces)
@@ -162,16 +161,6 @@ def _with_noise(program: Any, x: Tensor, y: Tensor | None, *, alone: bool) -> No
 def _size(parameter: Tensor) -> Tensor:
     size = parameter.detach().square().mean().sqrt()
     return torch.where(size > 0, size, torch.ones_like(size))
-
-
-def _unvalidated(fn: Any) -> Any:
-    """A distribution that scores whatever it is asked: a guide may draw where the model cannot be, which is to be told."""
-    fn = copy.copy(fn)
-    fn._validate_args = False
-    for name, part in vars(fn).items():
-        if isinstance(part, Distribution):
-            setattr(fn, name, _unvalidated(part))
-    return fn
 
 
 class _Runs:

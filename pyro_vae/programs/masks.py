@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_vae.programs.folding import ByRow
 
@@ -47,4 +49,14 @@ def unmasked(fn: Any) -> Any:
         return fn.of(unmasked(fn.base_dist))
     if type(fn).__name__ == "Independent":
         return unmasked(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    return fn
+
+
+def unvalidated(fn: Any) -> Any:
+    """A distribution that scores whatever it is asked: a guide may draw where the model cannot be, which is to be told."""
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    for name, part in vars(fn).items():
+        if isinstance(part, Distribution):
+            setattr(fn, name, unvalidated(part))
     return fn

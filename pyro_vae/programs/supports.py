@@ -3,7 +3,8 @@
 A guide that cannot be where the model can draws no latents there, and no weight, however many are drawn, tells of it.
 
 Elementwise supports (real, positive, intervals, booleans, integers, through ``Independent``, stacked constraints and monotone
-transforms) are compared as boxes of bounds; other sets by their kind; what neither tells is asked of draws.
+transforms) are compared as boxes of bounds; other sets by their kind. What neither tells is seen on data that the model draws
+(:mod:`pyro_vae.evaluation.proof`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from pyro_vae.programs.trace import innermost
 from pyro_vae.seeding import derive_seed, seeded
 
 TOLERANCE = 1e-5  # of bounds, relative: a sigmoid ends a rounding before 1
-DRAWS = 4096  # of the one distribution, over all rows, that are looked for under the other
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Box:
     upper: Tensor
     discrete: bool
 
-    def holds(self, other: Box) -> bool:
-        """Whether the other lies in it, up to rounding, in every row."""
+    def holds(self, other: Box) -> Tensor:
+        """Where the other lies in it, up to rounding."""
         low = self.lower <= other.lower + _slack(other.lower)
         high = self.upper >= other.upper - _slack(other.upper)
-        return bool(low.all()) and bool(high.all())
+        return low & high
 
     def __str__(self) -> str:
         low, high = float(self.lower.min()), float(self.upper.max())
@@ -70,15 +70,16 @@ def is_discrete(fn: Any) -> bool:
             return not fn().is_floating_point()
 
 
-def narrower(fn: Any, other: Any) -> bool:
-    """Whether ``fn`` leaves out some of where ``other`` can be; draws with torch's generators where structure does not tell."""
+def narrower(fn: Any, other: Any) -> Tensor | None:
+    """Where ``fn`` leaves out some of where ``other`` can be, by batch and event; None where structure does not tell."""
     ours, theirs = support_of(fn), support_of(other)
+    if ours is None or theirs is None:
+        return None
     if isinstance(ours, Box) and isinstance(theirs, Box):
-        known = ours.discrete == theirs.discrete or not ours.discrete
-        return not (known and ours.holds(theirs)) or (ours.discrete and _misses(fn, other))
-    if ours is not None and ours == theirs and not isinstance(ours, Box):
-        return False
-    return _misses(fn, other)
+        return torch.ones((), dtype=torch.bool) if ours.discrete and not theirs.discrete else ~ours.holds(theirs)
+    return torch.tensor(
+        ours != theirs and not isinstance(ours, Box)
+    )  # a simplex among vectors is a part of none of them
 
 
 def describe(fn: Any) -> str:
@@ -160,23 +161,3 @@ def _joined(constraint: Any) -> Box | None:
 
 def _slack(bound: Tensor) -> Tensor:
     return TOLERANCE * (1 + torch.where(torch.isinf(bound), torch.zeros_like(bound), bound.abs()))
-
-
-@torch.no_grad()
-def _misses(fn: Any, other: Any) -> bool:
-    """Whether draws of ``other`` are found where ``fn`` has no density; False where it cannot be asked."""
-    rows = max(1, math.prod(other.batch_shape))
-    inside = torch.ones(())
-    try:
-        drawn = other.sample(torch.Size((max(1, DRAWS // rows),)))
-        inside = fn.support.check(drawn)
-        log_prob = fn.log_prob(drawn)
-    except ValueError:  # a distribution that was made to refuse what is outside
-        return not bool(inside.all())
-    except (NotImplementedError, RuntimeError, KeyError):  # a flow that scores its own draws alone
-        return False
-    lost = torch.isneginf(log_prob) | torch.isnan(log_prob)
-    if inside.shape == lost.shape:
-        lost = lost | ~inside
-    finite = torch.isfinite(drawn).reshape(*lost.shape, -1).all(-1)
-    return bool((finite & lost).any())

@@ -1,0 +1,374 @@
+"""What must hold of the weights of any program, asked on data whose truth is known: the model's own.
+
+z*, x* drawn from the model are an exact draw of p(z | x*). From it and K draws of the guide follow
+
+* whether **the weights are weights** (:mod:`pyro_vae.evaluation.places`);
+* whether **the guide reaches where the model is**: L = log mean of w_1..w_K and U = log mean of w_0..w_K hold
+  E[L] <= log p(x) <= E[U] (Grosse et al. 2016, https://arxiv.org/abs/1606.00275; Brekelmans et al. 2022,
+  https://openreview.net/forum?id=T0B9AoM_bFg). A row is *blind* where nothing of its own warns (Pareto k is good) and z* has no
+  density under the guide, or more than 0.95 of the weight of all. The share of blind rows estimates how much of the posterior is
+  out of reach at this K;
+* whether the data's rows are like the model's, to which the proof belongs.
+
+Of every row of data, without a number, is asked: are sites masked alike in guide and model, are draws more than one number, do
+supports hold each other, and is the Jacobian of a change of variables what is said (:mod:`pyro_vae.programs.auxiliary`).
+Densities of classes written by hand are held to integrate to 1 (:mod:`pyro_vae.evaluation.normalised`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation import places
+from pyro_vae.evaluation.consistency import FAMILY_LEVEL
+from pyro_vae.evaluation.estimators import good_khat, pareto_khat
+from pyro_vae.evaluation.every_row import folds, look_at_every_row
+from pyro_vae.evaluation.normalised import NO_POWER, by_hand, normalisation
+from pyro_vae.evaluation.questions import DATA, DENSITIES, FOLDS, REACH, WEIGHTS, Proof, Question
+from pyro_vae.evaluation.simulated import NotSimulated, Simulated, simulated
+from pyro_vae.evaluation.weights import weigh
+from pyro_vae.programs.contract import require_latents
+from pyro_vae.programs.door import admitted, door
+from pyro_vae.programs.masks import counted
+from pyro_vae.programs.scoring import scores_any
+from pyro_vae.programs.trace import Program, Traces, device_of, is_factor, is_random, isolated, latent_sites, trace
+from pyro_vae.programs.walk import Walk, at_once
+from pyro_vae.seeding import derive_seed, seeded
+
+ROWS, SAMPLES = 256, 100  # simulated rows at least, and draws of the guide for each
+MOST_ROWS, AGAIN = 4096, 4096
+SHARE = (
+    2000  # draws of a call for which one row more is asked: a tenth of its draws go into data's rows and simulated ones
+)
+SEQUENTIAL = 8  # times fewer rows where the guide scores element by element
+ASKED_AGAIN = 0.01
+DOMINATED = 0.95  # of the weight
+BLIND = 0.005  # share of the posterior out of reach that is a fault
+MOST_TILT = 2.0  # nats
+HAND_ROWS = 100  # whose densities are asked for their integral
+
+
+@door()
+def prove(
+    program: Program,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    num_rows: int = ROWS,
+    num_samples: int = SAMPLES,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Proof:
+    """Whether the importance weights of a program are what they are taken for, asked on data that it draws itself.
+
+    Args:
+        program: any Program with latents.
+        x: data ``(N, *event)``: what is missing in them is missing in what is drawn, and each of their rows is looked at.
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+        num_rows: drawn rows; more find smaller faults.
+        num_samples: K, draws of the guide for each row; what the guide does not reach is asked at this K.
+        seed: of the draws; torch's generators are put back.
+        progress: called with rows' worth of work, which add up to about ``num_rows``.
+
+    Returns:
+        The questions with their evidence, verdicts and power; ``print`` it for a table.
+
+    Raises:
+        UserError: a program without latents, whose density is exact; else as :func:`log_likelihood`.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
+        >>> pv.prove(vae, torch.zeros(4, 3)).verdict
+        'proved'
+    """
+    if num_rows < 1 or num_samples < 2:
+        raise UserError(
+            f"expected num_rows of at least 1 and num_samples of at least 2, got {num_rows} and {num_samples}"
+        )
+    traces = admitted()
+    require_latents(traces, "a proof of weights")
+    return _Proving(program, x, y, traces, num_samples, seed, progress).proof(num_rows)
+
+
+def proven(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> Proof | None:
+    """The proof that is kept with a program's examination, made at the first call; None of a program without latents.
+
+    ``draws`` are those of the call: more of them make it ask more rows.
+    """
+    if not latent_sites(traces.model):
+        return None
+    if Proof not in traces.known:
+        rows = min(MOST_ROWS, max(ROWS, draws // SHARE))
+        traces.known[Proof] = _Proving(program, x, y, traces, SAMPLES, 0).proof(rows)
+    found: Proof = traces.known[Proof]
+    return found
+
+
+class _Proving:
+    """The questions, asked one after the other."""
+
+    def __init__(
+        self, program: Program, x: Tensor, y: Tensor | None, traces: Traces, num_samples: int, seed: int,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.program, self.x, self.y, self.traces = program, x, y, traces
+        self.num_samples, self.seed, self.progress = num_samples, seed, progress
+        self.asked: list[Question] = []
+
+    def proof(self, num_rows: int) -> Proof:
+        """All of it."""
+        self._every_row()
+        self._densities()
+        self._folds()
+        sequential = not scores_any(self.program)
+        rows = max(1, num_rows // SEQUENTIAL) if sequential else num_rows
+        looseness = math.nan
+        if weighing := self._not_weighed():
+            self._not_asked(weighing)
+        else:
+            try:
+                looseness = self._weights(rows)
+            except NotSimulated as error:
+                self._not_asked(str(error))
+        return Proof(self._holm(), rows, self.num_samples, looseness, self.seed)
+
+    def _not_weighed(self) -> str:
+        """Why there are no exact draws of the posterior; empty where there are."""
+        model = self.traces.model.nodes.values()
+        if any(is_random(s) and is_factor(s) for s in model):
+            return "a pyro.factor weighs the model's draws"
+        return ""
+
+    def _not_asked(self, why: str) -> None:
+        for name in (WEIGHTS, REACH):
+            self._ask(Question(name, why, "not proved"))
+
+    def _ask(self, question: Question, p_value: float | None = None, fault: str = "") -> None:
+        """File a question; one with a p-value is a fault where Holm's rule over all of them says so."""
+        self.asked.append(replace(question, p_value=p_value, fault=question.fault or fault))
+
+    def _holm(self) -> tuple[Question, ...]:
+        """The questions, those whose p-value is too small being faults, and others without the words of one."""
+        tested = sorted((q.p_value, place) for place, q in enumerate(self.asked) if q.p_value is not None)
+        guilty = set()
+        for rank, (p_value, place) in enumerate(tested):
+            if p_value > FAMILY_LEVEL / (len(tested) - rank):
+                break
+            guilty.add(place)
+        told = [replace(q, verdict="fault") if place in guilty else q for place, q in enumerate(self.asked)]
+        return tuple(q if q.verdict == "fault" else replace(q, fault="") for q in told)
+
+    def _every_row(self) -> None:
+        found = look_at_every_row(self.program, self.x, self.y, self.seed)
+        names = {
+            "masks are the same": found.masks,
+            "supports hold the model's": found.supports,
+            "draws are no points": found.points,
+        }
+        for name, lines in names.items():
+            evidence = f"all {len(self.x):,} rows"
+            self._ask(Question(name, evidence, "fault" if lines else "holds", fault=lines[0] if lines else ""))
+
+    def _densities(self) -> None:
+        """Hold what was written by hand to its integral, at the rows at hand."""
+        few = spread(len(self.x), min(len(self.x), HAND_ROWS))
+        named = {n for part in (self.traces.guide, self.traces.model) for n, s in part.nodes.items()
+                 if is_random(s) and not is_factor(s) and by_hand(s["fn"]) is not None}  # fmt: skip
+        if not named:
+            return
+        for block in Walk(self.program, self.x[few], self.y_of(few), rows=len(few)):
+            with block, isolated(), seeded(derive_seed("proof: densities", self.seed), device_of(self.program)):
+                traces = trace(self.program, block.x, block.y, num_samples=1)
+                for part, traced in (("guide", traces.guide), ("model", traces.model)):
+                    for name, site in traced.nodes.items():
+                        if name in named and is_random(site) and by_hand(site["fn"]) is not None:
+                            self._density(part, name, site, few)
+
+    def _folds(self) -> None:
+        """Whether changes of variables are one to one: they take no draw twice."""
+        if not set(latent_sites(self.traces.guide)) - set(latent_sites(self.traces.model)):
+            return
+        few, found = spread(len(self.x), min(len(self.x), HAND_ROWS)), None
+        for block in Walk(self.program, self.x[few], self.y_of(few), rows=at_once("calibration", 64**2)):
+            with block, isolated(), seeded(derive_seed("proof: folds", self.seed), device_of(self.program)):
+                found = folds(self.program, block.x, block.y)
+            break
+        if found is None:
+            self._ask(Question(FOLDS, "no change of variables of at most 10 elements", "not proved"))
+            return
+        mean, error = found
+        z = (mean - 1) / max(error, 1e-3) if mean > 1.05 else 0.0
+        self._ask(
+            Question(FOLDS, f"E_q[g / q] = {mean:.2f} +- {error:.2g}", "holds", "two to one is 2"),
+            float(stats.norm.sf(z)) if z > 0 else 1.0,
+            f"the guide makes a latent of an auxiliary site by a map that takes several points to one (E_q[g / q] = {mean:.2f} "
+            "of a density g, at most 1 where it is one to one): log q(z) is too low, and log p(x) too high, by the logarithm of "
+            "how many; add them up in log_density, or use a map that is one to one",
+        )
+
+    def _density(self, part: str, name: str, site: Any, few: Tensor) -> None:
+        mask = counted(site)
+        found = normalisation(site["fn"], len(few), mask)
+        title = f"{DENSITIES}: {part}'s {name!r}"
+        kind = by_hand(site["fn"])
+        if found.unasked:
+            self._ask(Question(title, found.unasked, "not proved"))
+            return
+        row = int(few[min(found.row, len(few) - 1)])
+        self._ask(
+            Question(
+                title, f"p = {found.p_value:.2g} ({len(few)} rows)", "no power" if found.overlap < NO_POWER else "holds",
+                f"median of g / (g + q) {found.overlap:.2f}",
+            ),
+            found.p_value,
+            f"the log_prob of {kind}, of the {part}'s site {name!r}, is not that of its draws (first seen in row {row}; p = "
+            f"{found.p_value:.0e}): its density does not integrate to 1, or its sample draws from another; log p(x) is wrong by "
+            "what it is off; mend log_prob or sample",
+        )  # fmt: skip
+
+    def y_of(self, rows: Tensor) -> Tensor | None:
+        """Of these rows."""
+        return None if self.y is None else self.y[rows.to(self.y.device)]
+
+    def _weights(self, num_rows: int) -> float:
+        of_model = _Kept(self._simulated(num_rows, "proof"))
+        names, p_values, variance, asked = of_model.functions()
+        smallest, worst = min(zip(p_values.tolist(), names, strict=True))
+        found, p_value = min(1.0, len(names) * smallest), 1.0
+        if found < ASKED_AGAIN:
+            suspects = (p_values < ASKED_AGAIN).nonzero()[:, 0].tolist()
+            names, p_again, _, asked = _Kept(self._simulated(AGAIN, "proof: asked again")).functions(suspects)
+            smallest, worst = min(zip(p_again.tolist(), names, strict=True))
+            found = p_value = min(1.0, len(suspects) * smallest)
+        varying = variance[variance > 0]
+        tilt = places.TILT / math.sqrt(float(varying.median())) if len(varying) else math.inf
+        kind = "holds" if tilt <= MOST_TILT else "no power"
+        self._ask(
+            Question(
+                WEIGHTS,
+                f"p {found:.1g}, {len(variance)} functions ({asked:,} rows)",
+                kind,
+                f"a tilt of {tilt:.2g} nats",
+            ),
+            p_value,
+            "the weights are none: exact draws of the posterior do not stand among the guide's where their weights say (by "
+            f"{worst}, p = {p_value:.0e}, {asked:,} rows): a density of guide or model is not that of its draws, or counts on "
+            "one side alone; do not use log p(x), and look at masks, Jacobians and log_prob",
+        )
+        self._reach(of_model)
+        self._like(of_model)
+        return of_model.looseness
+
+    def _reach(self, kept: _Kept) -> None:
+        blind, rows = kept.blind, kept.rows
+        p_value = float(stats.binom.sf(blind - 1, rows, BLIND)) if blind else 1.0
+        high = float(stats.beta.ppf(0.95, blind + 1, rows - blind)) if blind < rows else 1.0
+        low = float(stats.beta.ppf(0.05, blind, rows - blind + 1)) if blind else 0.0
+        share = f"{blind} of {rows:,} rows blind"
+        self._ask(
+            Question(
+                REACH,
+                f"{share}; U - L {kept.looseness:.2g} nats",
+                "holds",
+                f"below {high:.1%} of the posterior missed (95 %)",
+            ),
+            p_value,
+            f"the guide lives on less than the model does: of {rows:,} exact draws of the posterior {blind} have no density "
+            f"under it, or outweigh {self.num_samples} of its own, in rows where nothing else warns: {low:.1%} to {high:.1%} of "
+            "the posterior is left out of log p(x), and neither Pareto k nor the standard error tells; give the guide the modes "
+            "or the support that it lacks (a mixture, a wider support), or anneal from the prior",
+        )
+
+    def _like(self, kept: _Kept) -> None:
+        """Whether L, the effective sample size and the largest weight of data lie where those of drawn rows do."""
+        few = spread(len(self.x), min(len(self.x), ROWS))
+        walk = Walk(self.program, self.x[few], self.y_of(few), rows=self._at_once(), progress=self.progress)
+        for block in walk:
+            with block, isolated(), seeded(derive_seed("proof: data", self.seed, block.first), block.x.device):
+                walk.keep(_figures(weigh(self.program, block.x, block.y, self.num_samples)[0]))
+        p_values = []
+        for ours, theirs in zip(torch.cat(walk.kept, 1), kept.figures, strict=True):
+            beyond = int(((ours < theirs.min()) | (ours > theirs.max())).sum())
+            # between the ends of n drawn ones lies all but Beta(2, n - 1) of what is drawn next
+            chance = stats.betabinom.sf(beyond - 1, len(ours), 2, len(theirs) - 1) if len(theirs) > 1 else 1.0
+            p_values.append(float(chance))
+        worst = min(1.0, min(p_values) * len(p_values))
+        self._ask(
+            Question(
+                DATA,
+                f"p {worst:.1g} ({len(few)} rows of data)",
+                "unlike" if worst <= FAMILY_LEVEL else "holds",
+                "" if worst > FAMILY_LEVEL else "the proof, of the model's own rows, does not carry over",
+            )
+        )
+
+    def _at_once(self) -> int:
+        return at_once("importance weights", (self.num_samples + 1) * self.x[0].numel())
+
+    def _simulated(self, num_rows: int, stream: str) -> Iterator[Simulated]:
+        rows = spread(len(self.x), num_rows)
+        walk = Walk(self.program, self.x[rows], self.y_of(rows), rows=self._at_once(), progress=self.progress)
+        for block in walk:
+            found = None
+            with block, isolated(), seeded(derive_seed(stream, self.seed, block.first), block.x.device):
+                found = simulated(self.program, block.x, block.y, self.num_samples)
+            if found is not None:
+                yield found
+
+
+class _Kept:
+    """What is kept of drawn rows."""
+
+    def __init__(self, blocks: Iterator[Simulated]) -> None:
+        self.blocks = list(blocks)
+        weights = [block.log_weight for block in self.blocks]
+        self.figures = torch.cat([_figures(w[1:]) for w in weights], 1)
+        log_weight = torch.cat(weights, 1)
+        self.rows = log_weight.shape[1]
+        share = log_weight.softmax(0)[0].nan_to_num(0.0)
+        far = (torch.isposinf(log_weight[0]) | (share > DOMINATED)).nonzero()[:, 0]
+        khat = pareto_khat(log_weight[1:, far])
+        self.blind = int((khat.isnan() | (khat <= good_khat(len(log_weight) - 1))).sum())
+        upper = log_weight.logsumexp(0) - math.log(len(log_weight))
+        self.looseness = float((upper.cpu() - self.figures[0]).mean())
+
+    def functions(self, chosen: list[int] | None = None) -> tuple[list[str], Tensor, Tensor, int]:
+        """Names, p-values and variances of the functions, or of some; and of how many rows."""
+        names: list[str] = []
+        log_weight, values = [], []
+        for block in self.blocks:
+            rows = places.usable(block.log_weight)
+            names, found = places.features(
+                block.log_weight[:, rows],
+                {n: v[:, rows] for n, v in block.densities.items()},
+                {n: v[:, rows] for n, v in block.latents.items()},
+            )
+            log_weight.append(block.log_weight[:, rows])
+            values.append(found if chosen is None else found[..., chosen])
+        names = names if chosen is None else [names[i] for i in chosen]
+        joined = torch.cat(log_weight, 1)
+        if joined.shape[1] == 0:
+            return names, torch.ones(len(names)), torch.zeros(len(names)), 0
+        return names, *places.p_values(joined, torch.cat(values, 1)), joined.shape[1]
+
+
+def _figures(log_weight: Tensor) -> Tensor:
+    """L, the effective sample size and the largest share of log-weights ``(K, rows)``, as ``(3, rows)``."""
+    log_weight = log_weight.detach().cpu().double()
+    weight = log_weight.softmax(0).nan_to_num(0.0)
+    bound = log_weight.logsumexp(0) - math.log(len(log_weight))
+    return torch.stack([bound, 1 / weight.square().sum(0), weight.amax(0)]).nan_to_num(0.0)
+
+
+def spread(total: int, number: int) -> Tensor:
+    """So many numbers of rows, evenly from all, some of them again where there are fewer."""
+    return torch.arange(number) * total // number if number <= total else torch.arange(number) % total

@@ -1,0 +1,138 @@
+"""Rows drawn from the model, with the latents that they were drawn from, weighed beside draws of the guide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_vae.programs.masks import counted
+from pyro_vae.programs.trace import Program, is_random, latent_sites, run, site_log_prob
+
+SAME = 1e-3  # nats, and relative, by which a density may differ between two runs: they round in different ways
+
+
+class NotSimulated(Exception):
+    """Why exact draws cannot be had, or not be weighed."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A block of drawn rows; of each the exact draw first, and then K of the guide.
+
+    Attributes:
+        log_weight: ``(K + 1, rows)``; +inf for an exact draw that has no density under the guide.
+        densities: log-densities by name, ``(K + 1, rows)``.
+        latents: values by site ``(K + 1, rows, elements)``; elements that are masked are 0.
+    """
+
+    log_weight: Tensor
+    densities: dict[str, Tensor]
+    latents: dict[str, Tensor]
+
+
+def simulated(program: Program, x: Tensor, y: Tensor | None, num_samples: int) -> Simulated:
+    """Draw rows from the model and weigh them; inside of ``isolated``, with torch's generators.
+
+    Args:
+        program: the Program.
+        x: rows of data ``(rows, *event)``, whose missing entries are missing in what is drawn.
+        y: what a conditional program is conditioned on.
+        num_samples: K.
+
+    Raises:
+        NotSimulated: with the reason.
+    """
+    exact, drawn = _draw(program, x, y)
+    guide = run(program.guide, drawn, y, num_samples=num_samples)
+    ours = latent_sites(guide)
+    if extra := [name for name in ours if name not in exact]:
+        raise NotSimulated(f"the guide makes its draws of {extra[0]!r}, and cannot score others")
+    at = {n: v.unsqueeze(0).to(ours[n]["value"].dtype) for n, v in exact.items()}
+    try:
+        star = run(program.guide, drawn, y, num_samples=1, at=at)
+        log_guide = {
+            n: torch.cat([_scored(star.nodes[n], len(x)), _by_row(site, num_samples, len(x))])
+            for n, site in ours.items()
+        }
+    except (NotImplementedError, RuntimeError, ValueError, IndexError, KeyError) as error:
+        raise NotSimulated(f"the guide cannot score other draws than its own ({type(error).__name__})") from error
+    theirs = {
+        n: torch.cat([v.unsqueeze(0), site["value"].to(v.dtype).expand(num_samples, *v.shape)])
+        for (n, v), site in ((item, ours[item[0]]) for item in exact.items())
+    }
+    model = run(program.model, drawn, y, num_samples=num_samples + 1, at=theirs)
+    terms = {n: _by_row(s, num_samples + 1, len(x)) for n, s in model.nodes.items() if is_random(s)}
+    densities = {f"log q({n})": v for n, v in log_guide.items()} | {f"log p({n})": v for n, v in terms.items()}
+    log_p, log_q = (torch.stack([*parts.values()]).double().sum(0) for parts in (terms, log_guide))
+    log_weight = log_p - log_q
+    log_weight[0] = torch.where(torch.isneginf(log_q[0]) & torch.isfinite(log_p[0]), torch.inf, log_weight[0])
+    latents = {n: _elements(model.nodes[n], v) for n, v in theirs.items()}
+    return Simulated(log_weight, {n: v.double() for n, v in densities.items()}, latents)
+
+
+def _draw(program: Program, x: Tensor, y: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+    """Latents and data from the model; and whether the model, run again on them, says the density that they were drawn from."""
+    first = run(program.model, x, y, at=_Unobserved())
+    name = next(n for n, s in first.nodes.items() if is_random(s) and s["infer"].get("was_observed"))
+    rows, site = len(x), first.nodes[name]
+    value = site["value"].expand(rows, *site["fn"].event_shape).reshape(x.shape)
+    if (mask := counted(site)) is not None:
+        value = torch.where(mask.to(x.device).expand(rows, *site["fn"].event_shape).reshape(x.shape), value, x)
+    drawn = torch.where(x.isnan(), x, value.to(x.dtype))
+    latents = {n: s["value"].expand(rows, *s["fn"].event_shape) for n, s in latent_sites(first).items() if n != name}
+    again = run(program.model, drawn, y, at=latents)
+    if moved := [n for n in latents if not _same(first.nodes[n], again.nodes[n])]:
+        # a reverse model r(a | z, x) of the guide's auxiliary sites, which nothing else depends on: drawn when x is known
+        latents |= {n: again.nodes[n]["fn"].sample().expand(latents[n].shape) for n in moved}
+        again = run(program.model, drawn, y, at=latents)
+    for n in (*latents, name):
+        if n not in moved and not _same(first.nodes[n], again.nodes[n]):
+            raise NotSimulated(f"the model's site {n!r} has another density when it is run on its own draws")
+    return latents, drawn
+
+
+def _same(first: Any, again: Any) -> bool:
+    """Whether a site has in two runs the same density, at the value of the second."""
+    a, b = (site_log_prob(site, again["value"], mask=False).double() for site in (first, again))
+    known = torch.isfinite(b)
+    return bool(((a - b).abs() <= SAME * (1 + b.abs()))[known].all())
+
+
+class _Unobserved(Messenger):
+    """Draw the observation."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_random(msg) and msg["is_observed"]:
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            msg["infer"] = {**msg["infer"], "was_observed": True}
+
+
+def _by_row(site: Any, samples: int, rows: int) -> Tensor:
+    return site_log_prob(site).expand(samples, rows)
+
+
+def _scored(site: Any, rows: int) -> Tensor:
+    """The log-density of a site of the guide at a value that it did not draw; -inf where it cannot be there."""
+    found = _by_row(site, 1, rows)
+    try:
+        inside = site["fn"].support.check(site["value"])
+    except (NotImplementedError, RuntimeError, ValueError):
+        inside = torch.ones_like(found, dtype=torch.bool)
+    inside = (
+        inside.reshape(*inside.shape[:2], -1).all(-1).expand(1, rows) if inside.dim() > 1 else inside.expand(1, rows)
+    )
+    if (mask := counted(site)) is not None:  # what is masked may be anywhere
+        kept = mask.to(inside.device).expand(1, rows, *site["fn"].event_shape)
+        inside = inside | ~kept.reshape(1, rows, -1).all(-1)
+    return torch.where(inside.to(found.device) & ~found.isnan(), found, -torch.inf)
+
+
+def _elements(site: Any, value: Tensor) -> Tensor:
+    """Values by element ``(K + 1, rows, elements)``, in float64, 0 where a mask leaves them out."""
+    if (mask := counted(site)) is not None:
+        value = torch.where(mask.to(value.device), value, torch.zeros_like(value))
+    return value.reshape(*value.shape[:2], -1).double()
