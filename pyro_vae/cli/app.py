@@ -19,6 +19,7 @@ from pyro_vae.cli import (
     list_,
     manifold,
     posterior,
+    prove,
     reconstruct,
     report,
     sample,
@@ -68,6 +69,7 @@ def _root(
 
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("prove")(prove.prove)
 app.command("compare")(compare.compare)
 app.command("sample")(sample.sample)
 app.command("reconstruct")(reconstruct.reconstruct)

@@ -208,6 +208,8 @@ def _table(figures: dict[str, Any]) -> str:
     else:
         bad = "-" if f["khat_bad_fraction"] is None else f"{f['khat_bad_fraction']:.1%}"
         rows += [("Pareto k, median", f"{number('khat_median')} (bad: {bad}{_thresholds(f)})")]
+        if "proof" in f:
+            rows.append(("weights", _proof(f["proof"])))
     if f["method"] == "bdmc":
         rows += [
             ("simulated images", f"log p(x) between {number('bdmc_lower')} and {number('bdmc_upper')}"),
@@ -221,6 +223,13 @@ def _table(figures: dict[str, Any]) -> str:
         ("seconds", number("seconds", 1)),
     ]
     return "\n".join([*markdown(["quantity", "value"], rows), *(f"warning: {w}" for w in f["warnings"])])
+
+
+def _proof(found: dict[str, Any]) -> str:
+    """What was found of the weights on data that the model draws itself."""
+    open_ = [q["name"] for q in found["questions"] if q["verdict"] not in ("holds", "fault")]
+    words = [f"{found['verdict']} on {found['num_rows']} rows of the model's own"]
+    return "; ".join([*words, *([f"not so: {', '.join(open_)}"] if open_ else [])])
 
 
 def _interval(low: float | None, high: float | None, error: float | None) -> str:

@@ -51,9 +51,16 @@ class Proof:
 
     @property
     def verdict(self) -> str:
-        """``fault`` where there is one; ``proved`` where all that could be asked holds; else ``not proved``."""
+        """``fault`` where there is one; ``not proved`` where something could not be asked; else ``proved``.
+
+        Where all holds, of data that are unlike these, it is ``proved for other data``.
+        """
         verdicts = {q.verdict for q in self.questions}
-        return "fault" if "fault" in verdicts else "not proved" if verdicts & {"not proved", "no power"} else "proved"
+        if "fault" in verdicts:
+            return "fault"
+        if verdicts & {"not proved", "no power"}:
+            return "not proved"
+        return "proved for other data" if "unlike" in verdicts else "proved"
 
     @property
     def reaches(self) -> bool:
@@ -76,13 +83,16 @@ class Proof:
             "questions": [{k: v for k, v in vars(q).items() if v or v == 0.0} for q in self.questions],
         }
 
-    def __str__(self) -> str:
-        rows = [
-            ("question", "evidence", "verdict", "power"),
-            *((q.name, q.evidence, q.verdict, q.power) for q in self.questions),
+    def table(self) -> list[list[str]]:
+        """A row of words for each question, under a heading."""
+        return [
+            ["question", "evidence", "verdict", "power"],
+            *([q.name, q.evidence, q.verdict, q.power] for q in self.questions),
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+    def __str__(self) -> str:
+        widths = [max(len(row[i]) for row in self.table()) for i in range(4)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in self.table()]
         return "\n".join([f"weights of the guide: {self.verdict}", *lines, *(f"fault: {f}" for f in self.faults)])
 
     def __repr__(self) -> str:

@@ -117,6 +117,10 @@ def likelihood(
             section.warning(f"{source}: {text}")
     if result is None:
         return section
+    if result.proof is not None:
+        head, *rows = result.proof.table()
+        caption = f"The weights of the guide: {result.proof.verdict}, asked on {result.proof.num_rows} data that the model drew"
+        section.table(head, rows, caption)
     weights = "Pareto k and effective sample size"
     if result.states is not None:
         section.note(
