@@ -22,6 +22,7 @@ from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weights
 from pyro_vae.evaluation.consistency import latents_have_densities
 from pyro_vae.evaluation.enumeration import summed
+from pyro_vae.evaluation.every_row import look_for_points
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.proof import proven
 from pyro_vae.evaluation.quasi import SobolNoise, length_of
@@ -105,6 +106,8 @@ def log_likelihood(
     require_weights(traces)
     require_precision(precision, device_of(program), dtype_of(program))
     states = joint_states(latent_sites(traces.model))
+    against = [] if states is not None else blind_spots(program, x, y, traces, len(x) * num_samples)
+    proof = None if states is not None else proven(program, x, y, traces)
     images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size)
     draws = Draws(program, how, samples, compiled=wants_compiling(how, len(x), device_of(program)))
     walk = Walk(program, x, y, rows=images, draws=samples, shared=True, progress=progress)
@@ -119,6 +122,12 @@ def log_likelihood(
     found = joined(walk.gathered())
     if states is None and discrete_sites(traces):
         found["khat"] = torch.full_like(found["khat"], math.nan)  # it would see the states alone that were drawn
+    if proof is not None and bool((equal := torch.isneginf(found["khat"])).any()):
+        some = equal.to(x.device)
+        points = look_for_points(program, x[some], None if y is None else y[equal.to(y.device)])
+        against += [line for line in points if not any("all one number" in known for known in against)]
+        if not proof.reaches:  # of a guide that is exact, or misses the same in all draws
+            found["khat"][equal] = math.nan
     if target_se is None or states is not None:
         del found["draws"]  # all got num_samples
     result = LogLikelihood(
@@ -131,8 +140,8 @@ def log_likelihood(
         rounding_error=None if precision == "full" else rounding_error(program, x, y, precision, seed),
         noise=noise,
         states=None if states is None else len(next(iter(states.values()))),
-        blind_spots=[] if states is not None else blind_spots(program, x, y, traces, len(x) * num_samples),
-        proof=None if states is not None else proven(program, x, y, traces),
+        blind_spots=against,
+        proof=proof,
     )
     kl = result.kl if latents_have_densities(traces) else None
     claims = consistency.of_likelihood(result.elbo, result.log_likelihood - result.bias, kl)

@@ -74,6 +74,8 @@ def p_values(log_weight: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         log_weight: ``(K + 1, rows)``, of rows that are :func:`usable`; the exact draw first.
         values: of the functions, ``(K + 1, rows, functions)``.
     """
+    if log_weight.shape[1] == 0:
+        return torch.ones(values.shape[-1]), torch.zeros(values.shape[-1])
     weight = log_weight.double().softmax(0).unsqueeze(-1)
     off = values.double() - (weight * values).sum(0)
     total = off[0].sum(0)

@@ -49,7 +49,8 @@ SHARE = (
     2000  # draws of a call for which one row more is asked: a tenth of its draws go into data's rows and simulated ones
 )
 SEQUENTIAL = 8  # times fewer rows where the guide scores element by element
-ASKED_AGAIN = 0.01
+ASKED_AGAIN = 0.01  # p below which fresh rows are asked, which alone count
+SURE = 9.0  # standard errors
 DOMINATED = 0.95  # of the weight
 BLIND = 0.005  # share of the posterior out of reach that is a fault
 MOST_TILT = 2.0  # nats
@@ -246,7 +247,9 @@ class _Proving:
         found, p_value = min(1.0, len(names) * smallest), 1.0
         if found < ASKED_AGAIN:
             suspects = (p_values < ASKED_AGAIN).nonzero()[:, 0].tolist()
-            names, p_again, _, asked = _Kept(self._simulated(AGAIN, "proof: asked again")).functions(suspects)
+            errors = math.sqrt(-2 * math.log(max(smallest, 1e-300)))  # that S is off by; so many rows make it SURE ones
+            more = math.ceil(min(AGAIN, num_rows * max(1.0, (SURE / errors) ** 2)))
+            names, p_again, _, asked = _Kept(self._simulated(more, "proof: asked again")).functions(suspects)
             smallest, worst = min(zip(p_again.tolist(), names, strict=True))
             found = p_value = min(1.0, len(suspects) * smallest)
         varying = variance[variance > 0]
@@ -343,22 +346,14 @@ class _Kept:
 
     def functions(self, chosen: list[int] | None = None) -> tuple[list[str], Tensor, Tensor, int]:
         """Names, p-values and variances of the functions, or of some; and of how many rows."""
-        names: list[str] = []
-        log_weight, values = [], []
-        for block in self.blocks:
-            rows = places.usable(block.log_weight)
-            names, found = places.features(
-                block.log_weight[:, rows],
-                {n: v[:, rows] for n, v in block.densities.items()},
-                {n: v[:, rows] for n, v in block.latents.items()},
-            )
-            log_weight.append(block.log_weight[:, rows])
-            values.append(found if chosen is None else found[..., chosen])
-        names = names if chosen is None else [names[i] for i in chosen]
-        joined = torch.cat(log_weight, 1)
-        if joined.shape[1] == 0:
-            return names, torch.ones(len(names)), torch.zeros(len(names)), 0
-        return names, *places.p_values(joined, torch.cat(values, 1)), joined.shape[1]
+        names = self.blocks[0].names
+        chosen = list(range(len(names))) if chosen is None else chosen
+        log_weight, values = (
+            torch.cat([getattr(b, name) for b in self.blocks], 1) for name in ("log_weight", "values")
+        )
+        rows = places.usable(log_weight)
+        p_values, variance = places.p_values(log_weight[:, rows], values[:, rows][..., chosen])
+        return [names[i] for i in chosen], p_values, variance, int(rows.sum())
 
 
 def _figures(log_weight: Tensor) -> Tensor:

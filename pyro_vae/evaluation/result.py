@@ -34,7 +34,8 @@ class LogLikelihood:
             are skew. Where Pareto k is bad its upper end is too low by an unknown amount; for fewer than 25 draws it is NaN,
             chains of annealing included. See :mod:`pyro_vae.evaluation.interval`.
         ess: effective sample size (sum w)^2 / sum w^2, out of an image's draws.
-        khat: Pareto k of the largest weights; NaN for fewer than 25 draws.
+        khat: Pareto k of the largest weights; NaN for fewer than 25 draws; -inf where all are equal, and the guide is proved to
+            reach all that matters.
         reconstruction: E_q log p(x | z).
         kl: E_q[log q(z | x) - log p(z)], over all latent sites.
         num_samples: K; at most, where an error was aimed at.

@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vae.evaluation.places import features
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.trace import Program, is_random, latent_sites, run, site_log_prob
 
@@ -25,13 +26,12 @@ class Simulated:
 
     Attributes:
         log_weight: ``(K + 1, rows)``; +inf for an exact draw that has no density under the guide.
-        densities: log-densities by name, ``(K + 1, rows)``.
-        latents: values by site ``(K + 1, rows, elements)``; elements that are masked are 0.
+        names, values: of the functions that the weights are tested by, ``(K + 1, rows, functions)``.
     """
 
     log_weight: Tensor
-    densities: dict[str, Tensor]
-    latents: dict[str, Tensor]
+    names: list[str]
+    values: Tensor
 
 
 def simulated(program: Program, x: Tensor, y: Tensor | None, num_samples: int) -> Simulated:
@@ -71,7 +71,7 @@ def simulated(program: Program, x: Tensor, y: Tensor | None, num_samples: int) -
     log_weight = log_p - log_q
     log_weight[0] = torch.where(torch.isneginf(log_q[0]) & torch.isfinite(log_p[0]), torch.inf, log_weight[0])
     latents = {n: _elements(model.nodes[n], v) for n, v in theirs.items()}
-    return Simulated(log_weight, {n: v.double() for n, v in densities.items()}, latents)
+    return Simulated(log_weight, *features(log_weight, {n: v.double() for n, v in densities.items()}, latents))
 
 
 def _draw(program: Program, x: Tensor, y: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
