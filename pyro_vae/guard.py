@@ -13,9 +13,11 @@ import dis
 import gc
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from threading import get_ident
 from typing import Any
 
@@ -57,6 +59,8 @@ class Guard:
         self._entries: list[_Entry] = []
         self._own: list[_Entry] = []
         self._frames: list[_Frame] = []
+        self._quick: list[tuple[dict[str, Any], str, Any]] = []  # entries that are compared without a call for each
+        self._slow: list[_Entry] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -79,7 +83,15 @@ class Guard:
         for frame in self._frames:
             if not frame.same():
                 return frame.clause() or _other_structure(self._modules, _structure(self.program))
-        return next((entry.clause() for entry in self._entries if not entry.same()), None)
+        entries = self._slow
+        for own, name, value in self._quick:
+            if own.get(name, ABSENT) is not value:
+                entries = self._entries
+                break
+        for entry in entries:
+            if not entry.same():
+                return entry.clause()
+        return None
 
     def changes_itself(self) -> bool:
         """Whether what the function read and then wrote is another by now: it changes itself at every run."""
@@ -129,27 +141,32 @@ class Guard:
         self._entries = [_Entry(label, get, here) for label, get in found]
         self._own = [_Entry(label, get, here) for label, get in own]
         self._frames = [_Frame(m, labels[id(m)], frozenset(shadows.get(id(m), ()))) for _, m, _ in self._modules]
+        self._quick = [place for entry in self._entries if (place := entry.place())]
+        self._slow = [entry for entry in self._entries if not entry.place()]
 
 
 class _Frame:
     """What every module has: its class, its submodules, hooks (none, if it had none), and no attributes over its class's own."""
 
-    __slots__ = ("_free", "_kind", "_label", "_module", "_names", "_own", "_parts")
+    __slots__ = ("_bare", "_free", "_keys", "_kind", "_label", "_module", "_names", "_own", "_parts")
 
     def __init__(self, module: nn.Module, label: str, names: frozenset[str]) -> None:
         self._module, self._label, self._names = module, label, names
         self._kind, self._own = type(module), vars(module)
+        self._keys = self._own.keys()
         self._parts = tuple(self._own["_modules"].items())
         self._free = [hooks for hooks in HOOKS if not self._own[hooks]]
+        bare = self._free if self._parts else [*self._free, "_modules"]
+        self._bare = itemgetter(*bare, *bare) if bare else _nothing  # twice: of one name it would be no tuple
 
     def same(self) -> bool:
-        """Whether it all is as it was."""
+        """Whether it all is as it was; every call of the library asks this of every module."""
         own = self._own
         return (
             type(self._module) is self._kind
-            and tuple(own["_modules"].items()) == self._parts
-            and not any(map(own.__getitem__, self._free))
-            and self._names.isdisjoint(own)
+            and (not self._parts or tuple(own["_modules"].items()) == self._parts)
+            and not any(self._bare(own))
+            and self._keys.isdisjoint(self._names)
         )
 
     def clause(self) -> str | None:
@@ -161,18 +178,28 @@ class _Frame:
 class _Entry:
     """One thing that was read: what it is called, how it is read again, and how it looked."""
 
-    __slots__ = ("_get", "_here", "_unchanging", "_value", "label", "look")
+    __slots__ = ("_empty", "_get", "_here", "_unchanging", "_value", "label", "look")
 
     def __init__(self, label: str, get: Callable[[], Any], here: frozenset[int]) -> None:
         self.label, self._get, self._here = label, get, here
         self._value = get()
         self.look: Look = look(self._value, here)
         self._unchanging = unchanging(self._value)
+        self._empty = type(self._value) in (dict, OrderedDict) and not self._value
 
     def same(self) -> bool:
         """Whether it looks as it did."""
         now = self._get()
-        return (self._unchanging and now is self._value) or look(now, self._here) == self.look
+        if now is self._value and (self._unchanging or (self._empty and not now)):
+            return True
+        return look(now, self._here) == self.look
+
+    def place(self) -> tuple[dict[str, Any], str, Any] | None:
+        """Where an object holds it itself, if the very same thing there is sure to look the same."""
+        if not self._unchanging or not isinstance(self._get, partial) or self._get.func is not attribute:
+            return None
+        owner, name = self._get.args
+        return (vars(owner), name, self._value) if name in vars(owner) else None
 
     def clause(self) -> str:
         """What has become of it."""
@@ -208,6 +235,10 @@ def hooked_parameter(program: nn.Module) -> str | None:
 
 def _itself(thing: Any) -> Any:
     return thing
+
+
+def _nothing(_: Any) -> tuple[()]:
+    return ()
 
 
 def is_library(module: str) -> bool:

@@ -33,7 +33,7 @@ from pyro_vae.programs.trace import (
     trace,
     y_to_program,
 )
-from pyro_vae.programs.values import check_conditions, check_observed, refusal, require_range
+from pyro_vae.programs.values import check_conditions, check_observed, range_of, refusal, require_range
 from pyro_vae.programs.walk import spans
 
 __all__ = [
@@ -120,8 +120,8 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bo
     found = _examined(program, x, y, part, rows, anew)
     for block in spans(len(x), SCANNED_ROWS) if support or rows.missing else ():
         check_observed(found.traces, *part(block), first=block.start, support=support)
-    if not support:
-        require_range(found.traces.model.nodes[observation(found.traces.model)]["fn"], x)
+    if not support and (bounds := range_of(found.traces)) is not None:
+        require_range(bounds, x, rows.ends)
     if y is not None:
         check_conditions(program, y, part, found.taken)
     return found.traces

@@ -15,6 +15,7 @@ has it examined anew; so does ``torch.autograd.graph.increment_version(parameter
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from pyro_vae.guard import Guard
 from pyro_vae.programs.given import MISSING
 from pyro_vae.programs.look import look_at, look_at_model
 from pyro_vae.programs.rows import ROWS, DependenceError
-from pyro_vae.programs.trace import Traces, device_of, dtype_of, to_program, y_to_program
+from pyro_vae.programs.trace import Traces, place_of, to_program, y_to_program
 from pyro_vae.programs.values import Taken, knows_missing
 from pyro_vae.seeding import ONE_THREAD
 
@@ -58,18 +59,21 @@ class Examination:
     tensors: list[tuple[dict[str, Any], str, Any, int, int]] = field(default_factory=list)
     sizes: list[tuple[dict[str, Any], int]] = field(default_factory=list)
 
+    def saw(self, rows: Rows) -> bool:
+        """Whether it was as much as there is in other rows: as many that differ, and missing entries where they have some."""
+        return (self.missing or not rows.missing) and (rows.most <= self.distinct or rows.distinct <= self.distinct)
+
     def holds(self) -> bool:
         """Whether nothing has changed since."""
-        return (
-            self.guard is not None
-            and all(len(held) == size for held, size in self.sizes)
-            and all(
-                held.get(name) is t and (t is None or (t._version == version and t.data_ptr() == place))
-                for held, name, t, version, place in self.tensors
-            )
-            and self.guard.changed() is None
-            and not self.guard.changes_itself()
-        )
+        if self.guard is None:
+            return False
+        for held, size in self.sizes:
+            if len(held) != size:
+                return False
+        for held, name, t, version, place in self.tensors:
+            if held.get(name) is not t or (t is not None and (t._version != version or t.data_ptr() != place)):
+                return False
+        return self.guard.changed() is None and not self.guard.changes_itself()
 
 
 class _Kept(dict[Any, Examination]):
@@ -155,25 +159,12 @@ def _kept(
     with (
         ONE_THREAD
     ):  # which others hold while they run the program: its modes and tensors, and Pyro's flags, are put elsewhere
-        kind = (
-            *kind,
-            beside,
-            dtype_of(program),
-            device_of(program),
-            torch.get_default_dtype(),
-            is_validation_enabled(),
-        )
+        kind = (*kind, beside, *place_of(program), torch.get_default_dtype(), is_validation_enabled())
         kept = vars(program).get(PLACE)
         if kept is None or kept.owner() is not program:
             kept = vars(program)[PLACE] = _Kept(program)
         found = None if anew else kept.get(kind)
-        saw_all = found is not None and (found.missing or not rows.missing)
-        if (
-            found is not None
-            and saw_all
-            and found.holds()
-            and (found.distinct == ROWS or rows.distinct <= found.distinct)
-        ):
+        if found is not None and found.saw(rows) and found.holds():
             return found
         kept.pop(kind, None)
         guard = Guard(program, unread=frozenset({"training"}))
@@ -199,10 +190,21 @@ class Rows:
         self._x, self._y = None if x is None else x.detach(), None if y is None else y.detach()
 
     @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest number of x, both NaN where one is; 0 where there is no x."""
+        least, largest = (0.0, 0.0) if self._x is None else self._x.aminmax()
+        return float(least), float(largest)
+
+    @cached_property
     def missing(self) -> bool:
         """Whether any row is not finite."""
-        blocks = () if self._x is None else (self._x,) if len(self._x) <= SCANNED_ROWS else self._x.split(SCANNED_ROWS)
-        return not all(bool(torch.isfinite(x).all()) for x in blocks)
+        return self._x is not None and self._x.is_floating_point() and not all(map(math.isfinite, self.ends))
+
+    @cached_property
+    def most(self) -> int:
+        """How many of them can be no repetitions."""
+        given = self._x if self._x is not None else self._y
+        return ROWS if given is None else min(ROWS, len(given))
 
     @cached_property
     def lost(self) -> Tensor:

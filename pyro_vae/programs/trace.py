@@ -104,15 +104,23 @@ def evaluating(program: Any) -> Iterator[None]:
     """Evaluation mode (dropout off), no gradients, full products and no denormal numbers, put back on leaving; threads wait."""
     keep_freed()
     with ONE_THREAD:
-        modes = {module: module.training for module in program.modules()} if isinstance(program, nn.Module) else {}
-        for module in modes:
-            module.training = False
+        modes = [(m, m.training) for m in program.modules()] if isinstance(program, nn.Module) else []
+        for module, _ in modes:
+            _set_mode(module, False)
         try:
             with torch.no_grad(), products("full"), no_denormals():
                 yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
+            for module, mode in modes:
+                _set_mode(module, mode)
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    own = module.__dict__
+    if "training" in own:
+        own["training"] = training  # which takes nn.Module.__setattr__ 2 us, for each of some dozens of modules
+    else:  # a script, which keeps it elsewhere
+        module.training = training
 
 
 def arguments(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
@@ -160,15 +168,9 @@ def _second_of(function: Any) -> Any:
     return parameters[1].default
 
 
-def _tensors(program: Any) -> Iterator[Tensor]:
-    """A program's parameters and then its buffers, as far as these are floating."""
-    yield from program.parameters()
-    yield from (b for b in program.buffers() if b.is_floating_point())
-
-
 def device_of(program: Any) -> torch.device:
     """Where the program's parameters lie, or its floating buffers if it has none (the CPU if it has neither)."""
-    return next((t.device for t in _tensors(program)), torch.device("cpu"))
+    return place_of(program)[0]
 
 
 def dtype_of(program: Any) -> torch.dtype:
@@ -176,20 +178,34 @@ def dtype_of(program: Any) -> torch.dtype:
 
     An adopted program whose parameters are made when it first runs has the dtype of the first data that it was given.
     """
-    first: torch.dtype = getattr(program, "first_dtype", None) or torch.float32
-    return next((t.dtype for t in _tensors(program) if t.is_floating_point()), first)
+    return place_of(program)[1]
+
+
+def place_of(program: Any) -> tuple[torch.device, torch.dtype]:
+    """:func:`device_of` and :func:`dtype_of`, found together: every call asks for both."""
+    device = None
+    for tensor in program.parameters():
+        device = tensor.device if device is None else device
+        if tensor.is_floating_point():
+            return device, tensor.dtype
+    for tensor in program.buffers():
+        if tensor.is_floating_point():
+            return device or tensor.device, tensor.dtype
+    return device or torch.device("cpu"), getattr(program, "first_dtype", None) or torch.float32
 
 
 def to_program(program: Any, x: Tensor) -> Tensor:
     """The tensor x on the program's device; integers and other floats in its dtype."""
-    return x.to(device=device_of(program), dtype=dtype_of(program))
+    device, dtype = place_of(program)
+    return x.to(device=device, dtype=dtype)
 
 
 def y_to_program(program: Any, y: Tensor | None, rows: slice = slice(None)) -> Tensor | None:
     """Rows of what a program is conditioned on, on its device; floats in its dtype, labels and flags as they are."""
     if y is None:
         return None
-    return y[rows].detach().to(device=device_of(program), dtype=dtype_of(program) if y.is_floating_point() else None)
+    device, dtype = place_of(program)
+    return y[rows].detach().to(device=device, dtype=dtype if y.is_floating_point() else None)
 
 
 @dataclass(frozen=True)
