@@ -3,12 +3,14 @@
 A graph keeps tensor operations and no Python: what the function read of plain attributes, globals and closures stands in it as it
 was then. A :class:`Guard` notes these reads while the function runs, and says later, in tens of microseconds, what has changed.
 
-Seen are the attributes of modules (numbers, modes, hooks, functions, whatever they hold), what modules there are, and the
-globals and closures of functions that are no library's. What C code keeps for itself, and files, are not seen.
+Seen are the attributes of modules, and of the object whose methods an adopted program has (numbers, modes, hooks, functions,
+whatever they hold), what modules there are, and the globals and closures of functions that are no library's; of functions their
+code, defaults and attributes, of classes their members. What C code keeps for itself, and files, are not seen.
 """
 
 from __future__ import annotations
 
+import abc
 import dis
 import gc
 import sys
@@ -23,7 +25,8 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vae.looks import ABSENT, LIBRARIES, Look, look, plain_part, short, unchanging
+from pyro_vae.looks import ABSENT, LIBRARIES, Look, look, of_library, plain_part, short, unchanging
+from pyro_vae.seeding import ONE_THREAD
 
 Code = types.CodeType
 _Named = tuple[str, Callable[[], Any]]  # what something is called, and how it is read
@@ -52,8 +55,8 @@ class Guard:
     ) -> None:
         self.program, self.others = program, dict(others or {})
         self._unread, self.saw_all = unread, False
-        self._modules = _structure(program)
-        self._reads: dict[tuple[int, str], nn.Module] = {}
+        self._modules, self._objects = _structure(program), _objects(program)
+        self._reads: dict[tuple[int, str], Any] = {}
         self._written: set[tuple[int, str]] = set()
         self._codes: dict[Code, dict[str, Any]] = {}
         self._entries: list[_Entry] = []
@@ -66,17 +69,15 @@ class Guard:
     def watching(self) -> Iterator[None]:
         """While entered, what this thread reads is noted."""
         free = self.saw_all = sys.getprofile() is None  # a profiler at work is left there
-        self._thread = get_ident()  # others may use the program meanwhile
-        _watch(self)
-        if free:
-            sys.setprofile(self._called)
-        try:
-            yield
-        finally:
+        with ONE_THREAD, _noting(self, {type(thing) for thing in self._objects}):
             if free:
-                sys.setprofile(None)
-            _unwatch(self)
-            self._note()
+                sys.setprofile(self._called)
+            try:
+                yield
+            finally:
+                if free:
+                    sys.setprofile(None)
+        self._note()
 
     def changed(self) -> str | None:
         """What would now be read otherwise, as a clause ("program.beta was 0.1 and is 0.2"); None where nothing would."""
@@ -114,6 +115,7 @@ class Guard:
     def _note(self) -> None:
         """Look at everything that was read."""
         labels = {id(module): f"program.{name}" if name else "program" for name, module, _ in self._modules}
+        labels |= {id(thing): type(thing).__name__ for thing in self._objects}
         here, shadows = frozenset(labels), dict[int, set[str]]()
         found, own = list[_Named](), list[_Named]()
         for (key, name), owner in self._reads.items():
@@ -125,14 +127,14 @@ class Guard:
                 shadows.setdefault(key, set()).add(name)
             else:
                 found.append((f"{labels[key]}.{name}", partial(attribute, owner, name)))
-        for _, module, kind in self._modules:
+        for _, module, _ in self._modules:
             found += [
                 (f"{labels[id(module)]}.{hooks}", partial(attribute, module, hooks))
                 for hooks in HOOKS
                 if attribute(module, hooks)
             ]
-            if not is_library(kind.__module__):
-                found.append((f"class {kind.__name__}", partial(_itself, kind)))
+        kinds = dict.fromkeys([*(kind for _, _, kind in self._modules), *map(type, self._objects)])
+        found += [(f"class {kind.__name__}", partial(_itself, kind)) for kind in kinds if not of_library(kind)]
         found += [
             (f"torch's _global{hooks}", partial(attribute, nn.modules.module, f"_global{hooks}")) for hooks in HOOKS
         ]
@@ -274,37 +276,56 @@ def _other_structure(was: list[tuple[str, nn.Module, type]], now: list[tuple[str
     return f"the submodule {gone[0]!r} was removed" if gone else "the submodules have another order"
 
 
-# Reads and writes of attributes, seen by whoever watches: by nobody most of the time, when modules are as torch made them.
+# Reads and writes of attributes, seen by whoever watches: by nobody most of the time, when classes are as they were made.
 
-_watchers: list[Guard] = []
-_set = nn.Module.__setattr__
+GET, SET = "__getattribute__", "__setattr__"
 
 
-def _read(self: nn.Module, name: str) -> Any:
-    for guard in _watchers:
+def _objects(program: nn.Module) -> list[Any]:
+    """Objects that are no modules, whose methods a program has in its attributes: those of an adopted pair."""
+    found: dict[int, Any] = {}
+    for module in program.modules():
+        for held in list(vars(module).values()):
+            for method in vars(held).values() if isinstance(held, types.SimpleNamespace) else (held,):
+                thing = method.__self__ if isinstance(method, types.MethodType) else None
+                plain = type(type(thing)) in (type, abc.ABCMeta) and hasattr(thing, "__dict__")
+                if plain and not isinstance(thing, nn.Module) and not of_library(type(thing)):
+                    found[id(thing)] = thing
+    return list(found.values())
+
+
+@contextmanager
+def _noting(guard: Guard, kinds: set[type]) -> Iterator[None]:
+    """While entered, a guard is told of reads and writes of the attributes of modules, and of objects of these classes."""
+    saved = [
+        (kind, {name: vars(kind)[name] for name in (GET, SET) if name in vars(kind)}) for kind in (nn.Module, *kinds)
+    ]
+    for kind, _ in saved:
+        _note_reads(guard, kind, getattr(kind, GET), getattr(kind, SET))
+    try:
+        yield
+    finally:
+        for kind, own in reversed(saved):
+            for name in (GET, SET):
+                setattr(kind, name, own[name]) if name in own else delattr(kind, name)
+
+
+def _note_reads(guard: Guard, kind: type, get: Any, put: Any) -> None:
+    reads, written, thread = guard._reads, guard._written, get_ident()  # others may use the program meanwhile
+
+    def read(self: Any, name: str) -> Any:
         key = id(self), name
-        if key not in guard._written and guard._thread == get_ident():
-            guard._reads[key] = self
-    return object.__getattribute__(self, name)
+        if key not in written and thread == get_ident():
+            reads[key] = self
+        return get(self, name)
 
+    def write(self: Any, name: str, value: Any) -> None:
+        if thread == get_ident():
+            written.add((id(self), name))
+        put(self, name, value)
 
-def _write(self: nn.Module, name: str, value: Any) -> None:
-    for guard in _watchers:
-        if guard._thread == get_ident():
-            guard._written.add((id(self), name))
-    _set(self, name, value)
-
-
-def _watch(guard: Guard) -> None:
-    _watchers.append(guard)
-    nn.Module.__getattribute__, nn.Module.__setattr__ = _read, _write  # type: ignore[method-assign, assignment]
-
-
-def _unwatch(guard: Guard) -> None:
-    _watchers.remove(guard)
-    if not _watchers:
-        del nn.Module.__getattribute__
-        nn.Module.__setattr__ = _set  # type: ignore[method-assign]
+    setattr(kind, GET, read)
+    setattr(kind, SET, write)
 
 
 # Globals and closures of the functions that ran.
@@ -326,14 +347,8 @@ def _names(code: Code) -> Iterator[tuple[str, list[str]]]:
 def _globals(codes: Mapping[Code, dict[str, Any]]) -> Iterable[_Named]:
     for code, scope in codes.items():
         for root, path in _names(code):
-            if root in scope and not _of_a_library(scope[root]):
+            if root in scope and not of_library(scope[root]):
                 yield ".".join([str(scope.get("__name__")), root, *path]), partial(_followed, scope, root, path)
-
-
-def _of_a_library(value: Any) -> bool:
-    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    code = isinstance(value, (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType))
-    return code and is_library(str(name))
 
 
 def _followed(scope: Mapping[str, Any], root: str, path: list[str]) -> Any:

@@ -4,7 +4,8 @@ A program is run on 6 draws of 8 rows, once under Pyro's own validation and once
 in the model; then both again with small noise added to its parameters, so that nothing hides behind one that is zero (a gate, a
 layer that starts at zero). What is found stands for every call with data of the same shape and dtype, until
 
-* an attribute, hook, submodule, member of a class, global or closure that the program read is another (:mod:`pyro_vae.guard`);
+* an attribute, hook, submodule, member of a class, global, closure, or a function's default that the program read is another
+  (:mod:`pyro_vae.guard`);
 * a parameter or buffer is another object, or torch counts a change of it (``_version``), or it lies elsewhere;
 * data come with more distinct rows than were looked at, or with the first missing entries.
 
