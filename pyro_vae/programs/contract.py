@@ -92,7 +92,9 @@ def require_latents(traces: Traces, what: str) -> None:
         raise UserError(f"{what} is about latents, and the program has none: log_likelihood and sample do without")
 
 
-def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bool = False) -> Traces:
+def admit(
+    program: Any, x: Any, y: Any = None, *, support: bool = True, values: bool = True, anew: bool = False
+) -> Traces:
     """Hold a program and all rows of its data to the contract: what every public function that takes data begins with.
 
     Args:
@@ -100,6 +102,7 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bo
         x: data ``(N, *event)``, on any device and in any dtype.
         y: what a conditional program is conditioned on, ``(N, ...)``.
         support: whether the values must be in the likelihood's support: not where they are encoded and not scored.
+        values: whether rows are looked at at all, beyond the eight that the program is examined on: not where the caller does.
         anew: whether to examine the program whatever was found before.
 
     Returns:
@@ -118,6 +121,8 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bo
 
     rows = Rows(x, y)
     found = _examined(program, x, y, part, rows, anew)
+    if not values:
+        return found.traces
     for block in spans(len(x), SCANNED_ROWS) if support or rows.missing else ():
         check_observed(found.traces, *part(block), first=block.start, support=support)
     if not support and (bounds := range_of(found.traces)) is not None:
