@@ -104,6 +104,59 @@ def test_what_hides_behind_a_zero_is_found_before_training(part: str, words: str
             pv.sample(program, 3, event_shape=(4,))
 
 
+# What shows in many rows, or in few of them, alone
+
+
+class Batched(Coupling):
+    """Couples rows of batches of more than so many."""
+
+    def __init__(self, most: int, part: str = "guide") -> None:
+        super().__init__()
+        self.most, self.part = most, part
+
+    def guide(self, x: Tensor) -> None:
+        super().guide(x - x.mean(0) if self.part == "guide" and len(x) > self.most else x)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            loc = self.decoder(z)
+            loc = loc - loc.mean(-2, keepdim=True) if self.part == "model" and len(x) > self.most else loc
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("most", [17, 20, 100, 200])
+@pytest.mark.parametrize("part", ["guide", "model"])
+def test_what_couples_many_rows_is_found_where_so_many_come(part: str, most: int) -> None:
+    program, x = Batched(most, part), X.repeat(15, 1)[: most + 1]
+    pv.encode(program, x[:16])
+    with pytest.raises(ProgramError, match=rf"{part}: .*other rows"):
+        pv.encode(program, x)
+    with pytest.raises(ProgramError, match=rf"{part}: .*other rows"):
+        pv.fit(Batched(most, part), x, steps=1, batch_size=most + 1)
+    if part == "model":
+        with pytest.raises(ProgramError, match="other rows"):
+            pv.sample(Batched(most, part), most + 1, event_shape=(4,))
+
+
+def test_more_rows_are_looked_at_a_few_times_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, x = Coupling(), X.repeat(100, 1)
+    with examinations(monkeypatch) as seen:
+        for rows in range(8, 2000, 50):
+            pv.encode(program, x[:rows])
+    assert len(seen) <= 4
+
+
+@pytest.mark.parametrize("row", [3, 12, 19])
+def test_a_model_that_reads_few_rows_is_found(row: int) -> None:
+    """The value that it reads is the largest of its column, in a row that is none of the first."""
+    x = X.clone()
+    x[row, 2] = 4.0
+    program = Using(lambda loc, x: dist.Normal(loc + torch.where(x > 3, x, 0.0), 1.0))
+    with pytest.raises(ProgramError, match="reads x"):
+        pv.log_likelihood(program, x, num_samples=30)
+
+
 # What may be made of x
 
 

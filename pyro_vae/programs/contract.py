@@ -93,7 +93,14 @@ def require_latents(traces: Traces, what: str) -> None:
 
 
 def admit(
-    program: Any, x: Any, y: Any = None, *, support: bool = True, values: bool = True, anew: bool = False
+    program: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    support: bool = True,
+    values: bool = True,
+    count: int = 0,
+    anew: bool = False,
 ) -> Traces:
     """Hold a program and all rows of its data to the contract: what every public function that takes data begins with.
 
@@ -103,6 +110,7 @@ def admit(
         y: what a conditional program is conditioned on, ``(N, ...)``.
         support: whether the values must be in the likelihood's support: not where they are encoded and not scored.
         values: whether rows are looked at at all, beyond the eight that the program is examined on: not where the caller does.
+        count: of the rows that the program will see at once, where these are more.
         anew: whether to examine the program whatever was found before.
 
     Returns:
@@ -119,7 +127,7 @@ def admit(
     def part(rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         return to_program(program, x[rows]), None if y is None else y_to_program(program, y[rows])
 
-    rows = Rows(x, y)
+    rows = Rows(x, y, count)
     found = _examined(program, x, y, part, rows, anew)
     if not values:
         return found.traces

@@ -46,7 +46,7 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
     """
     with ONE_THREAD, torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
         x, y = source.batch(torch.arange(min(FIRST_ROWS, source.num_rows)))
-        traces = _checked(program, x, y, data if isinstance(data, Data) else None)
+        traces = _checked(program, x, y, data if isinstance(data, Data) else None, batch)
         require_scores(traces)
         if isinstance(source, DatasetSource):
             source.look = lambda rows, x, y: _look_at(traces, source.prepare(x), y, rows)
@@ -65,10 +65,10 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
     return tuple(x.shape[1:]), moving
 
 
-def _checked(program: Any, x: Tensor, y: Tensor | None, data: Data | None) -> Traces:
+def _checked(program: Any, x: Tensor, y: Tensor | None, data: Data | None, batch: int) -> Traces:
     """The traces of a run on the first rows; what is wrong with one of these is said as of any other."""
     try:
-        return contract.admit(program, x, y, values=False)
+        return contract.admit(program, x, y, values=False, count=batch)
     except DataError as error:
         missing = (~torch.isfinite(x)).flatten(1).any(1)
         for row in missing.nonzero().flatten().tolist() or range(len(x)):
