@@ -21,8 +21,8 @@ from pyro_vae.evaluation.methods import Annealing
 from pyro_vae.evaluation.path import Path
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import evaluating
 from pyro_vae.programs.examination import examined
+from pyro_vae.programs.trace import evaluating
 from pyro_vae.seeding import generator, seeded
 
 # Every statistical test has a fixed seed and, at |z| < 3.3, a false-alarm rate of 0.1 % where its error bars are right.

@@ -22,8 +22,8 @@ from pyro_vae.evaluation.bdmc import bidirectional
 from pyro_vae.evaluation.methods import Annealing
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import evaluating
 from pyro_vae.programs.examination import examined
+from pyro_vae.programs.trace import evaluating
 
 NOISE = 0.5
 

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.programs import latents
-from pyro_vae.programs.contract import Program, is_random
 from pyro_vae.programs.door import admitted, door
-from pyro_vae.programs.trace import innermost
+from pyro_vae.programs.trace import Program, innermost, is_random
 
 ROWS = 3  # of the data that the sites are looked at with; the check draws two samples, so the axes can be told apart
 

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.blind import blind_spots, require_weights
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.contract import admit, require_rows, require_y
+from pyro_vae.programs.contract import admit
+from pyro_vae.programs.given import require_rows, require_y
+from pyro_vae.programs.labels import needs_y
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.trace import (
     Program,
@@ -34,7 +36,6 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_sites,
     latent_values,
-    needs_y,
     observation,
     run,
     to_program,

@@ -22,8 +22,9 @@ from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, taking
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits
-from pyro_vae.programs.contract import Program, require_rows
 from pyro_vae.programs.door import door
+from pyro_vae.programs.given import require_rows
+from pyro_vae.programs.trace import Program
 
 GUIDE_DRAWS = 128  # per image, for the reconstruction, the KL and a bound that annealing must not fall below
 FEW_CHAINS = 8  # fewer give a jackknife error that is itself off by more than a quarter

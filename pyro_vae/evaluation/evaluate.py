@@ -22,7 +22,8 @@ from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, ImportanceSampling, taking
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.door import admitted, door
-from pyro_vae.programs.trace import Program, needs_y, observation, takes_y
+from pyro_vae.programs.labels import needs_y, takes_y
+from pyro_vae.programs.trace import Program, observation
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 

@@ -10,60 +10,9 @@ from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.programs.adopted import take_dtype
 from pyro_vae.programs.examination import SCANNED_ROWS, Examination, Rows, examined
 from pyro_vae.programs.given import require_rows, require_y
-from pyro_vae.programs.trace import (
-    DATA_PLATE,
-    OBSERVED,
-    SAMPLE_PLATE,
-    Program,
-    Terms,
-    Traced,
-    Traces,
-    arguments,
-    device_of,
-    draw_terms,
-    dtype_of,
-    evaluating,
-    is_random,
-    isolated,
-    latent_sites,
-    needs_y,
-    observation,
-    takes_y,
-    to_program,
-    trace,
-    y_to_program,
-)
+from pyro_vae.programs.trace import Traces, latent_sites, to_program, y_to_program
 from pyro_vae.programs.values import check_conditions, check_observed, range_of, refusal, require_range
 from pyro_vae.programs.walk import spans
-
-__all__ = [
-    "DATA_PLATE",
-    "OBSERVED",
-    "SAMPLE_PLATE",
-    "Program",
-    "Terms",
-    "Traced",
-    "Traces",
-    "admit",
-    "arguments",
-    "check_observed",
-    "device_of",
-    "draw_terms",
-    "dtype_of",
-    "evaluating",
-    "is_random",
-    "isolated",
-    "latent_sites",
-    "needs_y",
-    "observation",
-    "require_gradients",
-    "require_latents",
-    "require_program",
-    "require_rows",
-    "require_y",
-    "takes_y",
-    "trace",
-]  # fmt: skip
 
 
 def require_program(program: Any) -> None:

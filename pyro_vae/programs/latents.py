@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError, said, warn
-from pyro_vae.programs.contract import require_y
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.folding import ByRow
-from pyro_vae.programs.given import event_shape_of, require_dense
+from pyro_vae.programs.given import event_shape_of, require_dense, require_y
 from pyro_vae.programs.trace import (
     AtValues,
     Program,

@@ -19,14 +19,11 @@ holds a program to all this.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
-from types import FunctionType
 from typing import Any, Protocol, TypeVar, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import pyro
 import pyro.nn.module
@@ -51,7 +48,6 @@ Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they 
 OBSERVED = "x"
 DATA_PLATE = "data"
 SAMPLE_PLATE = "num_samples"
-LABELS = ("y", "ys", "label", "labels")  # names of an optional argument that labels go to; a required one may have any
 
 
 @runtime_checkable
@@ -126,46 +122,6 @@ def _set_mode(module: nn.Module, training: bool) -> None:
 def arguments(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
     """What a program is called with."""
     return (x,) if y is None else (x, y)
-
-
-def takes_y(program: Any) -> bool:
-    """Whether a program may be given y: model and guide have a second positional argument, required, or None and called y."""
-    defaults = [_second(function) for function in (program.model, program.guide)]
-    return all(default is inspect.Parameter.empty or default is None for default in defaults)
-
-
-def needs_y(program: Any) -> bool:
-    """Whether a program cannot go without y: the second positional argument of its model or guide has no default."""
-    return any(_second(function) is inspect.Parameter.empty for function in (program.model, program.guide))
-
-
-def accepts_y(program: Any) -> bool:
-    """Whether the model can be called with a second argument."""
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(program.model).parameters.values())
-    return variadic or _second(program.model) is not False
-
-
-_SECONDS: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()  # by function; a signature takes 20 us
-
-
-def _second(function: Any) -> Any:
-    """The default of a function's second positional argument; False where it has none that could be y."""
-    code: Any = getattr(function, "__func__", None)
-    known = None if code is None else _SECONDS.get(code)
-    if known is not None and known[0] == (code.__code__, code.__defaults__):
-        return known[1]
-    found = _second_of(function)
-    if isinstance(code, FunctionType):
-        _SECONDS[code] = (code.__code__, code.__defaults__), found
-    return found
-
-
-def _second_of(function: Any) -> Any:
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
-    if len(parameters) < 2 or (parameters[1].default is None and parameters[1].name not in LABELS):
-        return False
-    return parameters[1].default
 
 
 def device_of(program: Any) -> torch.device:

@@ -19,7 +19,8 @@ from torch.distributions import constraints
 from pyro_vae.errors import DataError, said
 from pyro_vae.programs.folding import bounds
 from pyro_vae.programs.given import MISSING, first_lost
-from pyro_vae.programs.trace import Traces, evaluating, found_once, innermost, isolated, needs_y, observation, trace
+from pyro_vae.programs.labels import needs_y
+from pyro_vae.programs.trace import Traces, evaluating, found_once, innermost, isolated, observation, trace
 from pyro_vae.seeding import derive_seed, seeded
 
 MOVES = "the data, as they are together, move the bounds of the likelihood"

@@ -17,7 +17,8 @@ from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.blind import require_scores
 from pyro_vae.programs import contract
-from pyro_vae.programs.trace import Traces, innermost, observation, takes_y, to_program, y_to_program
+from pyro_vae.programs.labels import takes_y
+from pyro_vae.programs.trace import Traces, innermost, observation, to_program, y_to_program
 from pyro_vae.programs.values import check_conditions, check_observed
 from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.training.rehearsal import rehearse

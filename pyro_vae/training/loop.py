@@ -22,8 +22,7 @@ from pyro_vae.errors import NumericalError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.objectives.base import Objective
 from pyro_vae.precision import casts, no_denormals, products
-from pyro_vae.programs.contract import draw_terms
-from pyro_vae.programs.trace import dtype_of
+from pyro_vae.programs.trace import draw_terms, dtype_of
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training.average import Average
 from pyro_vae.training.captured import CapturedStep
