@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.blind import blind_spots, require_weights
+from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.estimators import estimate
-from pyro_vae.evaluation.importance import Draws, block_shape
+from pyro_vae.evaluation.importance import block_shape
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.door import admitted, door
