@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import warn
+from pyro_vae.errors import tell
 from pyro_vae.evaluation.anneal import Checkpoint, Progress, run
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
@@ -95,8 +95,7 @@ def annealed_log_likelihood(
         start=how.start,
         edge=weights.edge,
     )
-    for message in result.warnings:
-        warn(message, UnreliableEstimateWarning)
+    tell(result.warnings, UnreliableEstimateWarning)
     return result
 
 

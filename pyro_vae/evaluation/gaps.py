@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError, warn
+from pyro_vae.errors import UserError, tell
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.free_normals import DIAGONAL_NORMAL, FreeNormals
 from pyro_vae.evaluation.importance import log_likelihood as importance_weighted
@@ -214,8 +214,7 @@ def inference_gaps(
         consistency.forbidden(consistency.of_gaps(elbo, optimal, own.log_likelihood - own.bias)),
     )  # fmt: skip
     consistency.tell(gaps.forbidden)
-    for message in gaps.warnings:
-        warn(message, NotConvergedWarning)
+    tell(gaps.warnings, NotConvergedWarning)
     return gaps
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.capture import CaptureWarning
-from pyro_vae.errors import warn
+from pyro_vae.errors import tell, warn
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weights
@@ -133,8 +133,7 @@ def log_likelihood(
     claims = consistency.of_likelihood(result.elbo, result.log_likelihood - result.bias, kl)
     result = replace(result, forbidden=consistency.forbidden(claims))
     consistency.tell(result.forbidden)
-    for message in result.warnings:
-        warn(message, UnreliableEstimateWarning)
+    tell(result.warnings, UnreliableEstimateWarning)
     return result
 
 
