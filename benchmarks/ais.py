@@ -29,7 +29,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.evaluation.evaluate import chosen_rows
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.contract import device_of
+from pyro_vae.programs.trace import device_of
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -25,8 +25,8 @@ from sklearn.decomposition import PCA
 
 import pyro_vae as pv
 from pyro_vae.networks.heads import positive_inverse
-from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.programs.refined import Refined
+from pyro_vae.programs.trace import draw_terms, evaluating
 from pyro_vae.seeding import generator, seeded
 
 RESULTS = Path(__file__).parent / "results"

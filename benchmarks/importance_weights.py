@@ -38,8 +38,8 @@ from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import block_shape
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.evaluation.weights import weigh
-from pyro_vae.programs.contract import evaluating
 from pyro_vae.programs.functional import OfProgram
+from pyro_vae.programs.trace import evaluating
 from pyro_vae.seeding import generator
 
 RESULTS = Path(__file__).parent / "results"

@@ -31,7 +31,7 @@ from pyro.infer import NUTS as PyroNUTS
 
 import pyro_vae as pv
 from pyro_vae.analysis.mcmc import sample_chains
-from pyro_vae.programs.contract import evaluating, isolated
+from pyro_vae.programs.trace import evaluating, isolated
 from pyro_vae.training.progress import Progress
 
 RESULTS = Path(__file__).parent / "results"

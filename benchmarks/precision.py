@@ -30,8 +30,8 @@ from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.evaluate import chosen_rows
 from pyro_vae.evaluation.importance import block_shape
 from pyro_vae.evaluation.weights import weigh
-from pyro_vae.programs.contract import evaluating
 from pyro_vae.programs.functional import OfProgram
+from pyro_vae.programs.trace import evaluating
 from pyro_vae.seeding import seeded
 
 RESULTS = Path(__file__).parent / "results"

@@ -54,7 +54,7 @@ _PUBLIC = {
     "nearest_training": "pyro_vae.analysis.nearest",
     "report": "pyro_vae.analysis.report",
     "compare_report": "pyro_vae.analysis.report",
-    "Program": "pyro_vae.programs.contract",
+    "Program": "pyro_vae.programs.trace",
     "UserError": "pyro_vae.errors",
 }
 
@@ -83,9 +83,9 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.questions import Proof
     from pyro_vae.evaluation.result import LogLikelihood
     from pyro_vae.programs.adopted import adopt
-    from pyro_vae.programs.contract import Program
     from pyro_vae.programs.export import export
     from pyro_vae.programs.latents import decode, encode, reconstruct, sample
+    from pyro_vae.programs.trace import Program
     from pyro_vae.spec import Spec, build
     from pyro_vae.training.fit import fit
     from pyro_vae.training.run import Run, load

@@ -46,6 +46,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def tell(messages: Iterable[str], category: type[Warning]) -> None:
+    """:func:`warn` of each line."""
+    for message in messages:
+        warn(message, category)
+
+
 def said(error: BaseException, most: int = 200) -> str:
     """What an exception says in one line: its kind and first words, without the table of shapes that Pyro appends."""
     return f"{type(error).__name__}: {' '.join(str(error).partition('Trace Shapes:')[0].split())[:most]}"

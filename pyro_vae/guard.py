@@ -3,25 +3,30 @@
 A graph keeps tensor operations and no Python: what the function read of plain attributes, globals and closures stands in it as it
 was then. A :class:`Guard` notes these reads while the function runs, and says later, in tens of microseconds, what has changed.
 
-Seen are the attributes of modules (numbers, modes, hooks, functions, whatever they hold), what modules there are, and the
-globals and closures of functions that are no library's. What C code keeps for itself, and files, are not seen.
+Seen are the attributes of modules, and of the object whose methods an adopted program has (numbers, modes, hooks, functions,
+whatever they hold), what modules there are, and the globals and closures of functions that are no library's; of functions their
+code, defaults and attributes, of classes their members. What C code keeps for itself, and files, are not seen.
 """
 
 from __future__ import annotations
 
+import abc
 import dis
 import gc
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from threading import get_ident
 from typing import Any
 
 from torch import nn
 
-from pyro_vae.looks import ABSENT, LIBRARIES, Look, look, plain_part, short, unchanging
+from pyro_vae.looks import ABSENT, LIBRARIES, Look, look, of_library, plain_part, short, unchanging
+from pyro_vae.seeding import ONE_THREAD
 
 Code = types.CodeType
 _Named = tuple[str, Callable[[], Any]]  # what something is called, and how it is read
@@ -50,36 +55,44 @@ class Guard:
     ) -> None:
         self.program, self.others = program, dict(others or {})
         self._unread, self.saw_all = unread, False
-        self._modules = _structure(program)
-        self._reads: dict[tuple[int, str], nn.Module] = {}
+        self._modules, self._objects = _structure(program), _objects(program)
+        self._reads: dict[tuple[int, str], Any] = {}
         self._written: set[tuple[int, str]] = set()
         self._codes: dict[Code, dict[str, Any]] = {}
         self._entries: list[_Entry] = []
         self._own: list[_Entry] = []
         self._frames: list[_Frame] = []
+        self._quick: list[tuple[dict[str, Any], str, Any]] = []  # entries that are compared without a call for each
+        self._slow: list[_Entry] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While entered, what this thread reads is noted."""
         free = self.saw_all = sys.getprofile() is None  # a profiler at work is left there
-        self._thread = get_ident()  # others may use the program meanwhile
-        _watch(self)
-        if free:
-            sys.setprofile(self._called)
-        try:
-            yield
-        finally:
+        with ONE_THREAD, _noting(self, {type(thing) for thing in self._objects}):
             if free:
-                sys.setprofile(None)
-            _unwatch(self)
-            self._note()
+                sys.setprofile(self._called)
+            try:
+                yield
+            finally:
+                if free:
+                    sys.setprofile(None)
+        self._note()
 
     def changed(self) -> str | None:
         """What would now be read otherwise, as a clause ("program.beta was 0.1 and is 0.2"); None where nothing would."""
         for frame in self._frames:
             if not frame.same():
                 return frame.clause() or _other_structure(self._modules, _structure(self.program))
-        return next((entry.clause() for entry in self._entries if not entry.same()), None)
+        entries = self._slow
+        for own, name, value in self._quick:
+            if own.get(name, ABSENT) is not value:
+                entries = self._entries
+                break
+        for entry in entries:
+            if not entry.same():
+                return entry.clause()
+        return None
 
     def changes_itself(self) -> bool:
         """Whether what the function read and then wrote is another by now: it changes itself at every run."""
@@ -102,6 +115,7 @@ class Guard:
     def _note(self) -> None:
         """Look at everything that was read."""
         labels = {id(module): f"program.{name}" if name else "program" for name, module, _ in self._modules}
+        labels |= {id(thing): type(thing).__name__ for thing in self._objects}
         here, shadows = frozenset(labels), dict[int, set[str]]()
         found, own = list[_Named](), list[_Named]()
         for (key, name), owner in self._reads.items():
@@ -113,14 +127,14 @@ class Guard:
                 shadows.setdefault(key, set()).add(name)
             else:
                 found.append((f"{labels[key]}.{name}", partial(attribute, owner, name)))
-        for _, module, kind in self._modules:
+        for _, module, _ in self._modules:
             found += [
                 (f"{labels[id(module)]}.{hooks}", partial(attribute, module, hooks))
                 for hooks in HOOKS
                 if attribute(module, hooks)
             ]
-            if not is_library(kind.__module__):
-                found.append((f"class {kind.__name__}", partial(_itself, kind)))
+        kinds = dict.fromkeys([*(kind for _, _, kind in self._modules), *map(type, self._objects)])
+        found += [(f"class {kind.__name__}", partial(_itself, kind)) for kind in kinds if not of_library(kind)]
         found += [
             (f"torch's _global{hooks}", partial(attribute, nn.modules.module, f"_global{hooks}")) for hooks in HOOKS
         ]
@@ -129,27 +143,32 @@ class Guard:
         self._entries = [_Entry(label, get, here) for label, get in found]
         self._own = [_Entry(label, get, here) for label, get in own]
         self._frames = [_Frame(m, labels[id(m)], frozenset(shadows.get(id(m), ()))) for _, m, _ in self._modules]
+        self._quick = [place for entry in self._entries if (place := entry.place())]
+        self._slow = [entry for entry in self._entries if not entry.place()]
 
 
 class _Frame:
     """What every module has: its class, its submodules, hooks (none, if it had none), and no attributes over its class's own."""
 
-    __slots__ = ("_free", "_kind", "_label", "_module", "_names", "_own", "_parts")
+    __slots__ = ("_bare", "_free", "_keys", "_kind", "_label", "_module", "_names", "_own", "_parts")
 
     def __init__(self, module: nn.Module, label: str, names: frozenset[str]) -> None:
         self._module, self._label, self._names = module, label, names
         self._kind, self._own = type(module), vars(module)
+        self._keys = self._own.keys()
         self._parts = tuple(self._own["_modules"].items())
         self._free = [hooks for hooks in HOOKS if not self._own[hooks]]
+        bare = self._free if self._parts else [*self._free, "_modules"]
+        self._bare = itemgetter(*bare, *bare) if bare else _nothing  # twice: of one name it would be no tuple
 
     def same(self) -> bool:
-        """Whether it all is as it was."""
+        """Whether it all is as it was; every call of the library asks this of every module."""
         own = self._own
         return (
             type(self._module) is self._kind
-            and tuple(own["_modules"].items()) == self._parts
-            and not any(map(own.__getitem__, self._free))
-            and self._names.isdisjoint(own)
+            and (not self._parts or tuple(own["_modules"].items()) == self._parts)
+            and not any(self._bare(own))
+            and self._keys.isdisjoint(self._names)
         )
 
     def clause(self) -> str | None:
@@ -161,18 +180,28 @@ class _Frame:
 class _Entry:
     """One thing that was read: what it is called, how it is read again, and how it looked."""
 
-    __slots__ = ("_get", "_here", "_unchanging", "_value", "label", "look")
+    __slots__ = ("_empty", "_get", "_here", "_unchanging", "_value", "label", "look")
 
     def __init__(self, label: str, get: Callable[[], Any], here: frozenset[int]) -> None:
         self.label, self._get, self._here = label, get, here
         self._value = get()
         self.look: Look = look(self._value, here)
         self._unchanging = unchanging(self._value)
+        self._empty = type(self._value) in (dict, OrderedDict) and not self._value
 
     def same(self) -> bool:
         """Whether it looks as it did."""
         now = self._get()
-        return (self._unchanging and now is self._value) or look(now, self._here) == self.look
+        if now is self._value and (self._unchanging or (self._empty and not now)):
+            return True
+        return look(now, self._here) == self.look
+
+    def place(self) -> tuple[dict[str, Any], str, Any] | None:
+        """Where an object holds it itself, if the very same thing there is sure to look the same."""
+        if not self._unchanging or not isinstance(self._get, partial) or self._get.func is not attribute:
+            return None
+        owner, name = self._get.args
+        return (vars(owner), name, self._value) if name in vars(owner) else None
 
     def clause(self) -> str:
         """What has become of it."""
@@ -210,6 +239,10 @@ def _itself(thing: Any) -> Any:
     return thing
 
 
+def _nothing(_: Any) -> tuple[()]:
+    return ()
+
+
 def is_library(module: str) -> bool:
     """Whether a module, by its name, is of torch, Pyro, this library or their like."""
     return module.partition(".")[0] in LIBRARIES
@@ -243,37 +276,56 @@ def _other_structure(was: list[tuple[str, nn.Module, type]], now: list[tuple[str
     return f"the submodule {gone[0]!r} was removed" if gone else "the submodules have another order"
 
 
-# Reads and writes of attributes, seen by whoever watches: by nobody most of the time, when modules are as torch made them.
+# Reads and writes of attributes, seen by whoever watches: by nobody most of the time, when classes are as they were made.
 
-_watchers: list[Guard] = []
-_set = nn.Module.__setattr__
+GET, SET = "__getattribute__", "__setattr__"
 
 
-def _read(self: nn.Module, name: str) -> Any:
-    for guard in _watchers:
+def _objects(program: nn.Module) -> list[Any]:
+    """Objects that are no modules, whose methods a program has in its attributes: those of an adopted pair."""
+    found: dict[int, Any] = {}
+    for module in program.modules():
+        for held in list(vars(module).values()):
+            for method in vars(held).values() if isinstance(held, types.SimpleNamespace) else (held,):
+                thing = method.__self__ if isinstance(method, types.MethodType) else None
+                plain = type(type(thing)) in (type, abc.ABCMeta) and hasattr(thing, "__dict__")
+                if plain and not isinstance(thing, nn.Module) and not of_library(type(thing)):
+                    found[id(thing)] = thing
+    return list(found.values())
+
+
+@contextmanager
+def _noting(guard: Guard, kinds: set[type]) -> Iterator[None]:
+    """While entered, a guard is told of reads and writes of the attributes of modules, and of objects of these classes."""
+    saved = [
+        (kind, {name: vars(kind)[name] for name in (GET, SET) if name in vars(kind)}) for kind in (nn.Module, *kinds)
+    ]
+    for kind, _ in saved:
+        _note_reads(guard, kind, getattr(kind, GET), getattr(kind, SET))
+    try:
+        yield
+    finally:
+        for kind, own in reversed(saved):
+            for name in (GET, SET):
+                setattr(kind, name, own[name]) if name in own else delattr(kind, name)
+
+
+def _note_reads(guard: Guard, kind: type, get: Any, put: Any) -> None:
+    reads, written, thread = guard._reads, guard._written, get_ident()  # others may use the program meanwhile
+
+    def read(self: Any, name: str) -> Any:
         key = id(self), name
-        if key not in guard._written and guard._thread == get_ident():
-            guard._reads[key] = self
-    return object.__getattribute__(self, name)
+        if key not in written and thread == get_ident():
+            reads[key] = self
+        return get(self, name)
 
+    def write(self: Any, name: str, value: Any) -> None:
+        if thread == get_ident():
+            written.add((id(self), name))
+        put(self, name, value)
 
-def _write(self: nn.Module, name: str, value: Any) -> None:
-    for guard in _watchers:
-        if guard._thread == get_ident():
-            guard._written.add((id(self), name))
-    _set(self, name, value)
-
-
-def _watch(guard: Guard) -> None:
-    _watchers.append(guard)
-    nn.Module.__getattribute__, nn.Module.__setattr__ = _read, _write  # type: ignore[method-assign, assignment]
-
-
-def _unwatch(guard: Guard) -> None:
-    _watchers.remove(guard)
-    if not _watchers:
-        del nn.Module.__getattribute__
-        nn.Module.__setattr__ = _set  # type: ignore[method-assign]
+    setattr(kind, GET, read)
+    setattr(kind, SET, write)
 
 
 # Globals and closures of the functions that ran.
@@ -295,14 +347,8 @@ def _names(code: Code) -> Iterator[tuple[str, list[str]]]:
 def _globals(codes: Mapping[Code, dict[str, Any]]) -> Iterable[_Named]:
     for code, scope in codes.items():
         for root, path in _names(code):
-            if root in scope and not _of_a_library(scope[root]):
+            if root in scope and not of_library(scope[root]):
                 yield ".".join([str(scope.get("__name__")), root, *path]), partial(_followed, scope, root, path)
-
-
-def _of_a_library(value: Any) -> bool:
-    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    code = isinstance(value, (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType))
-    return code and is_library(str(name))
 
 
 def _followed(scope: Mapping[str, Any], root: str, path: list[str]) -> Any:

@@ -1,7 +1,7 @@
 """How Python objects look, so that they can be compared with what becomes of them.
 
-A look is made of what an object holds: numbers and strings, containers and attributes a few levels deep, the values of small
-tensors.
+A look is made of what an object holds: numbers and strings, containers and attributes a few levels deep, the members of its
+class, the code, defaults and attributes of functions, the values of small tensors.
 What is too large or too deep is known by its identity, large tensors by torch's count of their changes as well.
 """
 
@@ -80,16 +80,19 @@ def _look(value: Any, depth: int, seen: set[int]) -> Look:
         return _of_values(value)
     if id(value) in seen or depth == 0 or len(seen) > MANY:
         return _Same(value)
-    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.ModuleType)) or value is ABSENT:
+    if isinstance(value, (types.BuiltinFunctionType, types.ModuleType)) or value is ABSENT or of_library(value):
         return _Same(value)
-    seen.add(id(value))
     inner = partial(_look, depth=depth - 1, seen=seen)
+    if isinstance(value, types.FunctionType):
+        more = value.__defaults__, value.__kwdefaults__, value.__dict__ or None
+        return value, value.__code__, [None if part is None else inner(part) for part in more]
+    seen.add(id(value))
     if isinstance(value, type):
-        library = value.__module__.partition(".")[0] in LIBRARIES
-        own = {} if library else {k: v for k, v in vars(value).items() if not k.startswith("__") and not callable(v)}
-        return _Same(value), [(k, inner(v)) for k, v in own.items()]
+        return _Same(value), [(name, inner(v)) for k in value.__mro__ if not of_library(k) for name, v in _members(k)]
     if isinstance(value, types.MethodType):
-        return inner(value.__func__), _Same(value.__self__)
+        return inner(value.__func__), inner(value.__self__)
+    if isinstance(value, (property, staticmethod, classmethod)):
+        return inner(value.fget if isinstance(value, property) else value.__func__)
     if isinstance(value, partial):
         return kind, inner(value.func), inner(value.args), inner(value.keywords)
     if isinstance(value, dict):
@@ -99,8 +102,21 @@ def _look(value: Any, depth: int, seen: set[int]) -> Look:
     if isinstance(value, (set, frozenset)):
         plain = all(type(v) in PLAIN for v in value)
         return (kind, frozenset(value)) if plain else (_Same(value), len(value))
-    held = _held(value)
-    return (kind, [(k, inner(v)) for k, v in held.items()]) if held else _Same(value)
+    held = [(k, inner(v)) for k, v in _held(value).items()]
+    return (kind if held else _Same(value), held, inner(kind))
+
+
+def of_library(value: Any) -> bool:
+    """Whether a module, class or function is of torch, Pyro, this library or their like; nothing else is."""
+    if not isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)):
+        return False
+    name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+    return str(name).partition(".")[0] in LIBRARIES
+
+
+def _members(kind: type) -> list[tuple[str, Any]]:
+    """What a class holds: its functions, and all that Python does not keep there for itself."""
+    return [(k, v) for k, v in vars(kind).items() if not k.startswith("__") or isinstance(v, types.FunctionType)]
 
 
 def _held(value: Any) -> dict[str, Any]:
@@ -133,7 +149,7 @@ def _of_values(value: Any) -> _Values:
 
 def plain_part(found: Look) -> Any:
     """A look without tensors, and without what is known by its identity alone."""
-    if isinstance(found, (_Values, _Same)):
+    if isinstance(found, (_Values, _Same, types.FunctionType)):
         return None
     if isinstance(found, (list, tuple)):
         return [plain_part(part) for part in found]
@@ -152,4 +168,4 @@ def unchanging(value: Any) -> bool:
     """Whether the very same object is sure to look the same."""
     if isinstance(value, tuple):
         return all(type(v) in PLAIN for v in value)
-    return type(value) in PLAIN or isinstance(value, types.FunctionType) or value is ABSENT
+    return type(value) in PLAIN or value is ABSENT or (isinstance(value, types.FunctionType) and of_library(value))

@@ -106,18 +106,23 @@ def surroundings(name: str) -> Iterator[None]:
             f"{name} is called inside of a Pyro handler (plate, condition, trace, ...), which would make another program of the "
             "one given: call it outside, and write what the handler does into the program"
         )
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # the default one, in a fifth of the time of torch.get_default_device()
     if device.type != "cpu":
         raise UserError(
             f"{name}: expected the CPU as torch's default device, got {device}: the library follows the program's device; leave "
             'the default alone (torch.set_default_device("cpu")) and make tensors with device=x.device'
         )
-    with torch.inference_mode(False), torch.enable_grad():
-        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
-            yield
-            return
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and not autocast:  # as it is most of the time
+        yield
+        return
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False) if autocast else nullcontext(),
+        torch.autocast("cuda", enabled=False) if autocast else nullcontext(),
+    ):
+        yield
 
 
 def _kind(parameter: inspect.Parameter, scope: dict[str, Any]) -> tuple[Callable[[str, Any], Any], bool] | None:

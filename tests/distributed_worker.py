@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import registry
-from pyro_vae.programs.contract import dtype_of
+from pyro_vae.programs.trace import dtype_of
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.distributed import ALONE, Ranks, join
 from pyro_vae.training.fit import _objective

@@ -157,9 +157,9 @@ def test_every_image_is_held_to_its_own_number_of_draws() -> None:
 
 @pytest.mark.parametrize("limit", [70, 400])
 def test_memory_that_runs_out_halves_the_chunk(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    from pyro_vae.evaluation import importance
+    from pyro_vae.evaluation import draws
 
-    weigh, passes = importance.weigh, []
+    weigh, passes = draws.weigh, []
 
     def short(program: Any, x: Tensor, y: Tensor | None, num_samples: int, precision: str) -> Any:
         passes.append(len(x) * num_samples)
@@ -168,7 +168,7 @@ def test_memory_that_runs_out_halves_the_chunk(monkeypatch: pytest.MonkeyPatch, 
         return weigh(program, x, y, num_samples, precision)
 
     program, x = LinearGaussian(6, 3, noise=1.0, narrow=0.8), torch.zeros(9, 6, dtype=torch.float64)
-    monkeypatch.setattr(importance, "weigh", short)
+    monkeypatch.setattr(draws, "weigh", short)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = pv.log_likelihood(program, x, num_samples=2000, target_se=0.05, chunk_size=1000)

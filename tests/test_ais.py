@@ -21,7 +21,8 @@ from pyro_vae.evaluation.methods import Annealing
 from pyro_vae.evaluation.path import Path
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import evaluating
+from pyro_vae.programs.examination import examined
+from pyro_vae.programs.trace import evaluating
 from pyro_vae.seeding import generator, seeded
 
 # Every statistical test has a fixed seed and, at |z| < 3.3, a false-alarm rate of 0.1 % where its error bars are right.
@@ -96,7 +97,7 @@ def test_hmc_leaves_the_posterior_invariant() -> None:
     mean = program.mean(x)[0].detach()
     factor = torch.linalg.cholesky(covariance)
     with seeded(6), evaluating(program):
-        path = Path(Unconstrained(program, x), 4000)
+        path = Path(Unconstrained(examined(program, x).traces, x), 4000)
         u = (mean + torch.randn(4000, 1, 3, dtype=torch.float64) @ factor.T).contiguous()
     point, beta, accepted = path(u), torch.ones((), dtype=torch.float64), []
     for t in range(20):
@@ -117,7 +118,7 @@ def test_a_proposal_without_a_finite_density_is_rejected() -> None:
     program = LinearGaussian(6, 3)
     x = pv.sample(program, 2, seed=5)
     with evaluating(program):
-        path = Path(Unconstrained(program, x), 4)
+        path = Path(Unconstrained(examined(program, x).traces, x), 4)
     point = path(path.draw(0))
     beta = torch.ones((), dtype=torch.float64)
     new, probability = transition(path, point, beta, torch.full((2,), 1e200, dtype=torch.float64), 10, generator(0))
@@ -212,7 +213,7 @@ def test_constrained_latents(program: Any, start: Any) -> None:
 
 def test_there_and_back_through_dependent_supports() -> None:
     x = torch.randn(5, generator=generator(0))
-    density = Unconstrained(TwoSites(), x)
+    density = Unconstrained(examined(TwoSites(), x).traces, x)
     assert density.sites == ["top", "below"]
     u = torch.randn(7, 5, 2, generator=generator(1))
     values = density.constrain(u)
@@ -355,7 +356,7 @@ def test_the_graph_computes_what_the_program_does(model: str, guide: str, decode
     vae = pv.build(model, guide, (1, 8, 8), latent_dim=4, decoder=f"{decoder}:hidden=[16]", encoder="mlp:hidden=[16]")
     x = (torch.rand(3, 1, 8, 8, generator=generator(0)) < 0.5).float()
     with evaluating(vae):
-        path = Path(Unconstrained(vae, x), 5, start)
+        path = Path(Unconstrained(examined(vae, x).traces, x), 5, start)
         assert isinstance(path._point, fx.GraphModule)
         assert isinstance(path._slope, fx.GraphModule)
         u = torch.randn(5, 3, 4, generator=generator(1))

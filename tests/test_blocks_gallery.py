@@ -14,7 +14,9 @@ import pyro_vae as pv
 from pyro_vae import registry
 from pyro_vae.declared import folder
 from pyro_vae.objectives.elbo import ELBO
-from pyro_vae.programs.contract import admit, check_observed, draw_terms, evaluating
+from pyro_vae.programs.contract import admit
+from pyro_vae.programs.trace import draw_terms, evaluating
+from pyro_vae.programs.values import check_observed
 from pyro_vae.seeding import seeded
 from pyro_vae.spec import build, declared, read
 

@@ -21,7 +21,8 @@ from torch.utils.data import Dataset, TensorDataset
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError, UserError
 from pyro_vae.programs.contract import admit
-from pyro_vae.programs.trace import dtype_of, needs_y, takes_y
+from pyro_vae.programs.labels import needs_y, takes_y
+from pyro_vae.programs.trace import dtype_of
 from pyro_vae.seeding import seeded
 
 # Labels

@@ -22,7 +22,8 @@ from pyro_vae.evaluation.bdmc import bidirectional
 from pyro_vae.evaluation.methods import Annealing
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.contract import evaluating
+from pyro_vae.programs.examination import examined
+from pyro_vae.programs.trace import evaluating
 
 NOISE = 0.5
 
@@ -72,7 +73,7 @@ def test_where_annealing_starts_integrates_to_one(name: str, start: Any) -> None
     program = Edges(PRIORS[name])
     u = torch.linspace(-300, 300, 60_001, dtype=torch.float64).reshape(-1, 1, 1)
     with evaluating(program):
-        density = Unconstrained(program, torch.zeros(1, 1))
+        density = Unconstrained(examined(program, torch.zeros(1, 1)).traces, torch.zeros(1, 1))
         base = _base(density, u, start)
     total = float(base.double().logsumexp(0)) + math.log(0.01)
     assert abs(math.exp(total) - 1) < 1e-3

@@ -1,113 +1,23 @@
-"""A program is examined once, and anew when something that was read has changed; what hides behind a zero is found at once."""
+"""A program is examined once and in few runs; what hides behind a zero is found at once, and rows are looked at call by call."""
 
 from __future__ import annotations
 
-import copy
-import gc
 import inspect
-import itertools
 import math
-import pickle
-import threading
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from coupling import Coupling, X, examinations, runs
 from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError, UserError
-from pyro_vae.programs import examination, look
-from pyro_vae.programs.examination import PLACE
-from pyro_vae.seeding import generator, seeded
-
-SHIFT = 0.0
-TABLE = {"shift": [0.0]}
-X = torch.randn(20, 4, generator=generator("test of the examination"))
-
-
-def closed_over(value: float) -> tuple[Callable[[], float], Callable[[float], None]]:
-    def get() -> float:
-        return value
-
-    def put(new: float) -> None:
-        nonlocal value
-        value = new
-
-    return get, put
-
-
-class Layer(nn.Linear):
-    """A layer whose class has a member that is read."""
-
-    shift = 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.shift
-
-
-class Coupling(nn.Module):
-    """A program whose guide reads other rows by as much as a number says, which stands where a test puts it: 0 at first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with seeded(0):
-            self.encoder, self.decoder = Layer(4, 4), nn.Linear(2, 4)
-        self.register_buffer("centre", torch.zeros(()))
-        self.share = 0.0
-        self.closed, self.put = closed_over(0.0)
-
-    def model(self, x: Tensor) -> None:
-        next(RUNS["model"])
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        next(RUNS["guide"])
-        share = self.share + SHIFT + TABLE["shift"][0] + self.closed() + self.centre
-        with pyro.plate("data", len(x), dim=-1):
-            loc, raw = self.encoder(x + share * x.mean(0)).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, nn.functional.softplus(raw) + 0.1).to_event(1))
-
-
-RUNS = {"guide": itertools.count(), "model": itertools.count()}  # which show no change of themselves
-
-
-@contextmanager
-def runs() -> Iterator[Callable[[], tuple[int, int]]]:
-    """The runs of any guide and model while entered."""
-    before = {part: next(count) for part, count in RUNS.items()}
-    asked = itertools.count(1)
-
-    def found() -> tuple[int, int]:
-        beside = next(asked)
-        return next(RUNS["guide"]) - before["guide"] - beside, next(RUNS["model"]) - before["model"] - beside
-
-    yield found
-
-
-@contextmanager
-def examinations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What is examined while entered: ``data`` or ``model``."""
-    seen: list[str] = []
-    with monkeypatch.context() as patch:
-        for kind, name in (("data", "look_at"), ("model", "look_at_model")):
-            real = getattr(examination, name)
-            patch.setattr(examination, name, lambda *a, kind=kind, real=real: seen.append(kind) or real(*a))
-        yield seen
-
-
-def anew(program: Any, monkeypatch: pytest.MonkeyPatch, x: Tensor = X) -> bool:
-    with examinations(monkeypatch) as seen:
-        pv.encode(program, x)
-    return bool(seen)
-
+from pyro_vae.programs import look
+from pyro_vae.seeding import seeded
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "encode": lambda p: pv.encode(p, X),
@@ -153,157 +63,6 @@ def test_an_examination_takes_few_runs_and_a_call_after_it_its_own_alone() -> No
         assert count() == (0, 1)
 
 
-STALE: dict[str, Callable[[Any], Any]] = {
-    "attribute": lambda p: setattr(p, "share", 0.5),
-    "hook": lambda p: p.encoder.register_forward_pre_hook(lambda m, args: (args[0] - args[0].mean(0),)),
-    "submodule": lambda p: setattr(
-        p, "encoder", nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), p.encoder)
-    ),
-    "class member": lambda p: setattr(Layer, "shift", torch.arange(4.0)),
-    "global": lambda p: globals().__setitem__("SHIFT", 0.5),
-    "inside a global": lambda p: TABLE["shift"].__setitem__(0, 0.5),
-    "closure": lambda p: p.put(0.5),
-    "buffer in place": lambda p: p.centre.fill_(0.5),
-    "buffer's data": lambda p: setattr(p.centre, "data", torch.tensor(0.5)),
-    "buffer replaced": lambda p: setattr(p, "centre", torch.tensor(0.5)),
-    "load_state_dict": lambda p: p.load_state_dict({**p.state_dict(), "centre": torch.tensor(0.5)}),
-    "method": lambda p: setattr(p.encoder, "forward", lambda x: p.decoder(x[:, :2] - x[:, :2].mean(0))),
-}
-COUPLES = set(STALE) - {"class member"}
-
-
-@pytest.mark.parametrize("how", STALE)
-def test_what_changes_is_noticed_at_the_next_call(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "SHIFT", 0.0)
-    monkeypatch.setitem(TABLE, "shift", [0.0])
-    monkeypatch.setattr(Layer, "shift", 0.0)
-    program = Coupling()
-    pv.encode(program, X)
-    assert not anew(program, monkeypatch)
-    with torch.no_grad():
-        STALE[how](program)
-    if how in COUPLES:
-        with pytest.raises(ProgramError, match="depends on the other rows"):
-            pv.encode(program, X)
-    else:
-        assert anew(program, monkeypatch)
-
-
-CHANGED: dict[str, Callable[[Any], Any]] = {
-    "a parameter in place": lambda p: p.decoder.weight.add_(0.1),
-    "a parameter's data": lambda p: setattr(p.decoder.weight, "data", p.decoder.weight.data + 0.1),
-    "a new parameter": lambda p: setattr(p.decoder, "weight", nn.Parameter(p.decoder.weight + 0.1)),
-    "a parameter more": lambda p: setattr(p, "extra", nn.Parameter(torch.zeros(1))),
-    "a parameter less": lambda p: setattr(p.decoder, "bias", None),
-    "double": lambda p: p.double(),
-    "to": lambda p: p.to(torch.float64),
-    "a step of an optimizer": lambda p: torch.optim.SGD(with_gradients(p), lr=0.1).step(),
-    "counted by hand": lambda p: torch.autograd.graph.increment_version(p.decoder.weight),
-}
-
-
-def with_gradients(program: Any) -> list[Tensor]:
-    for p in program.parameters():
-        p.grad = torch.ones_like(p)
-    return list(program.parameters())
-
-
-@pytest.mark.parametrize("how", CHANGED)
-def test_tensors_that_change_are_noticed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = Coupling()
-    pv.encode(program, X)
-    with torch.no_grad():
-        CHANGED[how](program)
-    assert anew(program, monkeypatch)
-    assert not anew(program, monkeypatch)
-
-
-@pytest.mark.parametrize("compile", ["off", "on"])
-def test_our_own_steps_are_noticed(compile: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_vae.capture.compiled", lambda graph, example: lambda tensors: graph(*tensors))
-    program = Coupling()
-    pv.encode(program, X)
-    seen: list[bool] = []
-    pv.fit(
-        program, X, epochs=2, batch_size=10, compile=compile, callback=lambda m: seen.append(anew(program, monkeypatch))
-    )
-    assert seen == [True, True]
-
-
-def test_an_examination_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = Coupling()
-    pv.encode(program, X)
-    program.centre.data.fill_(0.5)  # which torch does not count
-    pv.encode(program, X)
-    with pytest.raises(ProgramError, match="depends on the other rows"):
-        pv.encode(program, X, examine=True)  # type: ignore[call-arg]
-
-
-def test_more_rows_or_missing_ones_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row tells nothing of other rows, and finite ones nothing of how missing ones are filled."""
-
-    class Filled(Coupling):
-        def model(self, x: Tensor) -> None:
-            with pyro.plate("data", len(x), dim=-1):
-                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-                fn = dist.Normal(self.decoder(z), 1.0).mask(~x.isnan()).to_event(1)
-                pyro.sample("x", fn, obs=x.nan_to_num())
-
-        def guide(self, x: Tensor) -> None:
-            super().guide(torch.where(x.isnan(), x.nanmean(0), x))
-
-    program = Filled()
-    pv.encode(program, X[:1])
-    assert anew(program, monkeypatch)
-    assert not anew(program, monkeypatch)
-    assert not anew(program, monkeypatch, X[:5])
-    x = X.clone()
-    x[15, 2] = math.nan
-    with pytest.raises(ProgramError, match="depends on the other rows"):
-        pv.encode(program, x)
-
-
-def test_copies_are_examined_and_nothing_is_kept_alive() -> None:
-    program = Coupling()
-    program.own = program.guide  # type: ignore[assignment]  # a way back to the program from what it holds
-    pv.encode(program, X)
-    other = copy.deepcopy(program)
-    assert vars(other)[PLACE] is None
-    other.centre.fill_(0.5)
-    with pytest.raises(ProgramError):
-        pv.encode(other, X)
-    with pytest.raises(ProgramError):
-        pv.encode(copy.copy(other), X)
-    assert pickle.loads(pickle.dumps(vars(program)[PLACE])) is None
-    gone = weakref.ref(program)
-    del program, other
-    gc.collect()
-    assert gone() is None
-
-
-def test_threads_examine_a_program_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    program, found = Coupling(), list[Any]()
-    with examinations(monkeypatch) as seen:
-        threads = [threading.Thread(target=lambda: found.append(pv.encode(program, X))) for _ in range(4)]
-        [t.start() for t in threads]
-        [t.join() for t in threads]
-    assert seen == ["data"]
-    assert all(torch.equal(z, found[0]) for z in found)
-
-
-def test_a_program_that_changes_itself_is_examined_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counting(Coupling):
-        calls = 0
-
-        def guide(self, x: Tensor) -> None:
-            self.calls += 1
-            super().guide(x)
-
-    program = Counting()
-    pv.encode(program, X)
-    assert anew(program, monkeypatch)
-
-
 # What hides behind a zero
 
 
@@ -343,6 +102,59 @@ def test_what_hides_behind_a_zero_is_found_before_training(part: str, words: str
     if part != "guide":
         with pytest.raises(ProgramError, match="small noise"):
             pv.sample(program, 3, event_shape=(4,))
+
+
+# What shows in many rows, or in few of them, alone
+
+
+class Batched(Coupling):
+    """Couples rows of batches of more than so many."""
+
+    def __init__(self, most: int, part: str = "guide") -> None:
+        super().__init__()
+        self.most, self.part = most, part
+
+    def guide(self, x: Tensor) -> None:
+        super().guide(x - x.mean(0) if self.part == "guide" and len(x) > self.most else x)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            loc = self.decoder(z)
+            loc = loc - loc.mean(-2, keepdim=True) if self.part == "model" and len(x) > self.most else loc
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("most", [17, 20, 100, 200])
+@pytest.mark.parametrize("part", ["guide", "model"])
+def test_what_couples_many_rows_is_found_where_so_many_come(part: str, most: int) -> None:
+    program, x = Batched(most, part), X.repeat(15, 1)[: most + 1]
+    pv.encode(program, x[:16])
+    with pytest.raises(ProgramError, match=rf"{part}: .*other rows"):
+        pv.encode(program, x)
+    with pytest.raises(ProgramError, match=rf"{part}: .*other rows"):
+        pv.fit(Batched(most, part), x, steps=1, batch_size=most + 1)
+    if part == "model":
+        with pytest.raises(ProgramError, match="other rows"):
+            pv.sample(Batched(most, part), most + 1, event_shape=(4,))
+
+
+def test_more_rows_are_looked_at_a_few_times_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, x = Coupling(), X.repeat(100, 1)
+    with examinations(monkeypatch) as seen:
+        for rows in range(8, 2000, 50):
+            pv.encode(program, x[:rows])
+    assert len(seen) <= 4
+
+
+@pytest.mark.parametrize("row", [3, 12, 19])
+def test_a_model_that_reads_few_rows_is_found(row: int) -> None:
+    """The value that it reads is the largest of its column, in a row that is none of the first."""
+    x = X.clone()
+    x[row, 2] = 4.0
+    program = Using(lambda loc, x: dist.Normal(loc + torch.where(x > 3, x, 0.0), 1.0))
+    with pytest.raises(ProgramError, match="reads x"):
+        pv.log_likelihood(program, x, num_samples=30)
 
 
 # What may be made of x

@@ -13,8 +13,9 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae import registry
 from pyro_vae.errors import NumericalError, UserError
-from pyro_vae.programs.contract import admit, check_observed
+from pyro_vae.programs.contract import admit
 from pyro_vae.programs.rows import OtherRounding
+from pyro_vae.programs.values import check_observed
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.fit import _objective
 from pyro_vae.training.settings import Settings

@@ -21,9 +21,9 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.gaps import DIAGONAL_NORMAL, SAME_FAMILY, NotConvergedWarning, inference_gaps
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.networks.heads import positive_inverse
-from pyro_vae.programs.contract import draw_terms, evaluating
 from pyro_vae.programs.freed import FEATURES_FREE, free_guide
 from pyro_vae.programs.refined import Refined
+from pyro_vae.programs.trace import draw_terms, evaluating
 from pyro_vae.seeding import generator, seeded
 
 # Guides that are too narrow on purpose are rightly warned of.

@@ -199,10 +199,10 @@ def test_the_last_good_checkpoint_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [1, 7, 150])
 def test_out_of_memory_in_evaluation_halves_the_chunk(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    from pyro_vae.evaluation import importance
+    from pyro_vae.evaluation import draws
 
     vae, x, num_samples = program(), torch.rand(9, 6, generator=generator(0)), 100 if limit > 1 else 10
-    weigh, seen = importance.weigh, []
+    weigh, seen = draws.weigh, []
 
     def short(program: Any, x: Tensor, y: Tensor | None, num_samples: int, precision: str) -> Any:
         seen.append(len(x) * num_samples)
@@ -210,7 +210,7 @@ def test_out_of_memory_in_evaluation_halves_the_chunk(monkeypatch: pytest.Monkey
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return weigh(program, x, y, num_samples, precision)
 
-    monkeypatch.setattr(importance, "weigh", short)
+    monkeypatch.setattr(draws, "weigh", short)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = pv.log_likelihood(vae, x, num_samples=num_samples, chunk_size=4 * num_samples)
@@ -270,11 +270,11 @@ def test_out_of_memory_on_the_way_halves_the_images(monkeypatch: pytest.MonkeyPa
 
 
 def test_no_memory_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_vae.evaluation import importance
+    from pyro_vae.evaluation import draws
 
     def short(*a: Any) -> Any:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
 
-    monkeypatch.setattr(importance, "weigh", short)
+    monkeypatch.setattr(draws, "weigh", short)
     with pytest.warns(SmallerChunkWarning), pytest.raises(pv.UserError, match="one sample of one image"):
         pv.log_likelihood(program(), torch.zeros(3, 6), num_samples=8)

@@ -14,7 +14,8 @@ import pyro_vae as pv
 from pyro_vae import registry
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.elbo import ELBO
-from pyro_vae.programs.contract import admit, check_observed
+from pyro_vae.programs.contract import admit
+from pyro_vae.programs.values import check_observed
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.spec import Spec, construct
 

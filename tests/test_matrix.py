@@ -19,7 +19,8 @@ from pyro_vae import registry
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.objectives.elbo import ELBO
-from pyro_vae.programs.contract import admit, check_observed
+from pyro_vae.programs.contract import admit
+from pyro_vae.programs.values import check_observed
 from pyro_vae.seeding import seeded
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "matrix.md"

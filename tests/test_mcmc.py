@@ -20,6 +20,7 @@ from pyro_vae.analysis.adaptation import DualAveraging, windows
 from pyro_vae.analysis.mcmc import sample_chains, starting_points
 from pyro_vae.analysis.nuts import NUTS
 from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.programs.examination import examined
 from pyro_vae.seeding import generator
 
 FALSE_ALARM = 1e-3
@@ -115,7 +116,7 @@ def test_divergences_are_counted() -> None:
 def test_chains_start_twice_as_far_from_the_guides_mean_as_its_draws() -> None:
     program, x = conjugate.LinearGaussian(), conjugate.data(200)
     with torch.no_grad():
-        start, scale = starting_points(Unconstrained(program, x), 4, seed=0)
+        start, scale = starting_points(Unconstrained(examined(program, x).traces, x), 4, seed=0)
     mean, covariance = program.exact(x)
     spread = (start - mean).std((0, 1)) / covariance.diagonal().sqrt()
     np.testing.assert_allclose(spread, 2.0, rtol=0.15)

@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 import pyro_vae as pv
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.elbo import ELBO, AnalyticELBO
-from pyro_vae.programs.contract import draw_terms, isolated
+from pyro_vae.programs.trace import draw_terms, isolated
 from pyro_vae.seeding import generator, seeded
 
 BATCH, DIM = 16, 6

@@ -17,7 +17,7 @@ from pyro_vae.analysis.manifold import latent_grid
 from pyro_vae.analysis.source import python_source
 from pyro_vae.declared import names
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import draw_terms
+from pyro_vae.programs.trace import draw_terms
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.spec import Spec, construct, read
 

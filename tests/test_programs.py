@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError, UserError
-from pyro_vae.programs.contract import admit, draw_terms
+from pyro_vae.programs.contract import admit
 from pyro_vae.programs.latents import sample_latents
+from pyro_vae.programs.trace import draw_terms
 from pyro_vae.seeding import generator, seeded
 
 # Guides that were hardly trained are rightly warned of.

@@ -14,8 +14,9 @@ import pyro_vae as pv
 from pyro_vae.errors import UserError
 from pyro_vae.networks.heads import positive_inverse
 from pyro_vae.objectives.elbo import ELBO
-from pyro_vae.programs.contract import admit, draw_terms, evaluating
+from pyro_vae.programs.contract import admit
 from pyro_vae.programs.refined import Refined
+from pyro_vae.programs.trace import draw_terms, evaluating
 from pyro_vae.seeding import generator, seeded
 
 NOISE, DRAWS = 0.5, 400

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae import registry
 from pyro_vae.cli.app import run as command
-from pyro_vae.programs.contract import evaluating
+from pyro_vae.programs.trace import evaluating
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.selection import Validation, kept
 

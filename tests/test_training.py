@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import NumericalError, UserError
-from pyro_vae.programs.contract import draw_terms, evaluating
+from pyro_vae.programs.trace import draw_terms, evaluating
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training import selection, source
 from pyro_vae.training.schedule import share_of_newest

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae import capture
 from pyro_vae.capture import CaptureWarning
-from pyro_vae.programs.contract import draw_terms
+from pyro_vae.programs.trace import draw_terms
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.average import Average
 from pyro_vae.training.modes import in_training

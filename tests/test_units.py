@@ -23,8 +23,7 @@ from pyro_vae import registry
 from pyro_vae.errors import UserError
 from pyro_vae.likelihoods.units import Units
 from pyro_vae.networks.heads import positive_inverse
-from pyro_vae.programs.contract import draw_terms, evaluating
-from pyro_vae.programs.trace import to_program
+from pyro_vae.programs.trace import draw_terms, evaluating, to_program
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.source import make_source
 from pyro_vae.training.standardize import moments

@@ -18,10 +18,9 @@ from pyro_vae.analysis.drawing import drawn, finish, new_figure, plain
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.information import LatentInformation
 from pyro_vae.evaluation.means import flat, unit_names
-from pyro_vae.programs.contract import Program
 from pyro_vae.programs.door import door
 from pyro_vae.programs.latents import encoded_sites, sample_latents
-from pyro_vae.programs.trace import y_to_program
+from pyro_vae.programs.trace import Program, y_to_program
 
 NAMES = {"prior $p(z)$": "0.6", "aggregate posterior $q(z)$": "tab:blue"}
 LABELLED_UNITS = 30  # beyond which the names of the units are left out

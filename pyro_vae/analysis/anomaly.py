@@ -28,7 +28,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.contract import Program, require_rows
+from pyro_vae.programs.given import require_rows
+from pyro_vae.programs.trace import Program
 from pyro_vae.signatures import checked
 
 SCORES = ("nll", "negative_elbo", "reconstruction", "typicality")

@@ -27,7 +27,6 @@ from pyro_vae.analysis.drawing import drawn
 from pyro_vae.analysis.scoring import Arrays, draw_from_guide, score
 from pyro_vae.errors import UserError
 from pyro_vae.programs.door import door
-from pyro_vae.programs.examination import examined
 from pyro_vae.programs.latents import decode, sample_latents
 from pyro_vae.programs.trace import OBSERVED, Program
 from pyro_vae.programs.walk import Walk, at_once, spans
@@ -177,7 +176,30 @@ def sbc(
         program, num_simulations, y, event_shape=event_shape, seed=derive_seed("calibration: latents", seed)
     )
     x = decode(program, truth, y, mean=False, event_shape=event_shape, seed=derive_seed("calibration: data", seed))
-    examined(program, x, y)
+    found = _ranked(program, x, y, truth, num_draws, seed, progress)
+    names = [
+        f"{n}[{', '.join(map(str, i))}]" if v.ndim > 1 else n
+        for n, v in _events(truth)
+        for i in np.ndindex(*v.shape[1:])
+    ]
+    labels = {"quantity": [*names, DATA_QUANTITY]}
+    array = xr.DataArray(found, dims=("simulation", "quantity"), coords=labels, name="rank")
+    p_value = xr.DataArray(_ecdf_p_values(found, num_draws), dims="quantity", coords=labels)
+    chi2 = xr.DataArray(_chi2_p_values(found, num_draws), dims="quantity", coords=labels)
+    return Calibration(array, num_draws, p_value, chi2, seed)
+
+
+@door(scored=False)
+def _ranked(
+    program: Program,
+    x: Tensor,
+    y: Tensor | None,
+    truth: dict[str, Tensor],
+    num_draws: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> np.ndarray:
+    """The ranks of simulated latents ``(N, *latent)`` by site among the guide's draws, ``(N, quantities)``."""
     walk = Walk(program, x, y, rows=at_once("calibration", num_draws), progress=progress)
     for block in walk:
         with block:
@@ -189,17 +211,7 @@ def sbc(
                 for found in (score(program, block.x, block.y, true), drawn)
             )
             walk.keep(_ranks(ours, theirs, derive_seed("calibration: ties", seed, block.first)))
-    names = [
-        f"{n}[{', '.join(map(str, i))}]" if v.ndim > 1 else n
-        for n, v in _events(truth)
-        for i in np.ndindex(*v.shape[1:])
-    ]
-    found = np.concatenate(walk.gathered())
-    labels = {"quantity": [*names, DATA_QUANTITY]}
-    array = xr.DataArray(found, dims=("simulation", "quantity"), coords=labels, name="rank")
-    p_value = xr.DataArray(_ecdf_p_values(found, num_draws), dims="quantity", coords=labels)
-    chi2 = xr.DataArray(_chi2_p_values(found, num_draws), dims="quantity", coords=labels)
-    return Calibration(array, num_draws, p_value, chi2, seed)
+    return np.concatenate(walk.gathered())
 
 
 def _events(truth: dict[str, Tensor]) -> list[tuple[str, np.ndarray]]:

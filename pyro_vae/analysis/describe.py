@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.programs import latents
-from pyro_vae.programs.contract import Program, is_random
-from pyro_vae.programs.examination import examined
-from pyro_vae.programs.trace import innermost
+from pyro_vae.programs.door import admitted, door
+from pyro_vae.programs.trace import Program, innermost, is_random
 
 ROWS = 3  # of the data that the sites are looked at with; the check draws two samples, so the axes can be told apart
 
@@ -53,9 +52,13 @@ def sites(program: Program, y: Tensor | None = None) -> list[Site]:
         program: any Program that says its ``event_shape``; it is held to the contract of a Program.
         y: what a conditional program is conditioned on, three rows.
     """
-    x = latents.sample(program, ROWS, y)
-    traces = examined(program, x, y).traces
-    found = []
+    return _sites(program, latents.sample(program, ROWS, y), y)
+
+
+@door(scored=False)
+def _sites(program: Program, x: Tensor, y: Tensor | None) -> list[Site]:
+    """The sites, with data that the model makes."""
+    traces, found = admitted(), []
     for part, traced in (("model", traces.model), ("guide", traces.guide)):
         for name, site in traced.nodes.items():
             if is_random(site):

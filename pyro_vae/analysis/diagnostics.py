@@ -21,7 +21,7 @@ from pyro_vae.analysis.schema import SAMPLE_DIMS
 from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.estimators import good_khat
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.contract import OBSERVED, Program
+from pyro_vae.programs.trace import OBSERVED, Program
 
 Quantity = Callable[[np.ndarray], np.ndarray]
 

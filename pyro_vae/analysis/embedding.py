@@ -19,8 +19,8 @@ from torch import Tensor
 from pyro_vae.analysis.drawing import drawn, finish, legend_beside, new_figure, plain
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.means import guide_means
-from pyro_vae.programs.contract import Program
 from pyro_vae.programs.door import door
+from pyro_vae.programs.trace import Program
 
 METHODS = ("pca", "tsne")
 MANY_CLASSES = 10  # beyond which labels are a scale of colours, not a legend

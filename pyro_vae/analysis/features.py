@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.means import guide_means
-from pyro_vae.programs.contract import Program, require_rows
+from pyro_vae.programs.given import require_rows
+from pyro_vae.programs.trace import Program
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # the penalties C, of which the best on other training rows is taken
 HELD_OUT = 1000  # of those rows

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.blind import blind_spots, require_weights
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.contract import require_rows, require_y
-from pyro_vae.programs.examination import examined
+from pyro_vae.programs.contract import admit
+from pyro_vae.programs.given import require_rows, require_y
+from pyro_vae.programs.labels import needs_y
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.trace import (
     Program,
@@ -35,7 +36,6 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_sites,
     latent_values,
-    needs_y,
     observation,
     run,
     to_program,
@@ -171,7 +171,7 @@ def impute(
     y = None if y is None else wide(y_to_program(program, y))
     known, mask = wide(x), wide(seen)
     filled = torch.where(mask, known, torch.zeros_like(known))
-    traces = examined(program, filled[:2], None if y is None else y[:2]).traces
+    traces = admit(program, filled[:2], None if y is None else y[:2], values=False)
     if y is not None:
         check_conditions(program, y[: len(x)], lambda rows: (filled[rows], y[rows]))
     _elements(traces.model.nodes[observation(traces.model)]["fn"])

@@ -17,17 +17,9 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.precision import wide
-from pyro_vae.programs.contract import (
-    Program,
-    device_of,
-    dtype_of,
-    evaluating,
-    isolated,
-    latent_sites,
-    require_program,
-)
+from pyro_vae.programs.contract import require_program
 from pyro_vae.programs.latents import event_shape_of, prior_trace
-from pyro_vae.programs.trace import innermost
+from pyro_vae.programs.trace import Program, device_of, dtype_of, evaluating, innermost, isolated, latent_sites
 from pyro_vae.programs.walk import at_once
 from pyro_vae.seeding import derive_seed, seeded
 

@@ -7,7 +7,7 @@ gradient is one pass of the decoder over all of them. Step size and scales are p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,10 +21,9 @@ from pyro_vae.analysis.target import Record, Target
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.methods import rows_of_chains
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.programs.door import door
-from pyro_vae.programs.examination import examined
+from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.supports import is_discrete
-from pyro_vae.programs.trace import Program, device_of, latent_sites
+from pyro_vae.programs.trace import Program, Traces, device_of, latent_sites
 from pyro_vae.programs.walk import Block, Walk
 from pyro_vae.seeding import derive_seed, generator, seeded
 
@@ -130,9 +129,9 @@ def _moved(
     block: Block, kernel: str, max_tree_depth: int, num_samples: int, num_warmup: int, target_accept: float, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
     """Latents and statistics of the chains of a block, and how many gradients they took."""
-    program, num_chains = block.walk.program, block.walk.draws
-    require_continuous(program, block.x, block.y)
-    density = Unconstrained(program, block.x, block.y)
+    num_chains, traces = block.walk.draws, admitted()
+    require_continuous(traces)
+    density = Unconstrained(traces, block.x, block.y)
     start, scale = starting_points(density, num_chains, derive_seed("chains: start", seed, block.first))
     target = Target(density, num_chains, scale)
     random = generator("chains", seed, block.first, device=block.x.device)
@@ -145,9 +144,8 @@ def _moved(
     return latents, record.as_dict() | edge, target.gradients[0]
 
 
-def require_continuous(program: Any, x: Tensor, y: Tensor | None) -> None:
-    """:class:`UserError` for discrete latents, by name, and for data that the program does not take."""
-    traces = examined(program, x, y).traces
+def require_continuous(traces: Traces) -> None:
+    """:class:`UserError` for discrete latents, by name."""
     for name, site in latent_sites(traces.model).items():
         if is_discrete(site["fn"]):
             raise UserError(

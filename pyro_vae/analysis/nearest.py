@@ -24,7 +24,7 @@ from pyro_vae.analysis.drawing import (
 )
 from pyro_vae.analysis.scoring import host
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import require_rows
+from pyro_vae.programs.given import require_rows
 
 COLUMNS = 10
 

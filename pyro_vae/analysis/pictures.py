@@ -36,7 +36,7 @@ from pyro_vae.analysis.interpolation import find_path
 from pyro_vae.analysis.manifold import latent_grid, prior_sites
 from pyro_vae.errors import UserError
 from pyro_vae.programs import latents
-from pyro_vae.programs.contract import Program
+from pyro_vae.programs.trace import Program
 
 __all__ = [
     "image_grid",

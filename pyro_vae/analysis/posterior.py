@@ -38,8 +38,9 @@ from pyro_vae.evaluation.blind import blind_spots, discrete_sites, point_masses,
 from pyro_vae.evaluation.estimators import estimate, good_khat
 from pyro_vae.evaluation.every_row import narrow_sites
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
-from pyro_vae.programs.contract import require_latents, require_rows
+from pyro_vae.programs.contract import require_latents
 from pyro_vae.programs.door import admitted, door
+from pyro_vae.programs.given import require_rows
 from pyro_vae.programs.trace import OBSERVED, Program, Traces, to_program, y_to_program
 from pyro_vae.programs.walk import Block, Walk, at_once
 from pyro_vae.seeding import derive_seed

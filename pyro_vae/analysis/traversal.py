@@ -27,10 +27,9 @@ from pyro_vae.analysis.drawing import (
 from pyro_vae.analysis.manifold import prior_sites
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.means import flat, unit_names
-from pyro_vae.programs.contract import Program
 from pyro_vae.programs.door import door
 from pyro_vae.programs.latents import decode, encoded_sites, sample_latents
-from pyro_vae.programs.trace import y_to_program
+from pyro_vae.programs.trace import Program, y_to_program
 
 PRIOR_DRAWS = 1000  # from which a unit's range is taken
 COLUMNS = 3  # of panels, for vectors

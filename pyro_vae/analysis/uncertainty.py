@@ -19,10 +19,9 @@ from torch import Tensor
 from pyro_vae.analysis.drawing import drawn, finish, image_grid, is_image, legend_beside, new_figure, require_drawable
 from pyro_vae.analysis.scoring import host
 from pyro_vae.errors import UserError
-from pyro_vae.programs.contract import Program
 from pyro_vae.programs.door import door
 from pyro_vae.programs.latents import reconstruct
-from pyro_vae.programs.trace import y_to_program
+from pyro_vae.programs.trace import Program, y_to_program
 
 MAP = "magma"
 CURVES = 3  # vectors that are drawn, one panel each

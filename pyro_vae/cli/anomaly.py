@@ -50,7 +50,7 @@ def anomaly(
     from pyro_vae.data.alike import observed_like
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.evaluate import chosen_rows
-    from pyro_vae.programs.contract import needs_y
+    from pyro_vae.programs.labels import needs_y
     from pyro_vae.training.files import checksum_of, write_text
     from pyro_vae.training.progress import Progress
     from pyro_vae.training.run import WEIGHTS

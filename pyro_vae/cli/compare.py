@@ -117,12 +117,9 @@ def _results(
 
     from pyro_vae.cli.runs import open_run
     from pyro_vae.errors import UserError
-    from pyro_vae.evaluation.evaluate import chosen_rows, y_of
+    from pyro_vae.evaluation.evaluate import chosen_rows, gives_probabilities, y_of
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
-    from pyro_vae.programs.contract import observation
-    from pyro_vae.programs.examination import examined
-    from pyro_vae.programs.latents import to_program
     from pyro_vae.training.progress import Progress
     from pyro_vae.training.run import read_record
 
@@ -141,8 +138,7 @@ def _results(
                 f"{runs[0]} and {path} see different data: {opened[0][3]} and {what}, {split} split; log p(x) of different "
                 "data cannot be compared: compare runs trained on the same data and binarization"
             )
-        traces = examined(loaded.program, to_program(loaded.program, x[:2]), None if y is None else y[:2]).traces
-        discrete = bool(traces.model.nodes[observation(traces.model)]["fn"].support.is_discrete)
+        discrete = gives_probabilities(loaded.program, x[:2], None if y is None else y[:2])
         if opened and discrete != opened[0][4]:
             raise UserError(
                 f"one of {runs[0]} and {path} gives the data a probability and the other a density, two different "

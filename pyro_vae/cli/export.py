@@ -30,9 +30,9 @@ def export(
     import torch
 
     from pyro_vae.cli.runs import open_run
-    from pyro_vae.programs.contract import needs_y
     from pyro_vae.programs.export import PARTS, ROWS
     from pyro_vae.programs.export import export as export_program
+    from pyro_vae.programs.labels import needs_y
 
     opened = open_run(run, device, model)
     y = None

@@ -62,7 +62,7 @@ def some_rows(
     import torch
 
     from pyro_vae.errors import UserError
-    from pyro_vae.programs.contract import takes_y
+    from pyro_vae.programs.labels import takes_y
     from pyro_vae.seeding import generator
 
     data = run.load_data(data_root)

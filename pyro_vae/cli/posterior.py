@@ -51,7 +51,7 @@ def posterior(
     from pyro_vae.analysis.convergence import Convergence
     from pyro_vae.analysis.posterior import posterior as draw
     from pyro_vae.cli.runs import open_run
-    from pyro_vae.programs.contract import takes_y
+    from pyro_vae.programs.labels import takes_y
     from pyro_vae.seeding import generator
     from pyro_vae.training.progress import Progress
 

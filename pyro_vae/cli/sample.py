@@ -30,8 +30,8 @@ def sample(
     from pyro_vae.analysis.pictures import sample_count, samples
     from pyro_vae.cli.pictures import destination, finish, some_rows, write_array
     from pyro_vae.cli.runs import open_run
+    from pyro_vae.programs.labels import needs_y
     from pyro_vae.programs.latents import sample as draw
-    from pyro_vae.programs.trace import needs_y
 
     path = destination(run, out, "sample", arrays=True)
     loaded = open_run(run, device, model)

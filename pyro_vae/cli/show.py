@@ -84,7 +84,7 @@ def _print_contents(program: Any) -> None:
     """Sites and parameters as tables."""
     from pyro_vae.analysis import describe
     from pyro_vae.cli.tables import markdown
-    from pyro_vae.programs.contract import needs_y
+    from pyro_vae.programs.labels import needs_y
 
     if needs_y(program):
         print("\nThe program is conditional, model(x, y): its sites depend on what y is.")

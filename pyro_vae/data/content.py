@@ -15,18 +15,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.data import Data
 from pyro_vae.data.names import SPLITS
 from pyro_vae.data.rows import Rows
 from pyro_vae.errors import UserError
-
-if TYPE_CHECKING:
-    from pyro_vae.data.data import Data
 
 WHOLE_ROWS = 2**20
 WHOLE_BYTES = 2**30

@@ -14,18 +14,14 @@ draws that would just do, and its error comes down to the target in 99 % to 73 %
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.estimators import Estimate
 from pyro_vae.evaluation.weights import Reduced, joined, reduced
 from pyro_vae.programs.walk import Block
 from pyro_vae.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from pyro_vae.evaluation.importance import Draws
 
 PILOT = 250  # draws: fewer tell neither their error nor their tail
 MARGIN = 1.2  # on the number of draws, beside Pareto k

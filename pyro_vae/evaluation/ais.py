@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import warn
+from pyro_vae.errors import tell
 from pyro_vae.evaluation.anneal import Checkpoint, Progress, run
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, taking
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits
-from pyro_vae.programs.contract import Program, require_rows
 from pyro_vae.programs.door import door
+from pyro_vae.programs.given import require_rows
+from pyro_vae.programs.trace import Program
 
 GUIDE_DRAWS = 128  # per image, for the reconstruction, the KL and a bound that annealing must not fall below
 FEW_CHAINS = 8  # fewer give a jackknife error that is itself off by more than a quarter
@@ -94,8 +95,7 @@ def annealed_log_likelihood(
         start=how.start,
         edge=weights.edge,
     )
-    for message in result.warnings:
-        warn(message, UnreliableEstimateWarning)
+    tell(result.warnings, UnreliableEstimateWarning)
     return result
 
 

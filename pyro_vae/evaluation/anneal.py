@@ -26,6 +26,7 @@ from pyro_vae.evaluation.hmc import StepSizes, adapt, transition
 from pyro_vae.evaluation.methods import Annealing, rows_of_chains
 from pyro_vae.evaluation.path import Path
 from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.trace import Program, device_of
 from pyro_vae.programs.walk import Block, Walk
 from pyro_vae.seeding import derive_seed, generator
@@ -70,6 +71,7 @@ class Weights:
     chunk_size: int
 
 
+@door(scored=False, gradients=True)
 def run(
     program: Program,
     x: Tensor,
@@ -106,7 +108,7 @@ def run(
     for block in walk:
         with block:
             work.begin_block(walk.rows)
-            _block(program, how, block, exact, work)
+            _block(how, block, exact, work)
     walk.keep(work.done)
     shares = [share for share in walk.gathered() if share]
     done = {name: torch.cat([share[name] for share in shares], -1) for name in shares[0]}
@@ -121,9 +123,9 @@ def run(
     )
 
 
-def _block(program: Program, how: Annealing, block: Block, exact: dict[str, Tensor] | None, work: _Work) -> None:
+def _block(how: Annealing, block: Block, exact: dict[str, Tensor] | None, work: _Work) -> None:
     """Adapt, go forward and, from exact draws, back; results are filed with ``work``."""
-    density = Unconstrained(program, block.x, block.y)
+    density = Unconstrained(admitted(), block.x, block.y)
     path, exact_u = Path(density, how.num_chains, how.start), None
     if exact is not None:
         values = {name: value[block.rows].unsqueeze(0).to(block.x.device) for name, value in exact.items()}

@@ -21,7 +21,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from pyro_vae.errors import warn
-from pyro_vae.programs.contract import Traces, is_random, latent_sites, observation
+from pyro_vae.programs.trace import Traces, is_random, latent_sites, observation
 
 FAMILY_LEVEL = 1e-4  # chance of a false alarm over all claims of one result
 FEW = 20  # data; fewer have no standard error that a rule could rest on

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError, warn
+from pyro_vae.errors import UserError, tell
 from pyro_vae.evaluation.blind import blind_spots, require_weights
+from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.estimators import estimate
-from pyro_vae.evaluation.importance import Draws, block_shape
+from pyro_vae.evaluation.importance import block_shape
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.door import admitted, door
@@ -122,8 +123,7 @@ def bound_curve(
         raise UserError(f"expected num_samples of at least 2 for a curve, got {num_samples}")
     traces = admitted()
     require_weights(traces)
-    for message in blind_spots(program, x, y, traces, len(x) * num_samples):
-        warn(message, UnreliableEstimateWarning)
+    tell(blind_spots(program, x, y, traces, len(x) * num_samples), UnreliableEstimateWarning)
     how = ImportanceSampling(num_samples, seed=seed, chunk_size=chunk_size)
     images, samples = block_shape(x, num_samples, chunk_size)
     draws = Draws(program, how, samples)

@@ -21,8 +21,9 @@ from pyro_vae.evaluation.bdmc import bidirectional
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, ImportanceSampling, taking
 from pyro_vae.evaluation.result import LogLikelihood
-from pyro_vae.programs.examination import examined
-from pyro_vae.programs.trace import Program, needs_y, observation, takes_y, to_program
+from pyro_vae.programs.door import admitted, door
+from pyro_vae.programs.labels import needs_y, takes_y
+from pyro_vae.programs.trace import Program, observation
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
@@ -126,14 +127,18 @@ def bits_per_dim(program: Program, data: Data, nll: float, x: Tensor, y: Tensor 
     the bin, adds log(levels) per dimension (Theis, van den Oord & Bethge 2016, https://arxiv.org/abs/1511.01844).
     """
     dims = math.prod(data.event_shape)
-    with torch.no_grad():
-        model = examined(program, to_program(program, x), y).traces.model
-    support = model.nodes[observation(model)]["fn"].support
-    if support.is_discrete:
+    if gives_probabilities(program, x, y):
         return nll / (dims * math.log(2))
     if data.log_jacobian is not None:
         return (nll + data.log_jacobian) / (dims * math.log(2))
     return None
+
+
+@door(scored=False)
+def gives_probabilities(program: Program, x: Tensor, y: Tensor | None = None) -> bool:
+    """Whether a program gives data a probability, and not a density."""
+    model = admitted().model
+    return bool(model.nodes[observation(model)]["fn"].support.is_discrete)
 
 
 def y_of(program: Program, data: Data, split: str, rows: Tensor) -> Tensor | None:

@@ -12,10 +12,9 @@ from torch.distributions import IndependentTransform, biject_to
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.unconstrained import Unconstrained, split_by_site
-from pyro_vae.programs.examination import examined
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.supports import is_discrete, require_support
-from pyro_vae.programs.trace import Program, arguments, is_random, isolated, latent_sites, run, sum_log_prob
+from pyro_vae.programs.trace import Traces, arguments, is_random, isolated, latent_sites, run, sum_log_prob
 
 DIAGONAL_NORMAL = "diagonal normals on the unconstrained latents"
 MOMENT_DRAWS = 256
@@ -34,16 +33,16 @@ class FreeNormals:
         UserError: a latent that is discrete, or on a set to which torch has no bijection; it is named.
     """
 
-    def __init__(self, program: Program, x: Tensor, y: Tensor | None = None) -> None:
-        for name, site in latent_sites(examined(program, x, y).traces.model).items():
+    def __init__(self, traces: Traces, x: Tensor, y: Tensor | None = None) -> None:
+        for name, site in latent_sites(traces.model).items():
             if is_discrete(site["fn"]):
                 raise UserError(
                     f"inference gaps climb the ELBO along its gradient in the latents, and {name!r} is discrete: they are "
                     "known for continuous latents alone"
                 )
         self.family = DIAGONAL_NORMAL
-        self._program, self._args, self._batch = program, arguments(x, y), len(x)
-        self._density = Unconstrained(program, x, y)
+        self._program, self._args, self._batch = traces.program, arguments(x, y), len(x)
+        self._density = Unconstrained(traces, x, y)
         u = self._density.draw(MOMENT_DRAWS, guide=True)
         self._loc = u.mean(0).clone().requires_grad_(True)
         self._log_scale = u.std(0).clamp(min=1e-4).log().clone().requires_grad_(True)

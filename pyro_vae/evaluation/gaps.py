@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError, warn
+from pyro_vae.errors import UserError, tell
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.free_normals import DIAGONAL_NORMAL, FreeNormals
 from pyro_vae.evaluation.importance import log_likelihood as importance_weighted
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.ascent import ascend
-from pyro_vae.programs.door import door
+from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.freed import SAME_FAMILY as SAME_FAMILY
 from pyro_vae.programs.freed import FreedGuide, free_guide
 from pyro_vae.programs.trace import Program, draw_terms
@@ -214,8 +214,7 @@ def inference_gaps(
         consistency.forbidden(consistency.of_gaps(elbo, optimal, own.log_likelihood - own.bias)),
     )  # fmt: skip
     consistency.tell(gaps.forbidden)
-    for message in gaps.warnings:
-        warn(message, NotConvergedWarning)
+    tell(gaps.warnings, NotConvergedWarning)
     return gaps
 
 
@@ -225,7 +224,7 @@ def _gaps(block: Block, num_steps: int, num_draws: int, num_final_draws: int, lr
     They are the ELBO at the end of an ascent ``(batch,)``, its rises in further ones ``(batch, probes)``, and the guide's own.
     """
     program = block.walk.program
-    free: FreedGuide | FreeNormals = free_guide(program, block.x, block.y) or FreeNormals(program, block.x, block.y)
+    free: FreedGuide | FreeNormals = free_guide(program, block.x, block.y) or FreeNormals(admitted(), block.x, block.y)
     before = _terms(
         lambda count: draw_terms(program, block.x, block.y, num_samples=count).log_weight, num_final_draws, num_draws
     )

@@ -9,33 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
-from pyro_vae.errors import warn
+from pyro_vae.capture import CaptureWarning
+from pyro_vae.errors import tell, warn
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weights
 from pyro_vae.evaluation.consistency import latents_have_densities
+from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.enumeration import summed
 from pyro_vae.evaluation.every_row import look_for_points
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.proof import proven
-from pyro_vae.evaluation.quasi import SobolNoise, length_of
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import rounding_error
-from pyro_vae.evaluation.weights import Weighed, joined, reduced, weigh
+from pyro_vae.evaluation.weights import joined, reduced
 from pyro_vae.precision import products, require_precision
 from pyro_vae.programs.door import admitted, door
-from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.states import joint_states
 from pyro_vae.programs.trace import Program, device_of, dtype_of, latent_sites
-from pyro_vae.programs.walk import Block, Walk, at_once, spans
-from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.programs.walk import Walk, at_once
 
 WORTH_COMPILING = 10_000_000  # draws: what a graph saves on them is about what it takes to compile it
 
@@ -147,8 +144,7 @@ def log_likelihood(
     claims = consistency.of_likelihood(result.elbo, result.log_likelihood - result.bias, kl)
     result = replace(result, forbidden=consistency.forbidden(claims))
     consistency.tell(result.forbidden)
-    for message in result.warnings:
-        warn(message, UnreliableEstimateWarning)
+    tell(result.warnings, UnreliableEstimateWarning)
     return result
 
 
@@ -171,87 +167,3 @@ def wants_compiling(how: ImportanceSampling, num_rows: int, device: torch.device
         return False
     worth = device.type in ("cpu", "cuda") and num_rows * how.num_samples >= WORTH_COMPILING
     return how.compile == "on" or (how.compile == "auto" and worth)
-
-
-class Draws:
-    """Weights of draws from the guide, by one compiled graph of ``samples`` draws where that is wanted and can be.
-
-    Attributes:
-        seed: of the draws.
-        length: draws in a row that depend on each other, where noise is Sobol's; None where they are independent.
-    """
-
-    def __init__(self, program: Program, how: ImportanceSampling, samples: int, *, compiled: bool = False) -> None:
-        self.program, self.samples, self.precision, self.wanted = program, samples, how.precision, compiled
-        self.seed = how.seed
-        self.length = length_of(how.num_samples) if how.noise == "sobol" else None
-        self.bound = OfProgram(program, weigh)
-        self.graph: Captured | None = None
-        self.leaves: list[Tensor] = []  # the program's tensors
-
-    def __call__(
-        self,
-        block: Block,
-        num_samples: int,
-        at_once: int,
-        *,
-        seeds: Callable[[int], int] | None = None,
-        rows: Tensor | None = None,
-    ) -> list[Weighed]:
-        """What :func:`weigh` returns of ``num_samples`` draws of a block, or of some of its ``rows``, in parts.
-
-        Args:
-            block: rows of data, which is entered.
-            num_samples: draws of each row.
-            at_once: of which in one pass.
-            seeds: of a part, by its first draw.
-            rows: their places in the block; None for all.
-        """
-        x, y = block.x, block.y
-        if rows is not None and len(rows) < len(block):
-            x, y = x[rows], None if y is None else y[rows]
-        found = []
-        for part in spans(num_samples, at_once):
-            first, number = part.start, part.stop - part.start
-            seed = derive_seed("importance weights", self.seed, block.first, first) if seeds is None else seeds(first)
-            even = SobolNoise(self.seed, block.first, first, number, self.length) if self.length else nullcontext()
-            with seeded(seed, x.device), even:
-                found.append(self._pass(x, y, number))
-        return found
-
-    def _pass(self, x: Tensor, y: Tensor | None, num_samples: int) -> Weighed:
-        """One pass, compiled where it can be; a last one of another shape is not worth a graph of its own."""
-        if self.wanted and self.graph is None:
-            self._compile(x, y)
-        if self.graph is not None and (changed := self._stale()) is not None:
-            self.graph = None
-            warn(f"evaluating goes on uncompiled: {changed} while the program was evaluated", CaptureWarning)
-        args = [*self.leaves, x] if y is None else [*self.leaves, x, y]
-        if self.graph is not None and num_samples == self.samples and self.graph.fits(args):
-            with torch.no_grad():
-                log_weight, log_likelihood, kl, size = self.graph.flat(args)
-            return log_weight, log_likelihood, kl, size
-        return weigh(self.program, x, y, num_samples, self.precision)
-
-    def _stale(self) -> str | None:
-        """What has changed since the graph was recorded (``progress`` may have changed it), as a clause; None where nothing."""
-        if self.graph is None or (changed := self.graph.stale()) is not None:
-            return None if self.graph is None else changed
-        now = list(self.bound.tensors().values())
-        same = len(now) == len(self.leaves) and all(
-            a.data_ptr() == b.data_ptr() and a.shape == b.shape for a, b in zip(now, self.leaves, strict=True)
-        )
-        return None if same else "a parameter or buffer was replaced"
-
-    def _compile(self, x: Tensor, y: Tensor | None) -> None:
-        self.wanted = False
-
-        def function(tensors: dict[str, Tensor], x: Tensor, y: list[Tensor]) -> Weighed:
-            return self.bound.at(tensors, x, y[0] if y else None, self.samples, self.precision)
-
-        tensors = self.bound.tensors()
-        self.leaves = list(tensors.values())
-        try:
-            self.graph = capture(function, (tensors, x, [] if y is None else [y]), self.bound.program)
-        except Uncapturable as error:
-            warn(f"evaluating uncompiled: {error}", CaptureWarning)

@@ -24,19 +24,22 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.activity import ACTIVE_VARIANCE, Activity, unit_activity
 from pyro_vae.precision import wide
-from pyro_vae.programs.contract import (
+from pyro_vae.programs.coordinates import coordinate_log_prob
+from pyro_vae.programs.door import door
+from pyro_vae.programs.masks import counted
+from pyro_vae.programs.scoring import scores_any
+from pyro_vae.programs.trace import (
     Program,
     Traces,
     evaluating,
     isolated,
     latent_sites,
+    latent_values,
+    run,
+    sum_log_prob,
+    to_program,
     trace,
 )
-from pyro_vae.programs.coordinates import coordinate_log_prob
-from pyro_vae.programs.door import door
-from pyro_vae.programs.masks import counted
-from pyro_vae.programs.scoring import scores_any
-from pyro_vae.programs.trace import latent_values, run, sum_log_prob, to_program
 from pyro_vae.programs.walk import Block, Walk, at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
 

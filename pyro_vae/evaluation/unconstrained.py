@@ -29,11 +29,9 @@ from torch.distributions import biject_to, constraints
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.every_row import narrow_sites
 from pyro_vae.programs.contract import require_gradients, require_latents
-from pyro_vae.programs.examination import examined
 from pyro_vae.programs.rows import DRAWS, ROWS
 from pyro_vae.programs.supports import require_support
 from pyro_vae.programs.trace import (
-    Program,
     Traced,
     Traces,
     evaluating,
@@ -44,6 +42,7 @@ from pyro_vae.programs.trace import (
     latent_values,
     run,
 )
+from pyro_vae.programs.values import refusal
 from pyro_vae.seeding import ONE_THREAD, derive_seed, seeded
 
 EDGE = 0.1  # nats of u that a step of 1 may miss by
@@ -53,7 +52,7 @@ class Unconstrained:
     """A program's log-densities at u, given the data; in float64 where a latent's support has an edge, and the program can be.
 
     Args:
-        program: any Program, on its device.
+        traces: what was found of a Program when it was examined.
         x: data ``(batch, *event)`` in the program's dtype and on its device.
         y: what a conditional program is conditioned on, ``(batch, ...)``.
 
@@ -66,8 +65,8 @@ class Unconstrained:
         UserError: a latent that is discrete, or on a set to which torch has no bijection; it is named.
     """
 
-    def __init__(self, program: Program, x: Tensor, y: Tensor | None = None) -> None:
-        traces = examined(program, x, y).traces
+    def __init__(self, traces: Traces, x: Tensor, y: Tensor | None = None) -> None:
+        program, self._traces = traces.program, traces
         require_gradients(program)
         require_latents(traces, "a Markov chain")
         self._narrow = narrow_sites(traces)
@@ -92,8 +91,8 @@ class Unconstrained:
 
     def of(self, keep: Tensor) -> Unconstrained:
         """The same for some of the images, by their numbers."""
-        program, x, y = self._given
-        return Unconstrained(program, x[keep], None if y is None else y[keep])
+        _, x, y = self._given
+        return Unconstrained(self._traces, x[keep], None if y is None else y[keep])
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -217,13 +216,10 @@ def _in_double(program: Any, x: Tensor, y: Tensor | None) -> tuple[Any, Tensor, 
     if x.device.type == "mps":
         return None
     wide = copy.deepcopy(program).double()
-    args = wide, x.double(), y.double() if y is not None and y.is_floating_point() else y
-    try:
-        with ONE_THREAD, _double_by_default(True):
-            examined(*args)
-    except UserError:
-        return None
-    return args
+    y = y.double() if y is not None and y.is_floating_point() else y
+    with ONE_THREAD, _double_by_default(True):
+        refused = refusal(wide, x[:1].double(), None if y is None else y[:1])
+    return None if refused else (wide, x.double(), y)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_vae.programs.contract import Program
+from pyro_vae.programs.trace import Program
 
 LAST_STEP = 2**53  # after every schedule
 

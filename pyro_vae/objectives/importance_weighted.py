@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.particles import draw
-from pyro_vae.programs.contract import Program
+from pyro_vae.programs.trace import Program
 from pyro_vae.registry import register
 
 Particles = Annotated[int, Field(ge=1, le=100_000)]

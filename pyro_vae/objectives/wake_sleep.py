@@ -7,7 +7,7 @@ from torch import Tensor
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.importance_weighted import Particles, bound
 from pyro_vae.objectives.particles import draw
-from pyro_vae.programs.contract import Program
+from pyro_vae.programs.trace import Program
 from pyro_vae.registry import register
 
 

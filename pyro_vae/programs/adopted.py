@@ -26,7 +26,8 @@ from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import UserError
 from pyro_vae.guard import is_library
-from pyro_vae.programs.trace import LABELS, dtype_of
+from pyro_vae.programs.labels import LABELS
+from pyro_vae.programs.trace import dtype_of
 from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.signatures import checked
 

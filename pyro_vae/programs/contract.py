@@ -10,60 +10,9 @@ from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.programs.adopted import take_dtype
 from pyro_vae.programs.examination import SCANNED_ROWS, Examination, Rows, examined
 from pyro_vae.programs.given import require_rows, require_y
-from pyro_vae.programs.trace import (
-    DATA_PLATE,
-    OBSERVED,
-    SAMPLE_PLATE,
-    Program,
-    Terms,
-    Traced,
-    Traces,
-    arguments,
-    device_of,
-    draw_terms,
-    dtype_of,
-    evaluating,
-    is_random,
-    isolated,
-    latent_sites,
-    needs_y,
-    observation,
-    takes_y,
-    to_program,
-    trace,
-    y_to_program,
-)
-from pyro_vae.programs.values import check_conditions, check_observed, refusal, require_range
+from pyro_vae.programs.trace import Traces, latent_sites, to_program, y_to_program
+from pyro_vae.programs.values import check_conditions, check_observed, range_of, refusal, require_range
 from pyro_vae.programs.walk import spans
-
-__all__ = [
-    "DATA_PLATE",
-    "OBSERVED",
-    "SAMPLE_PLATE",
-    "Program",
-    "Terms",
-    "Traced",
-    "Traces",
-    "admit",
-    "arguments",
-    "check_observed",
-    "device_of",
-    "draw_terms",
-    "dtype_of",
-    "evaluating",
-    "is_random",
-    "isolated",
-    "latent_sites",
-    "needs_y",
-    "observation",
-    "require_gradients",
-    "require_latents",
-    "require_program",
-    "require_rows",
-    "require_y",
-    "takes_y",
-    "trace",
-]  # fmt: skip
 
 
 def require_program(program: Any) -> None:
@@ -92,7 +41,16 @@ def require_latents(traces: Traces, what: str) -> None:
         raise UserError(f"{what} is about latents, and the program has none: log_likelihood and sample do without")
 
 
-def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bool = False) -> Traces:
+def admit(
+    program: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    support: bool = True,
+    values: bool = True,
+    count: int = 0,
+    anew: bool = False,
+) -> Traces:
     """Hold a program and all rows of its data to the contract: what every public function that takes data begins with.
 
     Args:
@@ -100,6 +58,8 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bo
         x: data ``(N, *event)``, on any device and in any dtype.
         y: what a conditional program is conditioned on, ``(N, ...)``.
         support: whether the values must be in the likelihood's support: not where they are encoded and not scored.
+        values: whether rows are looked at at all, beyond the eight that the program is examined on: not where the caller does.
+        count: of the rows that the program will see at once, where these are more.
         anew: whether to examine the program whatever was found before.
 
     Returns:
@@ -116,12 +76,14 @@ def admit(program: Any, x: Any, y: Any = None, *, support: bool = True, anew: bo
     def part(rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         return to_program(program, x[rows]), None if y is None else y_to_program(program, y[rows])
 
-    rows = Rows(x, y)
+    rows = Rows(x, y, count)
     found = _examined(program, x, y, part, rows, anew)
+    if not values:
+        return found.traces
     for block in spans(len(x), SCANNED_ROWS) if support or rows.missing else ():
         check_observed(found.traces, *part(block), first=block.start, support=support)
-    if not support:
-        require_range(found.traces.model.nodes[observation(found.traces.model)]["fn"], x)
+    if not support and (bounds := range_of(found.traces)) is not None:
+        require_range(bounds, x, rows.ends)
     if y is not None:
         check_conditions(program, y, part, found.taken)
     return found.traces

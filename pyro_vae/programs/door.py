@@ -44,7 +44,8 @@ def door(
         else:
             require_program(program)
             require_y(program, arguments.get("num_samples"), y)
-            found = examined_model(program, event_shape_of(program, arguments.get("event_shape")), y, anew=anew).traces
+            shape, count = event_shape_of(program, arguments.get("event_shape")), arguments.get("num_samples") or 0
+            found = examined_model(program, shape, y, count=count, anew=anew).traces
         if latents or joint:
             require_latents(found, latents or joint)
         if joint and (weighing := factors(found.model)):

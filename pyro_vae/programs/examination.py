@@ -4,17 +4,20 @@ A program is run on 6 draws of 8 rows, once under Pyro's own validation and once
 in the model; then both again with small noise added to its parameters, so that nothing hides behind one that is zero (a gate, a
 layer that starts at zero). What is found stands for every call with data of the same shape and dtype, until
 
-* an attribute, hook, submodule, member of a class, global or closure that the program read is another (:mod:`pyro_vae.guard`);
+* an attribute, hook, submodule, member of a class, global, closure, or a function's default that the program read is another
+  (:mod:`pyro_vae.guard`);
 * a parameter or buffer is another object, or torch counts a change of it (``_version``), or it lies elsewhere;
-* data come with more distinct rows than were looked at, or with the first missing entries.
+* data come with more distinct rows than were looked at, with more rows in all (up to 256), or with the first missing entries.
 
 Not noticed are changes that torch does not count: ``parameter.data.add_(1)``, fused optimizers of the user's own, extensions in
 C, NumPy arrays that share a tensor's memory. After these, ``examine=True``, which every public function of a program takes,
-has it examined anew; so does ``torch.autograd.graph.increment_version(parameter)``.
+has it examined anew; so does ``torch.autograd.graph.increment_version(parameter)``. Nor is seen what a program does only with
+values that none of the eight rows has, though these are those at the ends of most columns.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,12 +32,13 @@ from pyro_vae.errors import DataError, UserError
 from pyro_vae.guard import Guard
 from pyro_vae.programs.given import MISSING
 from pyro_vae.programs.look import look_at, look_at_model
-from pyro_vae.programs.rows import ROWS, DependenceError
-from pyro_vae.programs.trace import Traces, device_of, dtype_of, to_program, y_to_program
+from pyro_vae.programs.rows import MANY, ORDER, ROWS, DependenceError
+from pyro_vae.programs.trace import Traces, place_of, to_program, y_to_program
 from pyro_vae.programs.values import Taken, knows_missing
 from pyro_vae.seeding import ONE_THREAD
 
 SCANNED_ROWS = 10_000  # that are looked at at once
+MANY_NUMBERS = 2**20  # of rows that a program is run on at once: 4 MB in float32
 MOST_KINDS = 8  # of data for which one program's examinations are kept
 PLACE = "_pyro_vae_examined"  # in the program's own __dict__: what refers to it is forgotten with it
 
@@ -47,29 +51,38 @@ class Examination:
         traces: a run on 6 draws of 8 rows; of the model alone, where there were no data.
         distinct: how many of the rows were no repetitions.
         missing: whether one of the rows was not finite.
+        many: how many rows it was run on at once, at most.
         taken: of y the least and the largest values by column that the program was run on, and whether one was missing.
     """
 
     traces: Traces
     distinct: int
     missing: bool
+    many: int
     taken: Taken = field(default_factory=Taken)
     guard: Guard | None = None
     tensors: list[tuple[dict[str, Any], str, Any, int, int]] = field(default_factory=list)
     sizes: list[tuple[dict[str, Any], int]] = field(default_factory=list)
 
+    def saw(self, rows: Rows) -> bool:
+        """Whether it was as much as other rows are: as many, as many that differ, and missing entries where they have some."""
+        return (
+            rows.many <= self.many
+            and (self.missing or not rows.missing)
+            and (rows.most <= self.distinct or rows.distinct <= self.distinct)
+        )
+
     def holds(self) -> bool:
         """Whether nothing has changed since."""
-        return (
-            self.guard is not None
-            and all(len(held) == size for held, size in self.sizes)
-            and all(
-                held.get(name) is t and (t is None or (t._version == version and t.data_ptr() == place))
-                for held, name, t, version, place in self.tensors
-            )
-            and self.guard.changed() is None
-            and not self.guard.changes_itself()
-        )
+        if self.guard is None:
+            return False
+        for held, size in self.sizes:
+            if len(held) != size:
+                return False
+        for held, name, t, version, place in self.tensors:
+            if held.get(name) is not t or (t is not None and (t._version != version or t.data_ptr() != place)):
+                return False
+        return self.guard.changed() is None and not self.guard.changes_itself()
 
 
 class _Kept(dict[Any, Examination]):
@@ -110,7 +123,7 @@ def examined(
     def look(guard: Guard) -> Traces:
         few = rows.chosen
         return look_at(
-            program, to_program(program, x[few]), None if y is None else y_to_program(program, y[few]), guard
+            program, to_program(program, x[few]), None if y is None else y_to_program(program, y[few]), guard, rows.many
         )
 
     try:
@@ -126,7 +139,7 @@ def examined(
 
 
 def examined_model(
-    program: Any, event_shape: tuple[int, ...], y: Tensor | None = None, *, anew: bool = False
+    program: Any, event_shape: tuple[int, ...], y: Tensor | None = None, *, count: int = 0, anew: bool = False
 ) -> Examination:
     """What a program's model is found to be, on data that it draws itself: for functions that take no data.
 
@@ -134,15 +147,17 @@ def examined_model(
         program: the Program.
         event_shape: of one datum.
         y: what a conditional program is conditioned on, ``(N, ...)``.
+        count: of the rows that it will be asked for.
         anew: look, whatever was found before.
 
     Raises:
         ProgramError, UserError: of :func:`examined`, as far as the model goes.
     """
-    rows = Rows(None, y)
+    rows = Rows(None, y, max(count, ROWS), math.prod(event_shape))
 
     def look(guard: Guard) -> Traces:
-        return look_at_model(program, event_shape, None if y is None else y_to_program(program, y[rows.chosen]), guard)
+        few = None if y is None else y_to_program(program, y[rows.chosen])
+        return look_at_model(program, event_shape, few, guard, rows.many)
 
     return _kept(program, ("model", tuple(event_shape)), y, rows, look, anew)
 
@@ -155,29 +170,16 @@ def _kept(
     with (
         ONE_THREAD
     ):  # which others hold while they run the program: its modes and tensors, and Pyro's flags, are put elsewhere
-        kind = (
-            *kind,
-            beside,
-            dtype_of(program),
-            device_of(program),
-            torch.get_default_dtype(),
-            is_validation_enabled(),
-        )
+        kind = (*kind, beside, *place_of(program), torch.get_default_dtype(), is_validation_enabled())
         kept = vars(program).get(PLACE)
         if kept is None or kept.owner() is not program:
             kept = vars(program)[PLACE] = _Kept(program)
         found = None if anew else kept.get(kind)
-        saw_all = found is not None and (found.missing or not rows.missing)
-        if (
-            found is not None
-            and saw_all
-            and found.holds()
-            and (found.distinct == ROWS or rows.distinct <= found.distinct)
-        ):
+        if found is not None and found.saw(rows) and found.holds():
             return found
         kept.pop(kind, None)
         guard = Guard(program, unread=frozenset({"training"}))
-        found = Examination(look(guard), rows.distinct, rows.missing)
+        found = Examination(look(guard), rows.distinct, rows.missing, rows.many)
         if y is not None:
             found.taken.add(y[rows.chosen.to(y.device)])
         if guard.saw_all and not any(t.is_inference() for t in (*program.parameters(), *program.buffers())):
@@ -193,16 +195,43 @@ def _kept(
 
 
 class Rows:
-    """Which eight rows are looked at: the first, but for some that are missing or in which y is at its ends."""
+    """Which eight rows are looked at: some that are missing, or in which y or most columns of x are at their ends.
 
-    def __init__(self, x: Tensor | None, y: Tensor | None) -> None:
+    Args:
+        x: data ``(N, *event)``; None where the model draws them.
+        y: what a conditional program is conditioned on, ``(N, ...)``.
+        count: of the rows that the program will see at once, where these are others than there are here.
+        size: numbers in a row.
+    """
+
+    def __init__(self, x: Tensor | None, y: Tensor | None, count: int = 0, size: int = 1) -> None:
         self._x, self._y = None if x is None else x.detach(), None if y is None else y.detach()
+        given = self._x if self._x is not None else self._y
+        self._given = count if given is None else len(given)
+        self._count, self._size = max(count, self._given), size if self._x is None else max(1, self._x[0].numel())
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest number of x, both NaN where one is; 0 where there is no x."""
+        least, largest = (0.0, 0.0) if self._x is None else self._x.aminmax()
+        return float(least), float(largest)
 
     @cached_property
     def missing(self) -> bool:
         """Whether any row is not finite."""
-        blocks = () if self._x is None else (self._x,) if len(self._x) <= SCANNED_ROWS else self._x.split(SCANNED_ROWS)
-        return not all(bool(torch.isfinite(x).all()) for x in blocks)
+        return self._x is not None and self._x.is_floating_point() and not all(map(math.isfinite, self.ends))
+
+    @cached_property
+    def most(self) -> int:
+        """How many of them can be no repetitions."""
+        return min(ROWS, self._given)
+
+    @cached_property
+    def many(self) -> int:
+        """Rows that the program is run on at once, at least as many as it will see, as far as that costs little."""
+        if self._count <= len(ORDER):
+            return len(ORDER)
+        return max(len(ORDER), min(MANY, 1 << (self._count - 1).bit_length(), MANY_NUMBERS // self._size))
 
     @cached_property
     def lost(self) -> Tensor:
@@ -215,17 +244,24 @@ class Rows:
     @cached_property
     def chosen(self) -> Tensor:
         """Their numbers, ``(8,)``, some of them again where there are fewer."""
-        given = self._x if self._x is not None else self._y
-        count = ROWS if given is None else len(given)
-        first: list[int] = []
+        count, first = self._given, list[int]()
         if self._y is not None and self._y.numel():
             column = self._y.reshape(count, -1)[:, 0].nan_to_num().float()
             first += [int(column.argmin()), int(column.argmax())]
-        first += self.lost[:2].tolist()
-        rows = list(dict.fromkeys([*range(min(ROWS - len(set(first)), count)), *first, *range(min(ROWS, count))]))[
-            :ROWS
-        ]
+        rows = list(dict.fromkeys([*first, *self.lost[:2].tolist(), *self._ends(), *range(self.most)]))[:ROWS]
         return torch.tensor(rows)[torch.arange(ROWS) % len(rows)]
+
+    def _ends(self) -> list[int]:
+        """The rows in which x is at its ends, and then most of its columns are."""
+        if self._x is None:
+            return []
+        step = -(-len(self._x) // SCANNED_ROWS)
+        x = self._x[::step].reshape(-1, self._size).float().nan_to_num()
+        ends = torch.cat([x.min(0).indices, x.max(0).indices])
+        number = torch.bincount(ends, minlength=len(x))
+        most = number.argsort(descending=True, stable=True)[: min(ROWS, int((number > 0).sum()))]
+        whole = [int(x.argmin()) // self._size, int(x.argmax()) // self._size]
+        return [step * row for row in (*whole, *most.tolist())]
 
     @cached_property
     def distinct(self) -> int:

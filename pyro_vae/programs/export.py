@@ -21,6 +21,7 @@ from pyro_vae.errors import UserError, nearest
 from pyro_vae.paths import made, replacing, writable_folder
 from pyro_vae.programs.contract import require_program
 from pyro_vae.programs.given import event_shape_of
+from pyro_vae.programs.labels import needs_y
 from pyro_vae.programs.latents import point_of, sample, sample_latents
 from pyro_vae.programs.trace import (
     AtValues,
@@ -31,7 +32,6 @@ from pyro_vae.programs.trace import (
     innermost,
     isolated,
     latent_values,
-    needs_y,
     observation,
     run,
     y_to_program,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import DataError, UserError, said
-from pyro_vae.programs.trace import accepts_y, needs_y
+from pyro_vae.programs.labels import accepts_y, needs_y
 
 MISSING = (
     "the data have NaN or infinite values (first in row {0}); remove or impute them, or give the program a likelihood that "

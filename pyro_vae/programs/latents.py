@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError, said, warn
-from pyro_vae.programs.contract import require_y
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.folding import ByRow
-from pyro_vae.programs.given import event_shape_of, require_dense
+from pyro_vae.programs.given import event_shape_of, require_dense, require_y
 from pyro_vae.programs.trace import (
     AtValues,
     Program,
@@ -102,8 +101,9 @@ def encoded_sites(
     if num_samples is not None:
         _require_count("encode", num_samples)
     at = AtValues({}, default=point_of) if num_samples is None else None
-    with evaluating(program), isolated(), seeded(derive_seed("encoded latents", seed), device_of(program)):
-        traced = run(program.guide, to_program(program, x), y_to_program(program, y), num_samples=num_samples, at=at)
+    x = to_program(program, x)
+    with evaluating(program), isolated(), seeded(derive_seed("encoded latents", seed), x.device):
+        traced = run(program.guide, x, y_to_program(program, y), num_samples=num_samples, at=at)
     return {n: s["value"] for n, s in latent_sites(traced).items() if not s["infer"].get("is_auxiliary")}
 
 

@@ -18,7 +18,18 @@ from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.given import refuse_run
 from pyro_vae.programs.masks import unvalidated
 from pyro_vae.programs.reading import check_reading
-from pyro_vae.programs.rows import DRAWS, MIXED, ORDER, ROWS, AxesError, DependenceError, differences, rounding_of
+from pyro_vae.programs.rows import (
+    DRAWS,
+    FEW_DRAWS,
+    MIXED,
+    ORDER,
+    ROWS,
+    AxesError,
+    DependenceError,
+    differences,
+    in_order,
+    rounding_of,
+)
 from pyro_vae.programs.sites import check_latents, check_log_probs, check_shapes, check_sites, raw_log_prob
 from pyro_vae.programs.trace import (
     AtValues,
@@ -40,10 +51,13 @@ from pyro_vae.programs.values import MOVES, blank, draw_like, moves_bounds, put_
 from pyro_vae.seeding import derive_seed, seeded
 
 NOISE = 0.05  # of a parameter's size (of 1 where it is zero), added to see what hides behind a zero
-HIDDEN = " (seen with small noise added to the parameters: some of them are zero, and hide it until they are trained)"
+HIDDEN = (
+    " (seen with small noise added to the parameters, in {0} rows: some parameters are zero, and hide it until they are trained, "
+    "or it is so in batches of many rows alone)"
+)
 
 
-def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
+def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int = 0) -> Traces:
     """Hold a program to the contract on eight rows of data.
 
     Args:
@@ -51,6 +65,7 @@ def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
         x: data ``(8, *event)``, in the program's dtype and on its device.
         y: what a conditional program is conditioned on, ``(8, ...)``.
         guard: notes what the first run reads.
+        many: rows that it is looked at on as well, the eight again and again, where these are more than 17.
 
     Returns:
         That run, under Pyro's own validation, on 6 draws; where the data are outside of the likelihood's support, draws of it
@@ -59,10 +74,10 @@ def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
     Raises:
         ProgramError, UserError: see :func:`pyro_vae.programs.examination.examined`.
     """
-    return _on_a_road(program, lambda: _look_at(program, x, y, guard))
+    return _on_a_road(program, lambda: _look_at(program, x, y, guard, many))
 
 
-def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
+def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int) -> Traces:
     with seeded(derive_seed("contract"), x.device), evaluating(program):
         try:
             with guard.watching(), isolated(validate=is_validation_enabled()):
@@ -83,16 +98,16 @@ def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard) -> Traces:
             check_log_probs(traces)
             check_auxiliary(program, traces, x, y)
             _Runs(program, x, y).hold(traces)
-            _with_noise(program, x, y, alone=False)
+            _with_noise(program, x, y, many, alone=False)
     return traces
 
 
-def look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard) -> Traces:
+def look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard, many: int = 0) -> Traces:
     """The same of the model alone, on eight rows that it draws itself."""
-    return _on_a_road(program, lambda: _look_at_model(program, event_shape, y, guard))
+    return _on_a_road(program, lambda: _look_at_model(program, event_shape, y, guard, many))
 
 
-def _look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard) -> Traces:
+def _look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard, many: int) -> Traces:
     x = torch.zeros(ROWS, *event_shape, device=device_of(program), dtype=dtype_of(program))
     with seeded(derive_seed("contract of a model alone"), x.device), evaluating(program), isolated():
         with guard.watching():
@@ -103,7 +118,7 @@ def _look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None,
         check_shapes(traces, x)
         check_log_probs(traces)
         _Runs(program, x, y).hold(traces)
-        _with_noise(program, x, y, alone=True)
+        _with_noise(program, x, y, many, alone=True)
     return traces
 
 
@@ -136,15 +151,15 @@ def _of_model(program: Any, x: Tensor, y: Tensor | None) -> Traces:
         refuse_run(program, x, y, error)
 
 
-def _with_noise(program: Any, x: Tensor, y: Tensor | None, *, alone: bool) -> None:
-    """The rows once more, with small noise added to the parameters; they are put back."""
+def _with_noise(program: Any, x: Tensor, y: Tensor | None, many: int, *, alone: bool) -> None:
+    """The rows once more, and many of them, with small noise added to the parameters; they are put back."""
 
     def hold(program: Any) -> None:
         try:
             traces = _of_model(program, x, y) if alone else trace(program, x, y, num_samples=DRAWS)
-            _Runs(program, x, y).hold(traces)
+            _Runs(program, x, y, many).hold(traces)
         except DependenceError as error:
-            raise DependenceError(f"{error}{HIDDEN}") from None
+            raise DependenceError(f"{error}{HIDDEN.format(max(many, len(ORDER)))}") from None
         except Exception:  # parameters that a program cannot have: nothing can be said
             return
 
@@ -153,7 +168,7 @@ def _with_noise(program: Any, x: Tensor, y: Tensor | None, *, alone: bool) -> No
         for name, p in program.named_parameters()
         if p.is_floating_point() and p.numel()
     }
-    if moved:
+    if moved or many > len(ORDER):
         with seeded(derive_seed("contract: with noise"), x.device):
             torch.func.functional_call(OfProgram(program, hold), moved)
 
@@ -164,16 +179,17 @@ def _size(parameter: Tensor) -> Tensor:
 
 
 class _Runs:
-    """A program's runs on eight rows, as they are and mixed."""
+    """A program's runs on eight rows, as they are and mixed; of ``many`` rows, with fewer draws, where these are more than 17."""
 
-    def __init__(self, program: Any, x: Tensor, y: Tensor | None) -> None:
+    def __init__(self, program: Any, x: Tensor, y: Tensor | None, many: int = 0) -> None:
         self.program, self.x, self.y = program, x, y
+        self.order, self.draws = in_order(many), list(MIXED if many <= len(ORDER) else FEW_DRAWS)
 
     def hold(self, traces: Traces) -> None:
         """:class:`DependenceError` where a density depends on other rows or draws, or the model on x; inside of ``isolated``."""
         alone = not traces.guide.nodes
         latents = latent_values(traces.model if alone else traces.guide, DRAWS, ROWS)
-        mixed = {n: v[list(MIXED)][:, list(ORDER)] for n, v in latents.items()}
+        mixed = {n: v[self.draws][:, list(self.order)] for n, v in latents.items()}
         if not alone:
             self._hold_rows("guide", traces.guide, latents, mixed)
         first = traces.model
@@ -183,7 +199,7 @@ class _Runs:
                 second = self._mixed("model", mixed, blank(self.x))
                 fns = [traced.nodes[observation(traced)]["fn"] for traced in (first, second)]
                 traces.known[MOVES] = moves_bounds(*fns)
-                if not differences("model", first, second):
+                if not differences("model", first, second, self.order, self.draws):
                     return
             except (ProgramError, RuntimeError, ValueError, IndexError):
                 pass  # other data that the program cannot be run on
@@ -216,7 +232,7 @@ class _Runs:
 
     def _hold_rows(self, part: str, first: Traced, latents: dict[str, Tensor], mixed: dict[str, Tensor]) -> None:
         second = self._mixed(part, mixed, self.x)
-        if not differences(part, first, second):
+        if not differences(part, first, second, self.order, self.draws):
             return
 
         def again(stream: str = "rows as they are") -> Traced:
@@ -224,7 +240,7 @@ class _Runs:
 
         first = again()  # at given latents, which no transform remembers having drawn
         rounding = rounding_of(part, first, again)
-        found = differences(part, first, second, rounding=rounding)
+        found = differences(part, first, second, self.order, self.draws, rounding)
         if not found:
             return
         name, fresh = next(iter(found)), again("rows as they are, again")
@@ -240,8 +256,10 @@ class _Runs:
         )
 
     def _mixed(self, part: str, latents: dict[str, Tensor], x: Tensor) -> Traced:
-        y = None if self.y is None else self.y[list(ORDER)]
-        return self._run(part, x[list(ORDER)], y, latents, len(MIXED), "rows mixed")
+        order = list(self.order)
+        return self._run(
+            part, x[order], None if self.y is None else self.y[order], latents, len(self.draws), "rows mixed"
+        )
 
     def _run(
         self, part: str, x: Tensor, y: Tensor | None, latents: Mapping[str, Tensor], draws: int, stream: str

@@ -5,7 +5,8 @@
 A program is run on a minibatch, and its densities are read as those of each row: they must not depend on what other rows there
 are, how many, or in which order, nor on other draws. Where they do (a mean over the batch, a shape that fits by broadcasting
 because there are as many draws as rows, ``torch.arange`` over rows), log p(x) of a row changes with the batch size. It is seen by
-running the program on the same rows in another order, some of them twice, with as many draws more.
+running the program on the same rows in another order, some of them twice, with as many draws more; and, where it is given
+more rows than that, on as many, up to 256. A program that couples rows only in larger batches passes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ ROWS, DRAWS = 8, 6  # that a program is looked at on: latents of few values must
 MIXED = (*reversed(range(DRAWS)), 0)  # the draws of the second run
 AGAIN = (6, 2, 1, 0)  # how often a row is there again: so unevenly that a mean, of few values too, moves
 ORDER = (*reversed(range(ROWS)), *(i for i, n in enumerate(AGAIN) for _ in range(n)))  # the rows of the second run
+MANY, FEW_DRAWS = (
+    256,
+    (1, 0),
+)  # rows up to which a program is looked at on as many as it is given, and then on these draws
 RUNS, SURE = (
     3,
     100.0,
@@ -42,6 +47,11 @@ class AxesError(ProgramError):
 
 class DependenceError(AxesError):
     """A density that depends on what it must not: other rows, other draws, or the data that it is to explain."""
+
+
+def in_order(rows: int) -> tuple[int, ...]:
+    """The rows of the second run, the first of them again where there are to be more."""
+    return ORDER + (0,) * (rows - len(ORDER))
 
 
 def log_prob_of(part: str, name: str, site: dict[str, Any], value: Tensor | None = None) -> Tensor:

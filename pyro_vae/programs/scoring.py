@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from pyro_vae.posteriors.base import Posterior
-from pyro_vae.programs.contract import Program
+from pyro_vae.programs.trace import Program
 
 
 def scores_any(program: Program) -> bool:

@@ -19,14 +19,11 @@ holds a program to all this.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
-from types import FunctionType
 from typing import Any, Protocol, TypeVar, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import pyro
 import pyro.nn.module
@@ -51,7 +48,6 @@ Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they 
 OBSERVED = "x"
 DATA_PLATE = "data"
 SAMPLE_PLATE = "num_samples"
-LABELS = ("y", "ys", "label", "labels")  # names of an optional argument that labels go to; a required one may have any
 
 
 @runtime_checkable
@@ -104,15 +100,23 @@ def evaluating(program: Any) -> Iterator[None]:
     """Evaluation mode (dropout off), no gradients, full products and no denormal numbers, put back on leaving; threads wait."""
     keep_freed()
     with ONE_THREAD:
-        modes = {module: module.training for module in program.modules()} if isinstance(program, nn.Module) else {}
-        for module in modes:
-            module.training = False
+        modes = [(m, m.training) for m in program.modules()] if isinstance(program, nn.Module) else []
+        for module, _ in modes:
+            _set_mode(module, False)
         try:
             with torch.no_grad(), products("full"), no_denormals():
                 yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
+            for module, mode in modes:
+                _set_mode(module, mode)
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    own = module.__dict__
+    if "training" in own:
+        own["training"] = training  # which takes nn.Module.__setattr__ 2 us, for each of some dozens of modules
+    else:  # a script, which keeps it elsewhere
+        module.training = training
 
 
 def arguments(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
@@ -120,55 +124,9 @@ def arguments(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
     return (x,) if y is None else (x, y)
 
 
-def takes_y(program: Any) -> bool:
-    """Whether a program may be given y: model and guide have a second positional argument, required, or None and called y."""
-    defaults = [_second(function) for function in (program.model, program.guide)]
-    return all(default is inspect.Parameter.empty or default is None for default in defaults)
-
-
-def needs_y(program: Any) -> bool:
-    """Whether a program cannot go without y: the second positional argument of its model or guide has no default."""
-    return any(_second(function) is inspect.Parameter.empty for function in (program.model, program.guide))
-
-
-def accepts_y(program: Any) -> bool:
-    """Whether the model can be called with a second argument."""
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(program.model).parameters.values())
-    return variadic or _second(program.model) is not False
-
-
-_SECONDS: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()  # by function; a signature takes 20 us
-
-
-def _second(function: Any) -> Any:
-    """The default of a function's second positional argument; False where it has none that could be y."""
-    code: Any = getattr(function, "__func__", None)
-    known = None if code is None else _SECONDS.get(code)
-    if known is not None and known[0] == (code.__code__, code.__defaults__):
-        return known[1]
-    found = _second_of(function)
-    if isinstance(code, FunctionType):
-        _SECONDS[code] = (code.__code__, code.__defaults__), found
-    return found
-
-
-def _second_of(function: Any) -> Any:
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
-    if len(parameters) < 2 or (parameters[1].default is None and parameters[1].name not in LABELS):
-        return False
-    return parameters[1].default
-
-
-def _tensors(program: Any) -> Iterator[Tensor]:
-    """A program's parameters and then its buffers, as far as these are floating."""
-    yield from program.parameters()
-    yield from (b for b in program.buffers() if b.is_floating_point())
-
-
 def device_of(program: Any) -> torch.device:
     """Where the program's parameters lie, or its floating buffers if it has none (the CPU if it has neither)."""
-    return next((t.device for t in _tensors(program)), torch.device("cpu"))
+    return place_of(program)[0]
 
 
 def dtype_of(program: Any) -> torch.dtype:
@@ -176,20 +134,34 @@ def dtype_of(program: Any) -> torch.dtype:
 
     An adopted program whose parameters are made when it first runs has the dtype of the first data that it was given.
     """
-    first: torch.dtype = getattr(program, "first_dtype", None) or torch.float32
-    return next((t.dtype for t in _tensors(program) if t.is_floating_point()), first)
+    return place_of(program)[1]
+
+
+def place_of(program: Any) -> tuple[torch.device, torch.dtype]:
+    """:func:`device_of` and :func:`dtype_of`, found together: every call asks for both."""
+    device = None
+    for tensor in program.parameters():
+        device = tensor.device if device is None else device
+        if tensor.is_floating_point():
+            return device, tensor.dtype
+    for tensor in program.buffers():
+        if tensor.is_floating_point():
+            return device or tensor.device, tensor.dtype
+    return device or torch.device("cpu"), getattr(program, "first_dtype", None) or torch.float32
 
 
 def to_program(program: Any, x: Tensor) -> Tensor:
     """The tensor x on the program's device; integers and other floats in its dtype."""
-    return x.to(device=device_of(program), dtype=dtype_of(program))
+    device, dtype = place_of(program)
+    return x.to(device=device, dtype=dtype)
 
 
 def y_to_program(program: Any, y: Tensor | None, rows: slice = slice(None)) -> Tensor | None:
     """Rows of what a program is conditioned on, on its device; floats in its dtype, labels and flags as they are."""
     if y is None:
         return None
-    return y[rows].detach().to(device=device_of(program), dtype=dtype_of(program) if y.is_floating_point() else None)
+    device, dtype = place_of(program)
+    return y[rows].detach().to(device=device, dtype=dtype if y.is_floating_point() else None)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ its least and its largest, column by column, and on the first that is not finite
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from torch.distributions import constraints
 from pyro_vae.errors import DataError, said
 from pyro_vae.programs.folding import bounds
 from pyro_vae.programs.given import MISSING, first_lost
-from pyro_vae.programs.trace import Traces, evaluating, innermost, isolated, needs_y, observation, trace
+from pyro_vae.programs.labels import needs_y
+from pyro_vae.programs.trace import Traces, evaluating, found_once, innermost, isolated, observation, trace
 from pyro_vae.seeding import derive_seed, seeded
 
 MOVES = "the data, as they are together, move the bounds of the likelihood"
@@ -50,22 +52,38 @@ def check_observed(
         _check_support(traces, x, y, first)
 
 
-def require_range(fn: Any, x: Tensor) -> None:
-    """:class:`DataError` for values that no datum of a bounded support comes near: bytes for a program of numbers in [0, 1]."""
-    try:
-        support = innermost(fn).support
-    except NotImplementedError:
-        return
-    boolean = support is constraints.boolean
-    low, high = (0, 1) if boolean else (getattr(support, "lower_bound", None), getattr(support, "upper_bound", None))
-    if isinstance(low, Tensor) or isinstance(high, Tensor) or low is None or high is None:
-        return
-    least, most = float(x.nan_to_num(float(low)).min()), float(x.nan_to_num(float(low)).max())
-    if least < 2 * low - high or most > 2 * high - low:
+def require_range(bounds: tuple[float, float], x: Tensor, ends: tuple[float, float]) -> None:
+    """:class:`DataError` for values that no datum of a bounded support comes near: bytes for a program of numbers in [0, 1].
+
+    Args:
+        bounds: of the support, :func:`range_of`.
+        x: data ``(N, *event)``.
+        ends: the least and the largest of them, NaN where one is.
+    """
+    low, high = bounds
+    if not all(map(math.isfinite, ends)):  # what is missing, or beyond all numbers, the program knows what to do with
+        known = x.nan_to_num(low)
+        ends = float(known.min()), float(known.max())
+    if ends[0] < 2 * low - high or ends[1] > 2 * high - low:
         raise DataError(
-            f"the data go from {least:.4g} to {most:.4g}, and the program's are in [{low:g}, {high:g}]: prepare them as those "
-            "that it was trained on, data.observed(split), or x / 255 for bytes"
+            f"the data go from {ends[0]:.4g} to {ends[1]:.4g}, and the program's are in [{low:g}, {high:g}]: prepare them as "
+            "those that it was trained on, data.observed(split), or x / 255 for bytes"
         )
+
+
+@found_once
+def range_of(traces: Traces) -> tuple[float, float] | None:
+    """The bounds of the likelihood's support, where it has two and they are the same in every row."""
+    try:
+        support = innermost(traces.model.nodes[observation(traces.model)]["fn"]).support
+    except NotImplementedError:
+        return None
+    if support is constraints.boolean:
+        return 0.0, 1.0
+    low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    if isinstance(low, Tensor) or isinstance(high, Tensor) or low is None or high is None:
+        return None
+    return float(low), float(high)
 
 
 def _number(first: int | Tensor, row: int) -> int:

@@ -16,8 +16,9 @@ from torch import Tensor
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.blind import require_scores
-from pyro_vae.programs.examination import examined
-from pyro_vae.programs.trace import Traces, innermost, observation, takes_y, to_program, y_to_program
+from pyro_vae.programs import contract
+from pyro_vae.programs.labels import takes_y
+from pyro_vae.programs.trace import Traces, innermost, observation, to_program, y_to_program
 from pyro_vae.programs.values import check_conditions, check_observed
 from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.training.rehearsal import rehearse
@@ -46,7 +47,7 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
     """
     with ONE_THREAD, torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
         x, y = source.batch(torch.arange(min(FIRST_ROWS, source.num_rows)))
-        traces = _checked(program, x, y, data if isinstance(data, Data) else None)
+        traces = _checked(program, x, y, data if isinstance(data, Data) else None, batch)
         require_scores(traces)
         if isinstance(source, DatasetSource):
             source.look = lambda rows, x, y: _look_at(traces, source.prepare(x), y, rows)
@@ -65,15 +66,15 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
     return tuple(x.shape[1:]), moving
 
 
-def _checked(program: Any, x: Tensor, y: Tensor | None, data: Data | None) -> Traces:
+def _checked(program: Any, x: Tensor, y: Tensor | None, data: Data | None, batch: int) -> Traces:
     """The traces of a run on the first rows; what is wrong with one of these is said as of any other."""
     try:
-        return examined(program, x, y).traces
+        return contract.admit(program, x, y, values=False, count=batch)
     except DataError as error:
         missing = (~torch.isfinite(x)).flatten(1).any(1)
         for row in missing.nonzero().flatten().tolist() or range(len(x)):
             try:
-                examined(program, x[row : row + 1], None if y is None else y[row : row + 1])
+                contract.admit(program, x[row : row + 1], None if y is None else y[row : row + 1], values=False)
             except DataError:
                 raise DataError(f"{error}{_place(x[row], row, data)}") from None
         raise

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.training.files import Outline, damaged, read_tensors, remove_temporaries, write_tensors
-from pyro_vae.training.run import CHECKPOINT, FILES, METRICS, WEIGHTS, match, read_metrics, write_metrics
+from pyro_vae.training.metrics import METRICS, read_metrics, write_metrics
+from pyro_vae.training.run import CHECKPOINT, FILES, WEIGHTS, match
 from pyro_vae.training.selection import with_kept
 from pyro_vae.training.settings import OPTIMIZER_STATE
 

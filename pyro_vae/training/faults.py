@@ -6,6 +6,7 @@ copy of the state it began with, to the step before the fault; that step is then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ class Fault:
         site = self.site or "no single site is at fault, so that it is the objective's own arithmetic"
         parameter = f"; the parameter at fault is {self.parameter}" if self.parameter else ""
         return f"{site}{parameter}"
+
+
+def all_finite(parameters: list[nn.Parameter]) -> bool:
+    """Whether every number of some tensors is finite."""
+    return bool(torch.isfinite(torch.stack(torch._foreach_norm([p for p in parameters if p.numel()], math.inf))).all())
 
 
 def examine(

@@ -19,9 +19,11 @@ from pyro_vae.inductor import usable_cache
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.adopted import take_dtype
-from pyro_vae.programs.contract import require_gradients, require_program, require_rows
+from pyro_vae.programs.contract import require_gradients, require_program
 from pyro_vae.programs.door import with_inputs
-from pyro_vae.programs.trace import dtype_of, needs_y, takes_y
+from pyro_vae.programs.given import require_rows
+from pyro_vae.programs.labels import needs_y, takes_y
+from pyro_vae.programs.trace import dtype_of
 from pyro_vae.signatures import checked
 from pyro_vae.spec import parse_block, validated
 from pyro_vae.training.admission import admit

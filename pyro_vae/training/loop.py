@@ -22,8 +22,7 @@ from pyro_vae.errors import NumericalError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.objectives.base import Objective
 from pyro_vae.precision import casts, no_denormals, products
-from pyro_vae.programs.contract import draw_terms
-from pyro_vae.programs.trace import dtype_of
+from pyro_vae.programs.trace import draw_terms, dtype_of
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training.average import Average
 from pyro_vae.training.captured import CapturedStep
@@ -40,12 +39,12 @@ from pyro_vae.training.checkpoint import (
 )
 from pyro_vae.training.compiling import Compiling
 from pyro_vae.training.distributed import ALONE, Ranks, parallel, told
-from pyro_vae.training.faults import ADVICE, Fault, examine
+from pyro_vae.training.faults import ADVICE, Fault, all_finite, examine
 from pyro_vae.training.interrupts import Interrupted, Interrupts, stops
 from pyro_vae.training.launch import Launches
+from pyro_vae.training.metrics import append_metrics
 from pyro_vae.training.modes import in_training
 from pyro_vae.training.progress import Progress
-from pyro_vae.training.run import append_metrics
 from pyro_vae.training.schedule import Schedule, share_of_newest
 from pyro_vae.training.selection import Validation
 from pyro_vae.training.settings import Settings, make_optimizer
@@ -178,7 +177,7 @@ class Trainer:
                 logging = since == 0 or self.step == last_step
                 if logging:
                     seen, within.read = within.read, float(self.ranks.mean(within.total))
-                    if not math.isfinite(within.read) or (self.step == last_step and not self._parameters_finite()):
+                    if not math.isfinite(within.read) or (self.step == last_step and not all_finite(self.parameters)):
                         self._explain(order, self.counted_from + int(self.finite) + 1)
                     bar.update(self.step, f"epoch {epoch}  loss {(within.read - seen) / (since or every):.2f}")
                     self.compiling.within_epoch()
@@ -339,11 +338,6 @@ class Trainer:
         within.random = random_state(self.device)
         tensors, state = state_of(self, within)
         self.copy = ({n: t.detach().clone() for n, t in tensors.items()}, state), time.perf_counter()
-
-    def _parameters_finite(self) -> bool:
-        return bool(
-            torch.isfinite(torch.stack(torch._foreach_norm([p for p in self.parameters if p.numel()], math.inf))).all()
-        )
 
     def _explain(self, order: Tensor, lost: int) -> None:
         """Raise what is to be said of a sum that is not finite from step ``lost`` on, or of parameters after it."""

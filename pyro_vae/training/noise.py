@@ -23,7 +23,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.programs.contract import is_random
+from pyro_vae.programs.trace import is_random
 
 
 class GlobalNoise(TorchDispatchMode):

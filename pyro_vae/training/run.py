@@ -14,10 +14,7 @@ Nothing in it is code, and loading it runs none.
 from __future__ import annotations
 
 import contextlib
-import csv
 import importlib.metadata
-import io
-import json
 import math
 import os
 import platform
@@ -43,26 +40,19 @@ from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.files import (
     Outline,
-    append_text,
     damaged,
     outline_of,
-    parse_json,
     read_tensors,
     read_text,
     remove_temporaries,
     write_text,
 )
 from pyro_vae.training.kept import ROWS, load_kept, table, write_content
+from pyro_vae.training.metrics import METRICS, METRICS_CSV, read_metrics
 from pyro_vae.training.selection import Kept, kept
 from pyro_vae.training.settings import Settings
 
-SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV = (
-    "spec.toml",
-    "weights.safetensors",
-    "checkpoint.safetensors",
-    "metrics.jsonl",
-    "metrics.csv",
-)
+SPEC, WEIGHTS, CHECKPOINT = "spec.toml", "weights.safetensors", "checkpoint.safetensors"
 FILES = (SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV, ROWS)
 TABLES = ("program", "model", "guide", "data", "rows", "training", "versions")
 DATA_KEYS = {"name": str, "root": str, "binarization": str, "dequantization": str, "validation": int}
@@ -257,40 +247,6 @@ def require_free(path: Path) -> None:
             return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is not an empty directory: choose another --out")
-
-
-def write_metrics(path: Path, metrics: list[dict[str, Any]]) -> None:
-    """All metrics lines, instead of those that are there."""
-    write_text(path / METRICS, "".join(json.dumps(m) + "\n" for m in metrics))
-    write_text(path / METRICS_CSV, "".join(_row(m, header=i == 0) for i, m in enumerate(metrics)))
-
-
-def append_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """One more line."""
-    append_text(path / METRICS, json.dumps(metrics) + "\n")
-    append_text(path / METRICS_CSV, _row(metrics, header=metrics["epoch"] == 1))
-
-
-def _row(metrics: dict[str, Any], *, header: bool) -> str:
-    """The line of an epoch for spreadsheets, under the names of the columns if it is the first."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(metrics), lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerow(metrics)
-    return text.getvalue()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The metrics lines of a run; a last one that was not written to its end does not count."""
-    lines = read_text(path / METRICS).split("\n")[:-1]
-    metrics = [parse_json(line, path / METRICS) for line in lines]
-    for number, found in enumerate(metrics, 1):
-        if not isinstance(found, dict) or not all(type(v) in (int, float) for v in found.values()):
-            raise damaged(path / METRICS, f"line {number} is no table of numbers")
-        if found.get("epoch") != number or not {"step", "train_loss", "seconds"} <= set(found):
-            raise damaged(path / METRICS, f"line {number} is not that of epoch {number}")
-    return metrics
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.objectives.base import Objective
-from pyro_vae.programs.contract import Traces, device_of, evaluating, is_random, isolated, trace
 from pyro_vae.programs.latents import to_program
-from pyro_vae.programs.trace import y_to_program
+from pyro_vae.programs.trace import Traces, device_of, evaluating, is_random, isolated, trace, y_to_program
 from pyro_vae.programs.walk import AT_ONCE
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.spec import parse_block

@@ -13,8 +13,8 @@ from pyro_vae.analysis.pictures import sample_count
 from pyro_vae.data import Data
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.evaluate import chosen_rows, y_of
-from pyro_vae.programs.contract import device_of, needs_y, takes_y
-from pyro_vae.programs.trace import y_to_program
+from pyro_vae.programs.labels import needs_y, takes_y
+from pyro_vae.programs.trace import device_of, y_to_program
 from pyro_vae.training.run import Run
 
 
