@@ -1,4 +1,4 @@
-"""ArviZ as people call it, on a posterior as it is exported: ``az`` is ``arviz`` from Python 3.12 on and ``arviz.preview`` before."""
+"""ArviZ as people call it, on a posterior as exported: ``az`` is ``arviz`` from Python 3.12 on and ``arviz.preview`` before."""
 
 from __future__ import annotations
 
