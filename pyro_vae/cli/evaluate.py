@@ -160,7 +160,7 @@ def _json(figures: dict[str, Any]) -> str:
 
 def _table(figures: dict[str, Any]) -> str:
     """The figures as lines of Markdown; NLL and ELBO with the decimals that the error of the NLL supports."""
-    from pyro_vae.evaluation.result import digits, drawn_range, total_error
+    from pyro_vae.evaluation.result import digits, drawn_range, kl_digits, total_error
 
     f = figures
 
@@ -172,6 +172,7 @@ def _table(figures: dict[str, Any]) -> str:
     def supported(key: str) -> str:
         return "-" if f[key] is None else digits(f[key], error)
 
+    kl = "-" if f["kl"] is None else kl_digits(f["kl"], error)
     annealed = f["method"] != "iw"
     samples = f"{f['num_samples']} chains" if annealed else f"K = {f['num_samples']}"
     if "draws_mean" in f:
@@ -183,7 +184,7 @@ def _table(figures: dict[str, Any]) -> str:
         ("  Monte Carlo error", f"{number('nll_mc_se', 3)} ({samples}; bias {number('nll_bias', 3)})"),
         ("  95 % interval", _interval(f["nll_interval_low"], f["nll_interval_high"], f["nll_mc_se"])),
         ("  data error", f"{number('nll_data_se')} (N = {f['num_data']}, {f['split']}; Monte Carlo included)"),
-        ("ELBO", f"{supported('elbo')} = reconstruction {supported('reconstruction')} - KL {supported('kl')}"),
+        ("ELBO", f"{supported('elbo')} = reconstruction {supported('reconstruction')} - KL {kl}"),
         ("bits per dimension", number("bits_per_dim", 4)),
         ("active units", " + ".join("not defined" if n is None else str(n) for n in f["active_units"])),
         ("ESS, median", _effective(f, 1 if annealed else 0)),

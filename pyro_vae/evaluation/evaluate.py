@@ -18,6 +18,7 @@ from pyro_vae.evaluation.activity import told, unit_activity
 from pyro_vae.evaluation.ais import annealed_log_likelihood, guide_bound
 from pyro_vae.evaluation.anneal import Checkpoint, Progress
 from pyro_vae.evaluation.bdmc import bidirectional
+from pyro_vae.evaluation.degenerate import degenerate
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, ImportanceSampling, taking
 from pyro_vae.evaluation.result import LogLikelihood
@@ -78,7 +79,8 @@ def evaluate(
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
     # before the work of hours, which what cannot be counted does not undo
     observed_train = data.observed("train", rows=train_rows)
-    activity = told(unit_activity(program, observed_train, y_of(program, data, "train", train_rows)))
+    y_train = y_of(program, data, "train", train_rows)
+    activity = told(unit_activity(program, observed_train, y_train))
     against: list[str] = []
     if isinstance(method, ImportanceSampling):
         result = log_likelihood(program, x, y, progress=progress, **vars(method))
@@ -95,10 +97,11 @@ def evaluate(
         against = list(consistency.forbidden(claims))
         consistency.tell([message for message in against if message not in bounds.warnings])
         figures |= bounds.summary() | {"method": "bdmc"}
+    degenerated = degenerate(program, observed_train, y_train, activity=activity, kl=float(result.kl.mean()))
     figures |= {
         "bits_per_dim": bits_per_dim(program, data, result.nll, x[:2], None if y is None else y[:2]),
         "active_units": activity.counts,
-        "warnings": [*against, *figures["warnings"], *activity.warnings],
+        "warnings": [*against, *figures["warnings"], *activity.warnings, *degenerated],
         "split": split,
         "binarization": data.binarization,
         "dequantization": data.dequantization,

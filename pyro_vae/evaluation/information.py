@@ -23,6 +23,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.activity import ACTIVE_VARIANCE, Activity, unit_activity
+from pyro_vae.evaluation.degenerate import SURE, inactive
 from pyro_vae.precision import wide
 from pyro_vae.programs.coordinates import coordinate_log_prob
 from pyro_vae.programs.door import door
@@ -115,7 +116,7 @@ class LatentInformation:
 
     @property
     def collapsed(self) -> tuple[str, ...]:
-        """The names of the units that are not active: the guide leaves them at the prior, whatever x is."""
+        """The names of the units that are not active: what the guide says of them is the same for every x."""
         still = (self.mean_variance <= ACTIVE_VARIANCE).tolist()  # false of a unit without a mean, which is neither
         return tuple(name for name, collapsed in zip(self.names, still, strict=True) if collapsed)
 
@@ -134,12 +135,10 @@ class LatentInformation:
     def warnings(self) -> list[str]:
         """What stands against the figures, each a line with the figure, the cause and the remedy."""
         found = [*self.notes, *self.activity.warnings]
-        if len(self.collapsed) == len(self.names):
-            found.insert(
-                0,
-                f"none of {len(self.names)} units is active: the posterior has collapsed to the prior, and x does not depend on "
-                "z; use KL warm-up or free bits, or a weaker decoder",
-            )
+        lower, se = self.information_lower, self.information_lower_se
+        tells = lower is not None and se is not None and lower > SURE * se  # by spreads, or by many units a little each
+        if not tells and (idle := inactive(self.activity, self.rate)) is not None:
+            found.insert(0, idle)
         ceiling = math.log(self.num_data)
         if self.information_lower is not None and self.information_lower > ceiling - CEILING:
             found.append(

@@ -238,10 +238,11 @@ class LogLikelihood:
         }
 
     def __str__(self) -> str:
-        nll, elbo, reconstruction, kl = (
+        nll, elbo, reconstruction = (
             digits(float(value), self.nll_total_se)
-            for value in (self.nll, self.elbo.mean(), self.reconstruction.mean(), self.kl.mean())
+            for value in (self.nll, self.elbo.mean(), self.reconstruction.mean())
         )
+        kl = kl_digits(float(self.kl.mean()), self.nll_total_se)
         lines = [
             f"NLL {nll} +- {self.nll_mc_se:.2g} (Monte Carlo) +- {self.nll_data_se:.2g} (data) nats per image, "
             f"{self._drawn()}, N = {len(self)}",
@@ -308,6 +309,17 @@ def digits(value: float, error: float) -> str:
     # 9.5 and more is rounded up to 10, whose second digit stands where the first of 9.4 would
     decimals = min(-exponent + (leading < 3.55), MOST_DECIMALS)
     return f"{round(value, decimals):.{max(decimals, 0)}f}"
+
+
+def kl_digits(kl: float, error: float) -> str:
+    """A KL beside an NLL of this error, with two digits of its own at least: 137 nats do not become 0 because the NLL is +- 900.
+
+    Example:
+        >>> kl_digits(25.312, 0.25), kl_digits(136.6, 900.0), kl_digits(0.0834, float("nan"))
+        ('25.31', '137', '0.083')
+    """
+    own = abs(kl) / 10
+    return digits(kl, own if own and not error <= own else error)
 
 
 def drawn_range(mean: float, least: float, most: float, allowed: float) -> str:

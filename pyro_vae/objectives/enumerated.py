@@ -25,6 +25,7 @@ class EnumeratedELBO(Objective):
     score-function gradient of ``elbo`` and none of its variance: Titsias & Lazaro-Gredilla 2015, https://arxiv.org/abs/1503.01494.
     """
 
+    enumerates = True
     formula = "-sum_z q(z | x) [log p(x, z) - log q(z | x)]"
 
     def __call__(

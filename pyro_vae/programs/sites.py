@@ -70,7 +70,11 @@ def check_latents(traces: Traces) -> None:
     model, guide = latent_sites(traces.model), latent_sites(traces.guide)
     missing = set(model) - set(guide)
     if missing:
-        raise ProgramError(f"guide: no site for the model's latent {sorted(missing)[0]!r}; sample it under that name")
+        name = sorted(missing)[0]
+        marked = ""
+        if model[name]["infer"].get("enumerate"):
+            marked = " (nothing here sums over a site for its infer={'enumerate': ...})"
+        raise ProgramError(f"guide: no site for the model's latent {name!r}; sample it under that name{marked}")
     extra = [n for n, s in guide.items() if n not in model and not s["infer"].get("is_auxiliary")]
     if extra:
         raise ProgramError(f"guide: the site {extra[0]!r} is no latent of the model; rename it or mark it is_auxiliary")

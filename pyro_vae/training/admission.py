@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.blind import require_scores
+from pyro_vae.evaluation.degenerate import DegenerateFitWarning, ignored_marks
 from pyro_vae.programs import contract
 from pyro_vae.programs.labels import takes_y
 from pyro_vae.programs.trace import Traces, innermost, observation, to_program, y_to_program
@@ -49,6 +50,8 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
         x, y = source.batch(torch.arange(min(FIRST_ROWS, source.num_rows)))
         traces = _checked(program, x, y, data if isinstance(data, Data) else None, batch)
         require_scores(traces)
+        if marks := ignored_marks(traces, objective):
+            warn(marks, DegenerateFitWarning)
         if isinstance(source, DatasetSource):
             source.look = lambda rows, x, y: _look_at(traces, source.prepare(x), y, rows)
         elif not (isinstance(data, Data) and _levels_fit(traces, data, x)):

@@ -14,7 +14,9 @@ from torch.utils.data import TensorDataset
 
 from pyro_vae import memory, registry
 from pyro_vae.data.given import given
-from pyro_vae.errors import DataError, UserError
+from pyro_vae.errors import DataError, UserError, warn
+from pyro_vae.evaluation.degenerate import DegenerateFitWarning, degenerate
+from pyro_vae.evaluation.evaluate import ACTIVE_IMAGES, chosen_rows
 from pyro_vae.inductor import usable_cache
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
@@ -24,6 +26,7 @@ from pyro_vae.programs.door import with_inputs
 from pyro_vae.programs.given import require_rows
 from pyro_vae.programs.labels import needs_y, takes_y
 from pyro_vae.programs.trace import dtype_of
+from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 from pyro_vae.spec import parse_block, validated
 from pyro_vae.training.admission import admit
@@ -47,10 +50,11 @@ from pyro_vae.training.run import (
     take_recorded,
 )
 from pyro_vae.training.settings import BEFORE, Settings
-from pyro_vae.training.source import make_source
+from pyro_vae.training.source import Source, make_source
 from pyro_vae.training.standardize import standardized
 
 Callback = Callable[[dict[str, Any]], Any]
+SETTLED = 200  # steps: after fewer, latents that tell nothing of the data are only untrained
 
 
 @checked
@@ -103,6 +107,9 @@ def fit(
             is usual. A second one ends at once.
 
     What is frozen (``requires_grad``) stays so. Submodules in evaluation mode stay in it, unless all are; modes are put back.
+
+    Warns:
+        DegenerateFitWarning: a fit of 200 steps or more has collapsed, or is nonsense: see :mod:`pyro_vae.evaluation.degenerate`.
 
     Under ``torchrun`` every process calls this with the same arguments; each takes its slice of every batch.
 
@@ -181,7 +188,17 @@ def fit(
             if path is not None and ranks.first and not resume and not trainer.metrics:
                 discard(path)
             raise
+    if ranks.first and trainer.step >= SETTLED:
+        _say_what_degenerated(program, source, target, chosen.seed)
     return Run(program, path, record, trainer.metrics, content, trainer.noise, data)
+
+
+def _say_what_degenerated(program: Any, source: Source, device: torch.device, seed: int) -> None:
+    """Warn of latents that tell nothing of the training data, or of which nothing is made."""
+    with seeded(derive_seed("rows of a finished fit", seed), device):
+        x, y = source.batch(chosen_rows(source.num_rows, ACTIVE_IMAGES))
+    for line in degenerate(program, x, y, seed=seed):
+        warn(line, DegenerateFitWarning)
 
 
 def _beside(program: Any, data: Any, inputs: Any) -> TensorDataset:

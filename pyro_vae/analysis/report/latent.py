@@ -21,7 +21,7 @@ UNITS = 8
 MANIFOLD, CURVES = 15, 4  # pictures per axis, vectors per axis
 LEAD = (
     "All in nats per datum. A unit is active if the guide's mean of it varies by more than 0.01 over the data "
-    "(Burda et al. 2016); a unit that is not has collapsed: the guide ignores x there."
+    "(Burda et al. 2016); of one that is not, the guide says the same whatever x is."
 )
 
 
@@ -49,7 +49,7 @@ def _figures(section: Section, found: LatentInformation) -> None:
         ("mutual information I(x; z)", _bounds(_information(found))),
         ("KL of the aggregate posterior to the prior", _bounds(_marginal(found))),
         ("active units", f"{found.num_active} of {len(found.names)}"),
-        ("collapsed units", ", ".join(found.collapsed) or "none"),
+        ("units that are not active", ", ".join(found.collapsed) or "none"),
     ]
     section.table(["figure", f"over {found.num_data} training images"], rows)
     for text in found.warnings:

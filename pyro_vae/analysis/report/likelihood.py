@@ -14,7 +14,14 @@ from pyro_vae.analysis.report.subject import Subject
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.curve import BoundCurve, bound_curve
 from pyro_vae.evaluation.evaluate import evaluate
-from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits, drawn_range, total_error
+from pyro_vae.evaluation.result import (
+    LogLikelihood,
+    UnreliableEstimateWarning,
+    digits,
+    drawn_range,
+    kl_digits,
+    total_error,
+)
 from pyro_vae.training.files import checksum_of, damaged, parse_json, read_text
 from pyro_vae.training.run import WEIGHTS, evaluation_name
 
@@ -165,7 +172,8 @@ def _cell(figures: dict[str, Any], key: str) -> str:
         return "-"
     if key in TO_ERROR:
         errors = [_finite(figures.get(k)) for k in ("nll_mc_se", "nll_data_se")]
-        return digits(value, total_error(*(math.nan if e is None else e for e in errors)))
+        total = total_error(*(math.nan if e is None else e for e in errors))
+        return kl_digits(value, total) if key == "kl" else digits(value, total)
     if key in TO_TENTH:
         error = _finite(figures.get("nll_mc_se"))
         return digits(value, math.nan if error is None else error / 10)
