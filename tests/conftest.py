@@ -14,6 +14,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from typed import Typed
 
 # On purpose, once, and before any test: the networks of the tests are small, and more threads make them slower.
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -82,3 +83,10 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """The command line in the ``folder`` of a walk-through."""
+    monkeypatch.chdir(folder)
+    return Typed(capsys)

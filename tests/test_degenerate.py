@@ -22,7 +22,7 @@ from pyro_vae.declared import names
 from pyro_vae.evaluation.degenerate import DegenerateFitWarning, degenerate
 from pyro_vae.seeding import seeded
 
-QUICK: dict[str, Any] = {"steps": 200, "batch_size": 50, "compile": "off", "average": None}
+QUICK: dict[str, Any] = {"steps": 500, "batch_size": 20, "compile": "off", "average": None}
 
 
 def table(n: int = 200) -> Tensor:
@@ -121,7 +121,7 @@ def test_fit_warns_when_it_has_ended_and_the_weights_are_kept(tmp_path: Path) ->
         run = pv.fit(program, table(), **QUICK, out=tmp_path / "run")
     loaded = pv.load(tmp_path / "run", program=planted(Linear))
     assert len(loaded.metrics) == len(run.metrics)
-    pv.fit(program, table(), **{**QUICK, "steps": 20})  # untrained, not degenerate: no warning, which would be an error
+    pv.fit(program, table(), **{**QUICK, "steps": 60})  # untrained, not degenerate: no warning, which would be an error
 
 
 def test_marks_for_another_objective_are_told_before_training() -> None:
@@ -149,9 +149,9 @@ def test_train_evaluate_and_report_say_the_same(tmp_path: Path, capsys: pytest.C
         "--objective",
         "elbo:beta=100",
         "--steps",
-        "200",
+        "500",
         "--batch-size",
-        "100",
+        "50",
         "--lr",
         "0.01",
     ]
@@ -174,7 +174,7 @@ def test_train_evaluate_and_report_say_the_same(tmp_path: Path, capsys: pytest.C
 SLOW_TO_START = {
     "categorical-latents",
     "hypersphere",
-}  # of the declared models, which have learned nothing after 300 steps
+}  # of the declared models, which have learned nothing after 500 steps
 
 
 def probed(program: Any, data: pv.Data) -> float:
@@ -197,18 +197,8 @@ def test_declared_models_trained_for_a_moment_are_called_what_a_probe_finds(name
     }
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train = [
-            "train",
-            "digits",
-            "--model",
-            name,
-            "--guide",
-            guides.get(name, "diagonal"),
-            "--steps",
-            "300",
-            "--quiet",
-        ]
-        assert command([*train, "--compile", "off", "--batch-size", "64", "--out", str(out)]) == 0
+        train = f"train digits --model {name} --guide {guides.get(name, 'diagonal')} --steps 500 --quiet".split()
+        assert command([*train, "--compile", "off", "--batch-size", "32", "--out", str(out)]) == 0
     alarms = [str(w.message) for w in caught if issubclass(w.category, DegenerateFitWarning)]
     assert not alarms or name in SLOW_TO_START
     run = pv.load(out)

@@ -34,14 +34,14 @@ DATA: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "caltech.npz": (lambda path: np.savez(path, **caltech()), []),
     "omniglot.npz": (lambda path: np.savez(path, **omniglot()), ["--likelihood", "continuous-bernoulli"]),
     "olivetti": (faces, ["--binarization", "dynamic"]),
-    "cancer.csv": (cancer, ["--likelihood", "normal"]),
+    "cancer.csv": (cancer, ["--likelihood", "normal:scale=per-pixel"]),
     "counts.npz": (
         lambda path: sparse.save_npz(path, sparse.csr_matrix(RNG.poisson(2.0, (100, 20)))),
         ["--model", "poisson"],
     ),
     "series.npy": (
         lambda path: np.save(path, RNG.standard_normal((80, 6, 3)) * [1, 10, 100]),
-        ["--likelihood", "normal"],
+        ["--likelihood", "normal:scale=per-pixel"],
     ),
     "holes.npz": (lambda path: np.savez(path, x=holes(), y=RNG.standard_normal((60, 2))), ["--model", "own.py"]),
 }

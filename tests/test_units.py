@@ -26,11 +26,13 @@ from pyro_vae.networks.heads import positive_inverse
 from pyro_vae.programs.trace import draw_terms, evaluating, to_program
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.source import make_source
-from pyro_vae.training.standardize import moments
+from pyro_vae.training.standardize import UnevenColumnsWarning, moments
 
 REAL = [n for n in registry.names("likelihoods") if registry.get("likelihoods", n).data == "real"]  # type: ignore[attr-defined]
 QUICK: dict[str, Any] = {"batch_size": 50, "compile": "off", "device": "cpu"}
 CPU = torch.device("cpu")
+# of tables as filed: probabilistic PCA has one scale, whatever the columns
+UNEVEN = pytest.mark.filterwarnings("ignore::pyro_vae.training.standardize.UnevenColumnsWarning")
 
 
 def table(n: int = 200, d: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -81,6 +83,7 @@ def test_another_unit_adds_its_logarithm_and_changes_nothing_else(name: str, sca
     assert torch.allclose(pv.sample(other, 50), a * pv.sample(program, 50) + 1e4 * a, rtol=1e-5)
 
 
+@UNEVEN
 @pytest.mark.parametrize("load", [load_wine, load_breast_cancer])
 @pytest.mark.parametrize("standardised", [False, True])
 def test_probabilistic_pca_of_tables_as_filed_is_that_of_scikit_learn(
@@ -128,6 +131,7 @@ class Exact(torch.nn.Module):
             pyro.sample("z", dist.MultivariateNormal(loc, covariance_matrix=self.noise * self.inverse))
 
 
+@UNEVEN
 def test_training_on_a_table_as_filed_comes_close_to_scikit_learn() -> None:
     """As filed, not one step of training was possible in these units: an NLL of 26,000. It is never below the optimum."""
     x = torch.from_numpy(load_breast_cancer().data).float()
@@ -135,6 +139,14 @@ def test_training_on_a_table_as_filed_comes_close_to_scikit_learn() -> None:
     pv.fit(program, x, steps=600, lr=0.05, batch_size=569, compile="off", device="cpu")
     best = -float(PCA(4, svd_solver="full").fit(x.double().numpy()).score(x.double().numpy()))
     assert best - 0.05 < nll(program, x) < best + 25
+
+
+def test_columns_that_one_scale_leaves_to_noise_are_told() -> None:
+    x = torch.from_numpy(load_breast_cancer().data).float()
+    with pytest.warns(UnevenColumnsWarning, match=r"from 0\.0026 to 569, and .* one scale .* scale=per-pixel"):
+        pv.fit(vae((30,), "normal"), x, steps=2, **QUICK)
+    pv.fit(vae((30,), "normal:scale=per-pixel"), x, steps=2, **QUICK)  # a warning would be an error
+    pv.fit(vae((30,), "normal"), (x - x.mean(0)) / x.std(0), steps=2, **QUICK)
 
 
 def test_columns_that_do_not_vary_keep_the_scale_1() -> None:

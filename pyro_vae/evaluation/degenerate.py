@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.activity import Activity, unit_activity
 from pyro_vae.precision import wide
 from pyro_vae.programs.latents import mean_of
@@ -174,6 +173,8 @@ def _of_prior(block: Block, seed: int) -> tuple[Tensor, Tensor] | None:
 
 def _kl(program: Program, x: Tensor, y: Tensor | None, seed: int) -> tuple[float, list[str]]:
     """KL(q(z | x) || p(z)) in nats per datum, and what is to be said of it where it is negative."""
+    from pyro_vae.evaluation import consistency  # which is seconds of scipy, and not for every training
+
     walk, sound = Walk(program, x, y, rows=at_once("information")), True
     for block in walk:
         with block, isolated(), seeded(derive_seed("KL of a fit", seed, block.first), block.x.device):

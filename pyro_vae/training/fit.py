@@ -16,7 +16,6 @@ from pyro_vae import memory, registry
 from pyro_vae.data.given import given
 from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.degenerate import DegenerateFitWarning, degenerate
-from pyro_vae.evaluation.evaluate import ACTIVE_IMAGES, chosen_rows
 from pyro_vae.inductor import usable_cache
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
@@ -54,7 +53,8 @@ from pyro_vae.training.source import Source, make_source
 from pyro_vae.training.standardize import standardized
 
 Callback = Callable[[dict[str, Any]], Any]
-SETTLED = 200  # steps: after fewer, latents that tell nothing of the data are only untrained
+LOOKED_AT = 500  # training rows, evenly spaced
+SETTLED = 500  # steps: after fewer, latents that tell nothing of the data are only untrained
 
 
 @checked
@@ -109,7 +109,7 @@ def fit(
     What is frozen (``requires_grad``) stays so. Submodules in evaluation mode stay in it, unless all are; modes are put back.
 
     Warns:
-        DegenerateFitWarning: a fit of 200 steps or more has collapsed, or is nonsense: see :mod:`pyro_vae.evaluation.degenerate`.
+        DegenerateFitWarning: a fit of 500 steps or more has collapsed, or is nonsense: see :mod:`pyro_vae.evaluation.degenerate`.
 
     Under ``torchrun`` every process calls this with the same arguments; each takes its slice of every batch.
 
@@ -195,8 +195,9 @@ def fit(
 
 def _say_what_degenerated(program: Any, source: Source, device: torch.device, seed: int) -> None:
     """Warn of latents that tell nothing of the training data, or of which nothing is made."""
+    count = min(source.num_rows, LOOKED_AT)
     with seeded(derive_seed("rows of a finished fit", seed), device):
-        x, y = source.batch(chosen_rows(source.num_rows, ACTIVE_IMAGES))
+        x, y = source.batch(torch.arange(count) * source.num_rows // count)
     for line in degenerate(program, x, y, seed=seed):
         warn(line, DegenerateFitWarning)
 

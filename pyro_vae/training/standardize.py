@@ -10,12 +10,19 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data
+from pyro_vae.errors import warn
 from pyro_vae.programs.vae import VAE
 from pyro_vae.seeding import generator
 from pyro_vae.training.source import Source
 
 BLOCK_ROWS = 8192
 DATASET_ROWS = 2**17  # of data, evenly spaced, from which the units are found
+FLAT = 1e-6  # of its mean: what varies by less is a constant column in float32
+APART = 30.0  # ratio of two columns' standard deviations: the narrow one is a thousandth of the wide one's variance
+
+
+class UnevenColumnsWarning(UserWarning):
+    """A likelihood with one scale for all columns is put on columns of very different spreads."""
 
 
 @contextmanager
@@ -54,6 +61,8 @@ def _take(program: VAE, source: Source, seed: int) -> None:
     mean, variance = moments(source)
     if by is None or len(mean) != program.event_shape[-1]:  # data of another shape are refused when they are admitted
         return
+    if by == "one":
+        _warn_of_narrow_columns(mean, variance.sqrt())
     units = program.take_units(by)
     units.start_at(mean.to(units.loc), variance.to(units.loc))
     program.likelihood.start_at(torch.zeros(program.event_shape), 1.0)
@@ -61,6 +70,18 @@ def _take(program: VAE, source: Source, seed: int) -> None:
         places = torch.rand(program.prior.start_rows, generator=generator("pseudo-inputs in standard units", seed))
         rows, _ = source.batch((places * source.num_rows).long())
         program.prior.start_at(units(rows))
+
+
+def _warn_of_narrow_columns(mean: Tensor, spread: Tensor) -> None:
+    """Columns that one scale for all leaves to noise are the user's choice; that they are there is not."""
+    varying = spread[spread > FLAT * mean.abs()]
+    if len(varying) and float(varying.max()) > APART * float(varying.min()):
+        warn(
+            f"the columns' standard deviations go from {float(varying.min()):.2g} to {float(varying.max()):.3g}, and the "
+            "likelihood has one scale for all of them: it describes the wide columns and leaves the narrow ones to noise; the "
+            "option scale=per-pixel of the likelihood gives each its own",
+            UnevenColumnsWarning,
+        )
 
 
 def moments(source: Source) -> tuple[Tensor, Tensor]:
