@@ -29,6 +29,9 @@ def execute(path: Path) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.metadata = {}
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "text" in output:  # paths of the temporary directory are of this machine and this run
+                    output["text"] = output["text"].replace(f"{os.path.realpath(scratch)}/", "")
     return notebook
 
 

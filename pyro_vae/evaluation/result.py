@@ -315,11 +315,12 @@ def kl_digits(kl: float, error: float) -> str:
     """A KL beside an NLL of this error, with two digits of its own at least: 137 nats do not become 0 because the NLL is +- 900.
 
     Example:
-        >>> kl_digits(25.312, 0.25), kl_digits(136.6, 900.0), kl_digits(0.0834, float("nan"))
-        ('25.31', '137', '0.083')
+        >>> kl_digits(25.312, 0.25), kl_digits(3.34, 0.4), kl_digits(136.6, 900.0), kl_digits(0.0834, float("nan"))
+        ('25.31', '3.3', '137', '0.083')
     """
-    own = abs(kl) / 10
-    return digits(kl, own if own and not error <= own else error)
+    if not math.isfinite(kl) or kl == 0 or error <= abs(kl) / 10:
+        return digits(kl, error)
+    return f"{kl:.{max(0, 1 - math.floor(math.log10(abs(kl))))}f}"
 
 
 def drawn_range(mean: float, least: float, most: float, allowed: float) -> str:
