@@ -17,15 +17,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from one_latent import OneLatent
 from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.evaluation import places
+from pyro_vae.evaluation import proof as module
 from pyro_vae.evaluation.normalised import by_hand, normalisation
 from pyro_vae.evaluation.questions import REACH, WEIGHTS, Proof
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.seeding import seeded
+from pyro_vae.seeding import generator, seeded
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
 
@@ -140,23 +142,70 @@ def test_a_factor_is_not_proved() -> None:
     assert "pyro.factor" in question(proof, WEIGHTS).evidence
 
 
-def test_it_is_kept_with_the_examination_and_made_anew_when_the_program_changes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made = []
-    from pyro_vae.evaluation import proof
-
-    whole = proof._Proving.proof
-    monkeypatch.setattr(proof._Proving, "proof", lambda self, rows: made.append(rows) or whole(self, rows))
+def test_what_is_of_the_model_is_kept_with_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    whole = module._Proving.of_model
+    monkeypatch.setattr(module._Proving, "of_model", lambda self, rows: made.append(rows) or whole(self, rows))
     vae, x = pv.build("ppca", "linear", (3,), latent_dim=2), torch.zeros(4, 3)
     first = pv.log_likelihood(vae, x, num_samples=100).proof
-    assert pv.log_likelihood(vae, x + 0.1, num_samples=50).proof is first
+    assert pv.log_likelihood(vae, x, num_samples=100).proof is first  # the same data, unchanged
+    x += 0.1
+    assert pv.log_likelihood(vae, x, num_samples=50).proof is not first
     assert made == [256]
     with torch.no_grad():
         next(vae.parameters()).add_(0.01)
-    assert pv.log_likelihood(vae, x, num_samples=100).proof is not first
+    pv.log_likelihood(vae, x, num_samples=100)
+    assert made == [256, 256]
     pv.fit(vae, torch.linspace(-1, 1, 120).reshape(40, 3), epochs=2)
     assert len(made) == 2
+
+
+def test_rows_of_a_later_call_are_asked_too() -> None:
+    """A mask on one side, a constant in a density, and a wrong Jacobian, in rows that the first call had none of."""
+
+    class Masked(OneLatent):
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.Normal(x[:, 0] / 2, 0.75).mask(x[:, 0] < 6))
+
+    class Off(dist.Normal):
+        def log_prob(self, value: Tensor) -> Tensor:
+            return super().log_prob(value) + 0.5 * (self.loc > 3)
+
+    near, far = torch.linspace(-2, 2, 20)[:, None].double(), torch.linspace(6.5, 8, 20)[:, None].double()
+    for program in (Masked(lambda x: None), OneLatent(lambda x: Off(x[:, 0] / 2, 0.75))):
+        first = pv.log_likelihood(program, near, num_samples=100)
+        assert first.warnings == []
+        with pytest.warns(UnreliableEstimateWarning):
+            assert pv.log_likelihood(program, far, num_samples=100).proof.verdict == "fault"  # type: ignore[union-attr]
+
+
+def test_likelihoods_with_atoms_or_on_a_grid_are_not_accused() -> None:
+    class Hurdle(dist.Normal):
+        def sample(self, sample_shape: Any = ()) -> Tensor:
+            return super().sample(torch.Size(sample_shape)).clamp(min=0.0)
+
+        def log_prob(self, value: Tensor) -> Tensor:
+            return torch.where(value > 0, super().log_prob(value), self.cdf(torch.zeros(())).log())
+
+    class Censored(OneLatent):
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+                pyro.sample("x", Hurdle(z.unsqueeze(-1) + self.shift, 1.0).to_event(1), obs=x)
+
+    program = Censored(lambda x: dist.Normal(x[:, 0] / 2, 1.0))
+    proof = pv.prove(program, torch.rand(20, 1, dtype=torch.float64, generator=generator(3)))
+    assert question(proof, "densities").verdict == "not proved"
+    assert proof.verdict != "fault"
+
+
+def test_data_of_an_exact_guide_are_not_unlike_by_rounding(programs: Any) -> None:
+    for name in ("two layers", "PPCA, exact guide"):
+        program = programs.RIGHT[name]()
+        for seed in range(3):
+            x = pv.sample(program, 100, seed=seed)
+            assert question(pv.prove(program, x, seed=seed), "data").verdict == "holds"
 
 
 def test_one_seed_gives_one_proof_and_torchs_generator_stays() -> None:

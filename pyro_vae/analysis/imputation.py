@@ -21,7 +21,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError, warn
-from pyro_vae.evaluation.blind import blind_spots, require_weights
+from pyro_vae.evaluation.blind import require_weights
+from pyro_vae.evaluation.proof import blind_spots
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import admit
 from pyro_vae.programs.given import require_rows, require_y

@@ -34,9 +34,10 @@ from pyro_vae.analysis.scoring import (
     score,
 )
 from pyro_vae.errors import UserError, nearest, warn
-from pyro_vae.evaluation.blind import blind_spots, discrete_sites, point_masses, require_weights
+from pyro_vae.evaluation.blind import discrete_sites, point_masses, require_weights
 from pyro_vae.evaluation.estimators import estimate, good_khat
 from pyro_vae.evaluation.every_row import narrow_sites
+from pyro_vae.evaluation.proof import blind_spots
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
 from pyro_vae.programs.contract import require_latents
 from pyro_vae.programs.door import admitted, door

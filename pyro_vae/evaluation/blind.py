@@ -10,14 +10,11 @@ from typing import Any
 
 import torch
 from pyro.distributions import Delta
-from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.evaluation.proof import proven
 from pyro_vae.programs.auxiliary import is_delta
 from pyro_vae.programs.supports import describe, is_discrete, narrower
 from pyro_vae.programs.trace import (
-    Program,
     Traces,
     device_of,
     evaluating,
@@ -88,25 +85,6 @@ def point_masses(traces: Traces) -> list[str]:
 def discrete_sites(traces: Traces) -> list[str]:
     """The names of the model's discrete latents."""
     return [n for n, s in latent_sites(traces.model).items() if is_discrete(s["fn"])]
-
-
-def blind_spots(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> list[str]:
-    """What stands against all importance weights of a program: lines with figure, cause and remedy.
-
-    That is what its proof found (:mod:`pyro_vae.evaluation.proof`); and discrete latents, where it is not known that the guide
-    draws them all.
-    """
-    proof, discrete = proven(program, x, y, traces, draws), discrete_sites(traces)
-    found = [] if proof is None else [*proof.faults]
-    if discrete and proof is not None and not proof.reaches and not found:
-        sites = ", ".join(map(repr, discrete))
-        found.append(
-            f"{len(discrete)} of {len(latent_sites(traces.model))} latent sites ({sites}) are discrete: states that the guide "
-            "never draws are missing from log p(x), and neither Pareto k (not given) nor ESS nor the standard error tells; "
-            "use discrete latents alone, of 1,024 states or fewer, which log_likelihood sums over exactly, or a guide that draws "
-            "them all"
-        )
-    return found
 
 
 def _scores_outside(traces: Traces, ours: Any, theirs: Any) -> bool:

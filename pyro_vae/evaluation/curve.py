@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError, tell
-from pyro_vae.evaluation.blind import blind_spots, require_weights
+from pyro_vae.evaluation.blind import require_weights
 from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import block_shape
 from pyro_vae.evaluation.methods import ImportanceSampling
+from pyro_vae.evaluation.proof import blind_spots
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.trace import Program

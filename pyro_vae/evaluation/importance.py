@@ -18,13 +18,13 @@ from pyro_vae.capture import CaptureWarning
 from pyro_vae.errors import tell, warn
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.adaptive import PILOT, adaptive
-from pyro_vae.evaluation.blind import blind_spots, discrete_sites, require_weights
+from pyro_vae.evaluation.blind import discrete_sites, require_weights
 from pyro_vae.evaluation.consistency import latents_have_densities
 from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.enumeration import summed
 from pyro_vae.evaluation.every_row import look_for_points
 from pyro_vae.evaluation.methods import ImportanceSampling
-from pyro_vae.evaluation.proof import proven
+from pyro_vae.evaluation.proof import blind_spots, proven
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import rounding_error
 from pyro_vae.evaluation.weights import joined, reduced
@@ -104,7 +104,7 @@ def log_likelihood(
     require_precision(precision, device_of(program), dtype_of(program))
     states = joint_states(latent_sites(traces.model))
     against = [] if states is not None else blind_spots(program, x, y, traces, len(x) * num_samples)
-    proof = None if states is not None else proven(program, x, y, traces)
+    proof = None if states is not None else proven(program, x, y, traces, len(x) * num_samples)
     images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size)
     draws = Draws(program, how, samples, compiled=wants_compiling(how, len(x), device_of(program)))
     walk = Walk(program, x, y, rows=images, draws=samples, shared=True, progress=progress)

@@ -22,6 +22,7 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to
 
+from pyro_vae.errors import said
 from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.masks import unmasked, unvalidated
 
@@ -29,6 +30,7 @@ PILOT, DRAWS, AGAIN = 256, 192, 10_000  # draws: for g's moments, of each row, a
 SUSPECT = 0.01  # chance that any row of a right density is asked again
 MOST_ELEMENTS = 32  # of a site with elements of their own, drawn evenly from all
 MOST_DIMENSIONS = 256  # of a joint density
+REPEATED = 0.02  # share of draws that are equal to others
 NO_POWER = 0.01  # the median of g / (g + q)
 CLOSED = 1e-3  # nats by which a sum over all values may miss 0
 OURS = ("torch", "pyro", "pyro_vae")
@@ -80,7 +82,7 @@ def normalisation(fn: Any, rows: int, kept: Tensor | None = None) -> Normalisati
             return _summed(fn, rows)
         return _compared(fn, rows, kept)
     except (NotImplementedError, RuntimeError, ValueError, IndexError, TypeError) as error:
-        return Normalisation(1.0, 0, math.nan, f"{type(fn).__name__} cannot be asked ({type(error).__name__})")
+        return Normalisation(1.0, 0, math.nan, f"{type(fn).__name__} cannot be asked: {said(error, 60)}")
 
 
 def _summed(fn: Any, rows: int) -> Normalisation:
@@ -91,6 +93,8 @@ def _summed(fn: Any, rows: int) -> Normalisation:
 
 
 def _compared(fn: Any, rows: int, kept: Tensor | None) -> Normalisation:
+    if not fn.support.is_discrete and _has_atoms(fn.sample((PILOT,))):
+        return Normalisation(1.0, 0, math.nan, "it draws some values again and again: no density of the real line")
     first = _Pair(fn)
     difference, overlap = first.terms(DRAWS)
     counted = torch.ones(fn.batch_shape, dtype=torch.bool)
@@ -117,6 +121,13 @@ def _compared(fn: Any, rows: int, kept: Tensor | None) -> Normalisation:
     return Normalisation(
         min(1.0, 2 * min(p_values)), int(some[worst]) // _per_row(fn, rows), float(overlap.flatten(1)[:, some].median())
     )
+
+
+def _has_atoms(drawn: Tensor) -> bool:
+    """Whether an element takes values more than once: a hurdle, a censored number, levels on a grid."""
+    ordered = drawn.flatten(1).sort(0).values
+    repeated = (ordered[1:] == ordered[:-1]).sum(0)
+    return bool((repeated > REPEATED * len(drawn)).any())
 
 
 def _per_row(fn: Any, rows: int) -> int:

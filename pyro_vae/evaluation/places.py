@@ -20,6 +20,7 @@ from pyro_vae.seeding import generator
 
 MOST_COORDINATES = 32  # of a latent that are looked at one by one; of longer ones as many random projections
 TILT = 7.2  # standard deviations of S: the tilt of a density by exp(a f) that is found in 99 % of cases moves S so far
+AT_ONCE = 8  # functions
 STEPS = 6  # of Newton's method; any t gives a bound
 
 
@@ -47,7 +48,7 @@ def features(log_weight: Tensor, densities: dict[str, Tensor], latents: dict[str
         squares = _standardized(value).square()
         parts += [value, squares]
         names += [f"{name}{mark}" for mark in ("", "^2") for _ in range(value.shape[-1])]
-    return names, torch.tanh(_standardized(torch.cat(parts, -1)))
+    return names, torch.tanh(_standardized(torch.cat(parts, -1))).float()
 
 
 def _standardized(value: Tensor) -> Tensor:
@@ -76,8 +77,12 @@ def p_values(log_weight: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """
     if log_weight.shape[1] == 0:
         return torch.ones(values.shape[-1]), torch.zeros(values.shape[-1])
+    if values.shape[-1] > AT_ONCE:  # each makes several copies of itself
+        parts = [p_values(log_weight, part) for part in values.split(AT_ONCE, -1)]
+        return torch.cat([p for p, _ in parts]), torch.cat([v for _, v in parts])
+    values = values.double()
     weight = log_weight.double().softmax(0).unsqueeze(-1)
-    off = values.double() - (weight * values).sum(0)
+    off = values - (weight * values).sum(0)
     total = off[0].sum(0)
     variance = (weight * off.square()).sum((0, 1))
     t = total / variance.clamp(min=1e-300)

@@ -18,8 +18,9 @@ Densities of classes written by hand are held to integrate to 1 (:mod:`pyro_vae.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,33 +29,46 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import places
+from pyro_vae.evaluation.blind import discrete_sites
 from pyro_vae.evaluation.consistency import FAMILY_LEVEL
 from pyro_vae.evaluation.estimators import good_khat, pareto_khat
 from pyro_vae.evaluation.every_row import folds, look_at_every_row
-from pyro_vae.evaluation.normalised import NO_POWER, by_hand, normalisation
+from pyro_vae.evaluation.normalised import DRAWS, NO_POWER, by_hand, normalisation
 from pyro_vae.evaluation.questions import DATA, DENSITIES, FOLDS, REACH, WEIGHTS, Proof, Question
-from pyro_vae.evaluation.simulated import NotSimulated, Simulated, simulated
+from pyro_vae.evaluation.simulated import NotSimulated, Simulated, simulated, weighed_again
 from pyro_vae.evaluation.weights import weigh
 from pyro_vae.programs.contract import require_latents
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.scoring import scores_any
-from pyro_vae.programs.trace import Program, Traces, device_of, is_factor, is_random, isolated, latent_sites, trace
+from pyro_vae.programs.trace import (
+    Program,
+    Traces,
+    device_of,
+    evaluating,
+    is_factor,
+    is_random,
+    isolated,
+    latent_sites,
+    trace,
+)
 from pyro_vae.programs.walk import Walk, at_once
 from pyro_vae.seeding import derive_seed, seeded
 
 ROWS, SAMPLES = 256, 100  # simulated rows at least, and draws of the guide for each
 MOST_ROWS, AGAIN = 4096, 4096
-SHARE = (
-    2000  # draws of a call for which one row more is asked: a tenth of its draws go into data's rows and simulated ones
-)
+SHARE = 2000  # draws of a call for which one row more is asked: with those of data a tenth
 SEQUENTIAL = 8  # times fewer rows where the guide scores element by element
 ASKED_AGAIN = 0.01  # p below which fresh rows are asked, which alone count
 SURE = 9.0  # standard errors
 DOMINATED = 0.95  # of the weight
 BLIND = 0.005  # share of the posterior out of reach that is a fault
 MOST_TILT = 2.0  # nats
-HAND_ROWS = 100  # whose densities are asked for their integral
+MORE = 4  # times the rows that a kept proof was made of: then it is made anew
+MORE_DRAWS = 10  # times as many draws for rows that look blind
+ROUNDED = 1e-3  # of figures, by which two ways of adding up may differ
+HAND_ELEMENTS = 2**22  # draws of a site that is asked for its integral
+MOST_AT_LEAST, HAND_ROWS = 8, 100  # whose densities are asked for their integral
 
 
 @door()
@@ -97,21 +111,82 @@ def prove(
         )
     traces = admitted()
     require_latents(traces, "a proof of weights")
-    return _Proving(program, x, y, traces, num_samples, seed, progress).proof(num_rows)
+    asking = _Proving(program, x, y, traces, num_samples, seed, progress)
+    return asking.of_data(asking.of_model(num_rows), ROWS)
 
 
 def proven(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> Proof | None:
-    """The proof that is kept with a program's examination, made at the first call; None of a program without latents.
+    """What is known of the weights of a program with data like these; None of a program without latents.
 
-    ``draws`` are those of the call: more of them make it ask more rows.
+    What is asked of the model's own rows is kept with the program's examination; what is asked of these rows is asked of them,
+    once: where the same tensors come again, unchanged, it is known.
+
+    Args:
+        program, x, y: as in :func:`prove`.
+        traces: of the examination.
+        draws: of the call, in all: more of them let more rows be asked, of the model's and of these.
     """
     if not latent_sites(traces.model):
         return None
-    if Proof not in traces.known:
-        rows = min(MOST_ROWS, max(ROWS, draws // SHARE))
-        traces.known[Proof] = _Proving(program, x, y, traces, SAMPLES, 0).proof(rows)
-    found: Proof = traces.known[Proof]
+    rows = min(MOST_ROWS, max(ROWS, draws // SHARE))
+    kept: _Known | None = traces.known.get(Proof)
+    if kept is not None and rows > MORE * kept.own.num_rows:
+        kept = None
+    if kept is not None and kept.same(x, y):
+        return kept.proof
+    asking = _Proving(program, x, y, traces, SAMPLES, 0)
+    own = asking.of_model(rows) if kept is None else kept.own
+    found = asking.of_data(own, len(x) if kept is None else draws // SHARE)
+    traces.known[Proof] = _Known(own, found, x, y)
     return found
+
+
+class _Known:
+    """A proof, and the data that it was last asked of."""
+
+    def __init__(self, own: _Own, proof: Proof, x: Tensor, y: Tensor | None) -> None:
+        self.own, self.proof = own, proof
+        self.data = [(None if t is None else weakref.ref(t), 0 if t is None else _version(t)) for t in (x, y)]
+
+    def same(self, x: Tensor, y: Tensor | None) -> bool:
+        """Whether these are the same tensors, unchanged."""
+        return all(
+            (ref is None and t is None) or (ref is not None and t is not None and ref() is t and version == _version(t))
+            for (ref, version), t in zip(self.data, (x, y), strict=True)
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def blind_spots(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> list[str]:
+    """What stands against all importance weights of a program: lines with figure, cause and remedy.
+
+    That is what its proof found (:mod:`pyro_vae.evaluation.proof`); and discrete latents, where it is not known that the guide
+    draws them all.
+    """
+    proof, discrete = proven(program, x, y, traces, draws), discrete_sites(traces)
+    found = [] if proof is None else [*proof.faults]
+    if discrete and proof is not None and not proof.reaches and not found:
+        sites = ", ".join(map(repr, discrete))
+        found.append(
+            f"{len(discrete)} of {len(latent_sites(traces.model))} latent sites ({sites}) are discrete: states that the guide "
+            "never draws are missing from log p(x), and neither Pareto k (not given) nor ESS nor the standard error tells; "
+            "use discrete latents alone, of 1,024 states or fewer, which log_likelihood sums over exactly, or a guide that draws "
+            "them all"
+        )
+    return found
+
+
+@dataclass
+class _Own:
+    """What was found on rows of the model's own."""
+
+    num_rows: int
+    questions: list[Question] = field(default_factory=list)
+    looseness: float = math.nan
+    figures: Tensor | None = None
 
 
 class _Proving:
@@ -125,22 +200,30 @@ class _Proving:
         self.num_samples, self.seed, self.progress = num_samples, seed, progress
         self.asked: list[Question] = []
 
-    def proof(self, num_rows: int) -> Proof:
-        """All of it."""
+    def of_model(self, num_rows: int) -> _Own:
+        """Ask of rows that the model draws."""
+        rows = num_rows if scores_any(self.program) else max(1, num_rows // SEQUENTIAL)
+        own = _Own(rows)
+        try:
+            if weighing := self._not_weighed():
+                raise NotSimulated(weighing)
+            kept = self._weights(rows)
+            own.looseness, own.figures = kept.looseness, kept.figures
+        except NotSimulated as error:
+            for name in (WEIGHTS, REACH):
+                self._ask(Question(name, str(error), "not proved"))
+        own.questions, self.asked = self.asked, []
+        return own
+
+    def of_data(self, own: _Own, num_rows: int) -> Proof:
+        """Ask of the rows at hand, and put all together; of ``num_rows`` of them whether they are like the model's."""
         self._every_row()
         self._densities()
         self._folds()
-        sequential = not scores_any(self.program)
-        rows = max(1, num_rows // SEQUENTIAL) if sequential else num_rows
-        looseness = math.nan
-        if weighing := self._not_weighed():
-            self._not_asked(weighing)
-        else:
-            try:
-                looseness = self._weights(rows)
-            except NotSimulated as error:
-                self._not_asked(str(error))
-        return Proof(self._holm(), rows, self.num_samples, looseness, self.seed)
+        self.asked += own.questions
+        if own.figures is not None and num_rows > 0:
+            self._like(own.figures, num_rows)
+        return Proof(self._holm(), own.num_rows, self.num_samples, own.looseness, self.seed)
 
     def _not_weighed(self) -> str:
         """Why there are no exact draws of the posterior; empty where there are."""
@@ -148,10 +231,6 @@ class _Proving:
         if any(is_random(s) and is_factor(s) for s in model):
             return "a pyro.factor weighs the model's draws"
         return ""
-
-    def _not_asked(self, why: str) -> None:
-        for name in (WEIGHTS, REACH):
-            self._ask(Question(name, why, "not proved"))
 
     def _ask(self, question: Question, p_value: float | None = None, fault: str = "") -> None:
         """File a question; one with a p-value is a fault where Holm's rule over all of them says so."""
@@ -181,11 +260,12 @@ class _Proving:
 
     def _densities(self) -> None:
         """Hold what was written by hand to its integral, at the rows at hand."""
-        few = spread(len(self.x), min(len(self.x), HAND_ROWS))
-        named = {n for part in (self.traces.guide, self.traces.model) for n, s in part.nodes.items()
+        named = {n: s["fn"].event_shape.numel() for part in (self.traces.guide, self.traces.model) for n, s in part.nodes.items()
                  if is_random(s) and not is_factor(s) and by_hand(s["fn"]) is not None}  # fmt: skip
         if not named:
             return
+        most = max(MOST_AT_LEAST, min(HAND_ROWS, HAND_ELEMENTS // (DRAWS * max(named.values()))))
+        few = spread(len(self.x), min(len(self.x), most))
         for block in Walk(self.program, self.x[few], self.y_of(few), rows=len(few)):
             with block, isolated(), seeded(derive_seed("proof: densities", self.seed), device_of(self.program)):
                 traces = trace(self.program, block.x, block.y, num_samples=1)
@@ -209,7 +289,7 @@ class _Proving:
         mean, error = found
         z = (mean - 1) / max(error, 1e-3) if mean > 1.05 else 0.0
         self._ask(
-            Question(FOLDS, f"E_q[g / q] = {mean:.2f} +- {error:.2g}", "holds", "two to one is 2"),
+            Question(FOLDS, f"E_q[g / q] = {mean:.2f} +- {error:.2g}", "holds", "two to one is 2 or more"),
             float(stats.norm.sf(z)) if z > 0 else 1.0,
             f"the guide makes a latent of an auxiliary site by a map that takes several points to one (E_q[g / q] = {mean:.2f} "
             "of a density g, at most 1 where it is one to one): log q(z) is too low, and log p(x) too high, by the logarithm of "
@@ -227,7 +307,9 @@ class _Proving:
         row = int(few[min(found.row, len(few) - 1)])
         self._ask(
             Question(
-                title, f"p = {found.p_value:.2g} ({len(few)} rows)", "no power" if found.overlap < NO_POWER else "holds",
+                title,
+                f"p {found.p_value:.2g} ({len(few)} of {len(self.x):,} rows)",
+                "no power" if found.overlap < NO_POWER else "holds",
                 f"median of g / (g + q) {found.overlap:.2f}",
             ),
             found.p_value,
@@ -240,8 +322,9 @@ class _Proving:
         """Of these rows."""
         return None if self.y is None else self.y[rows.to(self.y.device)]
 
-    def _weights(self, num_rows: int) -> float:
-        of_model = _Kept(self._simulated(num_rows, "proof"))
+    def _weights(self, num_rows: int) -> _Kept:
+        of_model = _Kept(self._simulated(num_rows, derive_seed("proof: rows", self.seed)))
+        self._reask(of_model)
         names, p_values, variance, asked = of_model.functions()
         smallest, worst = min(zip(p_values.tolist(), names, strict=True))
         found, p_value = min(1.0, len(names) * smallest), 1.0
@@ -249,7 +332,8 @@ class _Proving:
             suspects = (p_values < ASKED_AGAIN).nonzero()[:, 0].tolist()
             errors = math.sqrt(-2 * math.log(max(smallest, 1e-300)))  # that S is off by; so many rows make it SURE ones
             more = math.ceil(min(AGAIN, num_rows * max(1.0, (SURE / errors) ** 2)))
-            names, p_again, _, asked = _Kept(self._simulated(more, "proof: asked again")).functions(suspects)
+            fresh = _Kept(self._simulated(more, derive_seed("proof: fresh rows", self.seed), suspects))
+            names, p_again, _, asked = fresh.functions()
             smallest, worst = min(zip(p_again.tolist(), names, strict=True))
             found = p_value = min(1.0, len(suspects) * smallest)
         varying = variance[variance > 0]
@@ -268,8 +352,22 @@ class _Proving:
             "one side alone; do not use log p(x), and look at masks, Jacobians and log_prob",
         )
         self._reach(of_model)
-        self._like(of_model)
-        return of_model.looseness
+        return of_model
+
+    def _reask(self, kept: _Kept) -> None:
+        """Weigh rows that look blind once more, by ten times as many draws: chance, and noise in k, do not make them so twice."""
+        still = 0
+        for index, block in enumerate(kept.blocks):
+            rows = kept.blind_rows[index]
+            for block_rows in rows.split(max(1, self._at_once() // MORE_DRAWS)) if len(rows) else ():
+                with (
+                    evaluating(self.program),
+                    isolated(),
+                    seeded(derive_seed("proof: blind rows", self.seed, index), block.x.device),
+                ):
+                    log_weight = weighed_again(self.program, block, block_rows, MORE_DRAWS * self.num_samples)
+                still += int(_blind(log_weight).sum())
+        kept.blind = still
 
     def _reach(self, kept: _Kept) -> None:
         blind, rows = kept.blind, kept.rows
@@ -291,16 +389,18 @@ class _Proving:
             "or the support that it lacks (a mixture, a wider support), or anneal from the prior",
         )
 
-    def _like(self, kept: _Kept) -> None:
+    def _like(self, figures: Tensor, num_rows: int) -> None:
         """Whether L, the effective sample size and the largest weight of data lie where those of drawn rows do."""
-        few = spread(len(self.x), min(len(self.x), ROWS))
+        few = spread(len(self.x), min(len(self.x), ROWS, num_rows))
         walk = Walk(self.program, self.x[few], self.y_of(few), rows=self._at_once(), progress=self.progress)
         for block in walk:
             with block, isolated(), seeded(derive_seed("proof: data", self.seed, block.first), block.x.device):
                 walk.keep(_figures(weigh(self.program, block.x, block.y, self.num_samples)[0]))
         p_values = []
-        for ours, theirs in zip(torch.cat(walk.kept, 1), kept.figures, strict=True):
-            beyond = int(((ours < theirs.min()) | (ours > theirs.max())).sum())
+        for ours, theirs in zip(torch.cat(walk.kept, 1), figures, strict=True):
+            low, high = theirs.min(), theirs.max()
+            slack = ROUNDED * (1 + theirs.abs().max())
+            beyond = int(((ours < low - slack) | (ours > high + slack)).sum())
             # between the ends of n drawn ones lies all but Beta(2, n - 1) of what is drawn next
             chance = stats.betabinom.sf(beyond - 1, len(ours), 2, len(theirs) - 1) if len(theirs) > 1 else 1.0
             p_values.append(float(chance))
@@ -317,15 +417,19 @@ class _Proving:
     def _at_once(self) -> int:
         return at_once("importance weights", (self.num_samples + 1) * self.x[0].numel())
 
-    def _simulated(self, num_rows: int, stream: str) -> Iterator[Simulated]:
+    def _simulated(self, num_rows: int, seed: int, chosen: list[int] | None = None) -> Iterator[Simulated]:
         rows = spread(len(self.x), num_rows)
         walk = Walk(self.program, self.x[rows], self.y_of(rows), rows=self._at_once(), progress=self.progress)
         for block in walk:
             found = None
-            with block, isolated(), seeded(derive_seed(stream, self.seed, block.first), block.x.device):
+            with block, isolated(), seeded(derive_seed("proof: a block of rows", seed, block.first), block.x.device):
                 found = simulated(self.program, block.x, block.y, self.num_samples)
             if found is not None:
-                yield found
+                yield (
+                    found
+                    if chosen is None
+                    else replace(found, names=[found.names[i] for i in chosen], values=found.values[..., chosen])
+                )
 
 
 class _Kept:
@@ -337,23 +441,28 @@ class _Kept:
         self.figures = torch.cat([_figures(w[1:]) for w in weights], 1)
         log_weight = torch.cat(weights, 1)
         self.rows = log_weight.shape[1]
-        share = log_weight.softmax(0)[0].nan_to_num(0.0)
-        far = (torch.isposinf(log_weight[0]) | (share > DOMINATED)).nonzero()[:, 0]
-        khat = pareto_khat(log_weight[1:, far])
-        self.blind = int((khat.isnan() | (khat <= good_khat(len(log_weight) - 1))).sum())
+        self.blind_rows = [_blind(w).nonzero()[:, 0] for w in weights]
+        self.blind = sum(len(rows) for rows in self.blind_rows)
         upper = log_weight.logsumexp(0) - math.log(len(log_weight))
         self.looseness = float((upper.cpu() - self.figures[0]).mean())
 
-    def functions(self, chosen: list[int] | None = None) -> tuple[list[str], Tensor, Tensor, int]:
-        """Names, p-values and variances of the functions, or of some; and of how many rows."""
-        names = self.blocks[0].names
-        chosen = list(range(len(names))) if chosen is None else chosen
+    def functions(self) -> tuple[list[str], Tensor, Tensor, int]:
+        """Names, p-values and variances of the functions, and of how many rows."""
         log_weight, values = (
             torch.cat([getattr(b, name) for b in self.blocks], 1) for name in ("log_weight", "values")
         )
         rows = places.usable(log_weight)
-        p_values, variance = places.p_values(log_weight[:, rows], values[:, rows][..., chosen])
-        return [names[i] for i in chosen], p_values, variance, int(rows.sum())
+        return self.blocks[0].names, *places.p_values(log_weight[:, rows], values[:, rows]), int(rows.sum())
+
+
+def _blind(log_weight: Tensor) -> Tensor:
+    """Which rows ``(rows,)`` are blind: the exact draw, the first, outweighs the others by far, and their k is good or none."""
+    found = torch.isposinf(log_weight[0]) | (log_weight.softmax(0)[0].nan_to_num(0.0) > DOMINATED)
+    far = found.nonzero()[:, 0]
+    khat = pareto_khat(log_weight[1:, far])
+    silent = khat.isnan() | (khat <= good_khat(len(log_weight) - 1))
+    found[far] = silent.to(found.device)
+    return found
 
 
 def _figures(log_weight: Tensor) -> Tensor:

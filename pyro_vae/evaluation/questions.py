@@ -70,7 +70,13 @@ class Proof:
     @property
     def faults(self) -> list[str]:
         """A line for each fault: figure, cause and remedy."""
-        return [q.fault for q in self.questions if q.verdict == "fault"]
+        unlike = any(q.verdict == "unlike" for q in self.questions)
+        of_model = "on data of the model's own, which these are unlike: "
+        return [
+            f"{of_model if unlike and q.name in (WEIGHTS, REACH) else ''}{q.fault}"
+            for q in self.questions
+            if q.verdict == "fault"
+        ]
 
     def summary(self) -> dict[str, Any]:
         """Plain values for JSON."""

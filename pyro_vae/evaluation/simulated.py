@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vae.errors import said
 from pyro_vae.evaluation.places import features
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.trace import Program, is_random, latent_sites, run, site_log_prob
@@ -25,10 +26,15 @@ class Simulated:
     """A block of drawn rows; of each the exact draw first, and then K of the guide.
 
     Attributes:
+        x: the rows; ``y`` goes with them.
+        exact: the draws that they were made from, ``(rows, *latent)`` by site.
         log_weight: ``(K + 1, rows)``; +inf for an exact draw that has no density under the guide.
         names, values: of the functions that the weights are tested by, ``(K + 1, rows, functions)``.
     """
 
+    x: Tensor
+    y: Tensor | None
+    exact: dict[str, Tensor]
     log_weight: Tensor
     names: list[str]
     values: Tensor
@@ -47,31 +53,52 @@ def simulated(program: Program, x: Tensor, y: Tensor | None, num_samples: int) -
         NotSimulated: with the reason.
     """
     exact, drawn = _draw(program, x, y)
-    guide = run(program.guide, drawn, y, num_samples=num_samples)
+    log_guide, terms, theirs, model = _terms(program, exact, drawn, y, num_samples)
+    densities = {f"log q({n})": v for n, v in log_guide.items()} | {f"log p({n})": v for n, v in terms.items()}
+    log_weight = _log_weight(log_guide, terms)
+    latents = {n: _elements(model.nodes[n], v) for n, v in theirs.items()}
+    return Simulated(
+        drawn, y, exact, log_weight, *features(log_weight, {n: v.double() for n, v in densities.items()}, latents)
+    )
+
+
+def weighed_again(program: Program, rows: Simulated, places: Tensor, num_samples: int) -> Tensor:
+    """Log-weights ``(K + 1, places)`` of some rows once more, with other draws of the guide; inside of ``isolated``."""
+    exact = {n: v[places] for n, v in rows.exact.items()}
+    y = None if rows.y is None else rows.y[places]
+    return _log_weight(*_terms(program, exact, rows.x[places], y, num_samples)[:2])
+
+
+def _terms(
+    program: Program, exact: dict[str, Tensor], x: Tensor, y: Tensor | None, num_samples: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Any]:
+    """Log-densities of the guide's and the model's sites ``(K + 1, rows)``, the latents, and the model's run on them."""
+    guide = run(program.guide, x, y, num_samples=num_samples)
     ours = latent_sites(guide)
     if extra := [name for name in ours if name not in exact]:
         raise NotSimulated(f"the guide makes its draws of {extra[0]!r}, and cannot score others")
     at = {n: v.unsqueeze(0).to(ours[n]["value"].dtype) for n, v in exact.items()}
     try:
-        star = run(program.guide, drawn, y, num_samples=1, at=at)
+        star = run(program.guide, x, y, num_samples=1, at=at)
         log_guide = {
-            n: torch.cat([_scored(star.nodes[n], len(x)), _by_row(site, num_samples, len(x))])
-            for n, site in ours.items()
+            n: torch.cat([_scored(star.nodes[n], len(x)), _by_row(s, num_samples, len(x))]) for n, s in ours.items()
         }
     except (NotImplementedError, RuntimeError, ValueError, IndexError, KeyError) as error:
-        raise NotSimulated(f"the guide cannot score other draws than its own ({type(error).__name__})") from error
+        raise NotSimulated(f"the guide cannot score other draws than its own: {said(error, 60)}") from error
     theirs = {
-        n: torch.cat([v.unsqueeze(0), site["value"].to(v.dtype).expand(num_samples, *v.shape)])
-        for (n, v), site in ((item, ours[item[0]]) for item in exact.items())
+        n: torch.cat([v.unsqueeze(0), ours[n]["value"].to(v.dtype).expand(num_samples, *v.shape)])
+        for n, v in exact.items()
     }
-    model = run(program.model, drawn, y, num_samples=num_samples + 1, at=theirs)
+    model = run(program.model, x, y, num_samples=num_samples + 1, at=theirs)
     terms = {n: _by_row(s, num_samples + 1, len(x)) for n, s in model.nodes.items() if is_random(s)}
-    densities = {f"log q({n})": v for n, v in log_guide.items()} | {f"log p({n})": v for n, v in terms.items()}
+    return log_guide, terms, theirs, model
+
+
+def _log_weight(log_guide: dict[str, Tensor], terms: dict[str, Tensor]) -> Tensor:
     log_p, log_q = (torch.stack([*parts.values()]).double().sum(0) for parts in (terms, log_guide))
     log_weight = log_p - log_q
     log_weight[0] = torch.where(torch.isneginf(log_q[0]) & torch.isfinite(log_p[0]), torch.inf, log_weight[0])
-    latents = {n: _elements(model.nodes[n], v) for n, v in theirs.items()}
-    return Simulated(log_weight, *features(log_weight, {n: v.double() for n, v in densities.items()}, latents))
+    return log_weight
 
 
 def _draw(program: Program, x: Tensor, y: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
