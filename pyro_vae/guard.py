@@ -159,7 +159,7 @@ class _Frame:
         self._parts = tuple(self._own["_modules"].items())
         self._free = [hooks for hooks in HOOKS if not self._own[hooks]]
         bare = self._free if self._parts else [*self._free, "_modules"]
-        self._bare = itemgetter(*bare, *bare) if bare else _nothing  # twice: of one name it would be no tuple
+        self._bare = itemgetter(*bare, *bare) if bare else lambda _: ()  # twice: of one name it would be no tuple
 
     def same(self) -> bool:
         """Whether it all is as it was; every call of the library asks this of every module."""
@@ -237,10 +237,6 @@ def hooked_parameter(program: nn.Module) -> str | None:
 
 def _itself(thing: Any) -> Any:
     return thing
-
-
-def _nothing(_: Any) -> tuple[()]:
-    return ()
 
 
 def is_library(module: str) -> bool:

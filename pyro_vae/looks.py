@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 DEEP = 8  # levels that are looked into
 MANY = 512  # items of a container, and objects in all, that are looked at
+WIDE = 128  # members of a class that is looked into: those of tables and plots have some hundreds, which nobody changes
 SMALL = 4096  # elements of a tensor or array that is compared by value
 LIBRARIES = frozenset(
     {
@@ -115,7 +116,9 @@ def of_library(value: Any) -> bool:
 
 
 def _members(kind: type) -> list[tuple[str, Any]]:
-    """What a class holds: its functions, and all that Python does not keep there for itself."""
+    """What a class holds, of a large one nothing: its functions, and all that Python does not keep there for itself."""
+    if len(vars(kind)) > WIDE:
+        return []
     return [(k, v) for k, v in vars(kind).items() if not k.startswith("__") or isinstance(v, types.FunctionType)]
 
 

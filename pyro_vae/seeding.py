@@ -46,13 +46,23 @@ def seeded(seed: int | None, device: torch.device | str = "cpu") -> Iterator[Non
         return
     device = torch.device(device)
     devices = [device] if device.type != "cpu" else []
-    with ONE_THREAD, torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+    with ONE_THREAD, torch.random.fork_rng(devices=devices, device_type=device.type) if devices else _forked():
         # what torch.manual_seed does, without the half millisecond that it spends on backends that were never used
         torch.default_generator.manual_seed(seed)
         if devices:
             module = torch.get_device_module(device)
             getattr(module, "manual_seed_all", module.manual_seed)(seed)
         yield
+
+
+@contextmanager
+def _forked() -> Iterator[None]:
+    """``torch.random.fork_rng`` of the CPU's generator alone, in half the time."""
+    state = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 def generator(*parts: str | int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -61,6 +63,13 @@ def test_an_examination_takes_few_runs_and_a_call_after_it_its_own_alone() -> No
     with runs() as count:
         pv.sample(program, 3, event_shape=(4,))
         assert count() == (0, 1)
+
+
+def test_one_place_asks_for_an_examination() -> None:
+    """Everything else is handed what was found at the door."""
+    root = Path(pv.__file__).parent
+    calls = [str(f.relative_to(root)) for f in root.rglob("*.py") for _ in re.findall(r"\bexamined\(", f.read_text())]
+    assert sorted(calls) == ["programs/contract.py", "programs/examination.py"]  # the call and the definition
 
 
 # What hides behind a zero

@@ -42,7 +42,10 @@ def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     weights = [((1 - t) * angle).sin() / sine, (t * angle).sin() / sine]
     shape = (len(a), t.shape[1], *(1 for _ in start.shape[1:]))
     curved = weights[0].reshape(shape) * start[:, None] + weights[1].reshape(shape) * end[:, None]
-    parallel = (sine < 1e-4).reshape(len(a), 1, *(1 for _ in start.shape[1:]))
+    nearly = (
+        4 * torch.finfo(sine.dtype).eps ** 0.5
+    )  # an angle that rounding of the cosine makes of none; no way differs by it
+    parallel = (sine < nearly).reshape(len(a), 1, *(1 for _ in start.shape[1:]))
     return torch.where(parallel, straight(start, end, t[0]), curved)
 
 

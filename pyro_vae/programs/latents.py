@@ -18,7 +18,6 @@ from pyro_vae.programs.trace import (
     Program,
     Traced,
     device_of,
-    dtype_of,
     evaluating,
     factors,
     innermost,
@@ -26,6 +25,7 @@ from pyro_vae.programs.trace import (
     latent_sites,
     latent_values,
     observation,
+    place_of,
     run,
     to_program,
     y_to_program,
@@ -144,7 +144,7 @@ def _decoded(
         if not isinstance(value, Tensor):
             raise UserError(f"decode: expected latents as a torch tensor or a dict of them, got {type(value).__name__}")
         require_dense(value, "latents")
-    device, dtype, names = device_of(program), dtype_of(program), latent_sites(admitted().model)
+    (device, dtype), names = place_of(program), latent_sites(admitted().model)
     with evaluating(program), isolated(), seeded(derive_seed("decoded data", seed), device):
         if isinstance(z, Tensor):
             if len(names) != 1:
@@ -236,7 +236,8 @@ def prior_trace(
 ) -> Traced:
     """:func:`run` of the model on an empty x, where there is none: nothing but its shape, device and dtype is read."""
     if x is None:
-        x = torch.zeros(batch, *event_shape, device=device_of(program), dtype=dtype_of(program))
+        device, dtype = place_of(program)
+        x = torch.zeros(batch, *event_shape, device=device, dtype=dtype)
     try:
         return run(program.model, x, y_to_program(program, y), **how)
     except (UserError, torch.OutOfMemoryError):

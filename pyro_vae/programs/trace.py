@@ -140,14 +140,24 @@ def dtype_of(program: Any) -> torch.dtype:
 def place_of(program: Any) -> tuple[torch.device, torch.dtype]:
     """:func:`device_of` and :func:`dtype_of`, found together: every call asks for both."""
     device = None
-    for tensor in program.parameters():
+    for tensor in _held(program, "_parameters"):
         device = tensor.device if device is None else device
         if tensor.is_floating_point():
             return device, tensor.dtype
-    for tensor in program.buffers():
+    for tensor in _held(program, "_buffers"):
         if tensor.is_floating_point():
             return device or tensor.device, tensor.dtype
     return device or torch.device("cpu"), getattr(program, "first_dtype", None) or torch.float32
+
+
+def _held(program: nn.Module, kind: str) -> Iterator[Tensor]:
+    """All tensors of a kind in the order of modules, without their names, over which torch takes most of the time."""
+    todo: list[Any] = [program]
+    while todo:
+        module = todo.pop()
+        if module is not None:
+            yield from (t for t in getattr(module, kind).values() if t is not None)
+            todo += reversed(list(module._modules.values()))
 
 
 def to_program(program: Any, x: Tensor) -> Tensor:
