@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.errors import UserError
 
@@ -202,6 +203,29 @@ class Folding(Messenger):
             by_row, own = msg.pop("folded")
             msg["value"] = by_row.inner(msg["value"])
             msg.update(own)
+
+
+def folded(part: Callable[..., Any], samples: int | None, rows: int, dims: dict[str, int]) -> Callable[..., Any]:
+    """A model or guide whose sites are seen by sample and row."""
+
+    def run(*args: Any) -> Any:
+        with Folding(samples, rows, dims):
+            return part(*args)
+
+    return run
+
+
+def require_no_statistics(program: Any) -> None:
+    """:class:`UserError` where rows of several samples would be normalised by statistics of all of them."""
+    if not getattr(program, "training", False):
+        return
+    name = next((n for n, m in program.named_modules() if isinstance(m, _BatchNorm) and m.training), None)
+    if name is not None:
+        raise UserError(
+            f"the BatchNorm {name!r} takes its statistics from all rows in training, and samples are folded into them, so "
+            "that those of one sample would move with the others: train with one sample (elbo with num_particles=1), or put it "
+            f"into evaluation mode, program.{name}.eval()"
+        )
 
 
 @register_kl(ByRow, ByRow)

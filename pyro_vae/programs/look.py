@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UserError, said
 from pyro_vae.guard import Guard
+from pyro_vae.programs.adopted import data_among
 from pyro_vae.programs.auxiliary import check_auxiliary
 from pyro_vae.programs.folding import FOLDS
 from pyro_vae.programs.functional import OfProgram
@@ -108,12 +109,13 @@ def look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, 
 
 
 def _look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard, many: int) -> Traces:
-    x = torch.zeros(ROWS, *event_shape, device=device_of(program), dtype=dtype_of(program))
+    given = data_among(program, y)
+    x = torch.zeros(ROWS, *event_shape, device=device_of(program), dtype=dtype_of(program)) if given is None else given
     with seeded(derive_seed("contract of a model alone"), x.device), evaluating(program), isolated():
         with guard.watching():
             traces = _of_model(program, x, y)
         check_sites(program, traces, ROWS)
-        x = draw_like(x, traces.model.nodes[observation(traces.model)]["fn"])
+        x = draw_like(x, traces.model.nodes[observation(traces.model)]["fn"]) if given is None else x
         traces = _of_model(program, x, y)
         check_shapes(traces, x)
         check_log_probs(traces)
@@ -139,7 +141,16 @@ def _on_a_road(program: Any, look: Callable[[], Traces]) -> Traces:
             if isinstance(error, ProgramError) and not isinstance(error, AxesError):
                 break
     own[FOLDS] = before
-    raise errors[0] if isinstance(errors[0], ProgramError) else errors[-1]  # a ProgramError says that it ran
+    furthest = max(errors, key=_progress)
+    raise furthest if isinstance(furthest, ProgramError) else errors[-1]
+
+
+def _progress(error: UserError) -> int:
+    """How far a program came until it was refused: it ran, its axes are those of rows, its rows stand for themselves."""
+    return (
+        sum(isinstance(error, kind) for kind in (ProgramError, DependenceError))
+        + (isinstance(error, ProgramError) and not isinstance(error, AxesError)) * 2
+    )
 
 
 def _of_model(program: Any, x: Tensor, y: Tensor | None) -> Traces:

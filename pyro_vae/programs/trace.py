@@ -35,10 +35,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.precision import no_denormals, products
-from pyro_vae.programs.folding import FOLDS, ByRow, Folding
+from pyro_vae.programs.folding import FOLDS, ByRow, folded, require_no_statistics
 from pyro_vae.programs.masks import unmasked
 from pyro_vae.seeding import ONE_THREAD
 
@@ -243,8 +243,9 @@ def run(
     owner = getattr(part, "__self__", None)
     dims = None if owner is None else vars(owner).get(FOLDS)
     if isinstance(dims, dict):
-        part, batch = _folded(part, num_samples, len(x), dims.setdefault(part.__name__, {})), num_samples or 1
+        part, batch = folded(part, num_samples, len(x), dims.setdefault(part.__name__, {})), num_samples or 1
         if batch > 1:
+            require_no_statistics(owner)
             x, y = (
                 x.expand(batch, *x.shape).flatten(0, 1),
                 None if y is None else y.expand(batch, *y.shape).flatten(0, 1),
@@ -255,15 +256,10 @@ def run(
     handler = AtValues(at) if isinstance(at, dict) else nullcontext() if at is None else at
     plate = nullcontext() if num_samples is None else pyro.plate(SAMPLE_PLATE, num_samples, dim=-2)
     with plate, handler:
-        return poutine.trace(part).get_trace(*arguments(x, y))
-
-
-def _folded(part: Callable[..., Any], num_samples: int | None, rows: int, dims: dict[str, int]) -> Callable[..., Any]:
-    def folded(*args: Any) -> Any:
-        with Folding(num_samples, rows, dims):
-            return part(*args)
-
-    return folded
+        try:
+            return poutine.trace(part).get_trace(*arguments(x, y))
+        except UserError as error:  # without the shapes that Pyro adds to its text
+            raise (error.__cause__ if isinstance(error.__cause__, UserError) else error) from None
 
 
 def draw_terms(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Terms:
