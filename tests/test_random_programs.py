@@ -13,8 +13,11 @@ import math
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import Any
+from unittest import mock
 
 import pyro
 import pytest
@@ -31,7 +34,7 @@ from written_programs import Ready, program_of
 import pyro_vae as pv
 from pyro_vae.errors import UserError
 from pyro_vae.programs.adopted import parameter_name
-from pyro_vae.programs.folding import FOLDS
+from pyro_vae.programs.folding import FOLDS, Spread
 from pyro_vae.seeding import seeded
 from pyro_vae.training.fit import _objective
 from pyro_vae.training.settings import Settings
@@ -157,11 +160,25 @@ def require_reason(made: Written, why: set[str], found: Any, said: str, what: st
     return found is not None
 
 
-def by_draw(ready: Ready, rows: int) -> list[list[dict[str, Tensor]]]:
+@contextmanager
+def noted(ready: Ready) -> Iterator[list[dict[str, Tensor]]]:
+    """What a guide draws that is run once for all draws, of which it sees the first alone."""
+    found, draw = list[dict[str, Tensor]](), Spread.__call__
+
+    def call(self: Spread, *args: Any, **kwargs: Any) -> Tensor:
+        value = draw(self, *args, **kwargs)
+        found.append({ready.pieces.made.latents[0][0]: value})
+        return value
+
+    with mock.patch.object(Spread, "__call__", call):
+        yield found
+
+
+def by_draw(ready: Ready, rows: int, once: list[dict[str, Tensor]]) -> list[list[dict[str, Tensor]]]:
     """The last draws of the guide, by draw and row, each as on the row alone."""
     found, needed = list[list[dict[str, Tensor]]](), DRAWS
-    folded = isinstance(vars(ready.program)[FOLDS], dict)
-    for drawn in reversed(ready.pieces.drawn):
+    folded = isinstance(vars(ready.program)[FOLDS], dict) and not once
+    for drawn in reversed(once or ready.pieces.drawn):
         size = len(next(iter(drawn.values())))
         number = size // rows if folded else size
         if folded:
@@ -195,12 +212,13 @@ def close(found: Any, expected: Any, made: Written) -> None:
 
 def require_weights(made: Written, why: set[str]) -> None:
     ready, data = program_of(made), made.data()
-    result, said = answer(lambda: pv.log_likelihood(
-        ready.program, data["x"], num_samples=DRAWS, compile="off", **asked(ready, data)))  # fmt: skip
+    how: dict[str, Any] = {"num_samples": DRAWS, "compile": "off", **asked(ready, data)}
+    with noted(ready) as once:
+        result, said = answer(lambda: pv.log_likelihood(ready.program, data["x"], **how))
     if not require_reason(made, why, result, said, "log_likelihood"):
         return
     expected = []
-    draws = None if states_of(ready, row_of(data, 0)) is not None else by_draw(ready, made.rows)
+    draws = None if states_of(ready, row_of(data, 0)) is not None else by_draw(ready, made.rows, once)
     with torch.no_grad():
         for n in range(made.rows):
             row = row_of(data, n)

@@ -10,7 +10,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.particles import Particles
 from pyro_vae.programs.states import MOST_STATES, is_enumerable, number_of_states, states
-from pyro_vae.programs.trace import Program, innermost, is_random, isolated, latent_sites, run, site_log_prob
+from pyro_vae.programs.trace import Program, innermost, isolated, latent_sites, run, site_log_prob
 from pyro_vae.registry import register
 
 OTHERWISE = "use elbo, whose score-function gradient has the same expectation, or a relaxed posterior"
@@ -35,10 +35,6 @@ class EnumeratedELBO(Objective):
         with isolated():
             drawn = run(program.guide, x, y, num_samples=1)
         name, site = _the_site(latent_sites(drawn))
-        for plate in [n for n, node in drawn.nodes.items() if not is_random(node)]:
-            del drawn.nodes[
-                plate
-            ]  # of as many rows as there are in one state, not in all, where states are folded into rows
         values = states(site["fn"])
         drawn.nodes[name] = {**site, "value": values[:, None].expand(len(values), len(x), *values.shape[1:])}
         particles = Particles(program, x, y, len(values), drawn)
