@@ -156,7 +156,9 @@ def works(entry: Entry, make: Callable[[], Case]) -> list[tuple[str, Callable[[]
         shape = tuple(case.x.shape[1:])
         try:
             x = pv.sample(program, 6, y, event_shape=shape, **inputs)
-        except pv.errors.UserError as error:  # a total count that it reads from the rows: they are handed over, as it says
+        except (
+            pv.errors.UserError
+        ) as error:  # a total count that it reads from the rows: they are handed over, as it says
             if f"inputs={{{entry.observed!r}: x}}" not in str(error):
                 raise
             rows = {**inputs.get("inputs", {}), entry.observed: case.x[:6]}

@@ -16,6 +16,7 @@ from patterns import CONTEXT, ONES, PRECISION, ZEROS, Base, N, W, X, exact, our_
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.analysis.diagnostics import predictive_check
 from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.seeding import generator, seeded
 
@@ -359,3 +360,13 @@ def test_a_total_count_is_handed_to_sample_under_the_name_of_the_data() -> None:
     assert (drawn.sum(-1) == docs[:5].sum(-1).max()).all()
     with pytest.raises(UserError, match="are the data themselves"):
         pv.encode(program, docs, inputs={"docs": docs})  # type: ignore[call-arg]
+
+
+@IGNORED
+def test_a_tree_calls_the_data_as_the_program_does() -> None:
+    tree = pv.posterior(pv.adopt(param_model, param_guide), X, num_samples=10)
+    for group in ("observed_data", "posterior_predictive", "prior_predictive", "log_likelihood"):
+        assert list(tree[group].data_vars) == ["obs"]
+    assert set(predictive_check(tree).data_vars) == {"observed", "mean", "sd", "p_value"}
+    mean = pv.posterior(pv.adopt(param_model, param_guide), X, num_samples=10, predictive="mean")
+    assert list(mean["posterior_predictive"].data_vars) == ["obs_mean"]
