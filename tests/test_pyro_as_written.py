@@ -150,6 +150,14 @@ def test_a_plate_as_large_as_samples_times_rows_is_not_taken_for_the_rows() -> N
     torch.testing.assert_close(found, exact(X[:2]), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("plate", ["subsample=x", "subsample_size"])
+def test_more_samples_than_a_plate_has_rows(plate: str) -> None:
+    members = {"plate": staticmethod(MODULES[plate].plate), "decode": MODULES["view"].decode}
+    program = type("Folded", (Base,), members)()  # 100 samples of 12 rows, of a plate of 1,000
+    found = pv.log_likelihood(program, X, num_samples=100).log_likelihood
+    torch.testing.assert_close(found, exact(), rtol=0, atol=1e-9)
+
+
 # Training and filling, where samples are folded into rows
 
 

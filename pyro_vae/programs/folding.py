@@ -200,7 +200,12 @@ class Folding(Messenger):
         self.total, self.kind = rows * self.repeated, Spread if once else ByRow
 
     def _process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or type(msg["fn"]).__name__ == "_Subsample" or msg["infer"].get("_deterministic"):
+        if msg["type"] == "sample" and type(msg["fn"]).__name__ == "_Subsample":
+            taken = msg["fn"].subsample_size
+            if taken is not None and taken > msg["fn"].size:  # more rows with all samples than the plate says there are
+                msg["value"], msg["done"] = torch.arange(taken), True
+            return
+        if msg["type"] != "sample" or msg["infer"].get("_deterministic"):
             return
         frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
         known = self.dims.get(msg["name"])
