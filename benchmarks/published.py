@@ -153,7 +153,16 @@ def works(entry: Entry, make: Callable[[], Case]) -> list[tuple[str, Callable[[]
     def sample() -> str | None:
         case, program = subject()
         y, inputs = (None if case.y is None else case.y[:6]), named(case, 6)
-        x = pv.sample(program, 6, y, event_shape=tuple(case.x.shape[1:]), **inputs)
+        shape = tuple(case.x.shape[1:])
+        try:
+            x = pv.sample(program, 6, y, event_shape=shape, **inputs)
+        except (
+            pv.errors.UserError
+        ) as error:  # a total count that it reads from the rows: they are handed over, as it says
+            if f"inputs={{{entry.observed!r}: x}}" not in str(error):
+                raise
+            rows = {**inputs.get("inputs", {}), entry.observed: case.x[:6]}
+            x = pv.sample(program, 6, y, event_shape=shape, inputs=rows)
         return None if x.numel() == case.x[:6].numel() else f"wrong: shape {tuple(x.shape)}"
 
     def reconstruct() -> str | None:

@@ -65,6 +65,13 @@ def _global_state_untouched() -> Iterator[None]:
 
 
 @pytest.fixture
+def pyro_store_put_back() -> Iterator[None]:
+    """For tests that run Pyro's own SVI, which writes to the store of parameters."""
+    with pyro.get_param_store().scope():
+        yield
+
+
+@pytest.fixture
 def data_root() -> Path:
     """Where the real data sets lie; skips where nobody says."""
     root = os.environ.get("PYRO_VAE_DATA")

@@ -1,218 +1,24 @@
-"""Programs as people write them for Pyro, one pattern each, with no line changed: equal to Pyro's own ELBO, and to log p(x).
-
-z ~ N(0, I) in two dimensions, x | z ~ N(W z, I) in four, W with orthogonal columns, so that the posterior is a product of
-normals. The guide's scale has a free factor, at 1 of which weights are all p(x).
-"""
+"""Programs as people write them for Pyro, with no line changed: equal to Pyro's own ELBO, and to log p(x)."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+import math
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
+from patterns import MODULES, ONES, ZEROS, Base, N, PixelsOutside, W, X, exact, like, our_loss, same_gradients, svi_loss
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.errors import ProgramError, UserError
+from pyro_vae.analysis.imputation import WithMissing, impute
+from pyro_vae.errors import UserError
 from pyro_vae.programs.folding import FOLDS
-from pyro_vae.seeding import generator, seeded
-from pyro_vae.training.fit import _objective
-from pyro_vae.training.settings import Settings
+from pyro_vae.seeding import generator
 
-N = 12
-X = torch.randn(N, 4, generator=generator("programs as written"), dtype=torch.float64)
-CONTEXT = torch.randn(N, 4, generator=generator("their context"), dtype=torch.float64)
-W = torch.tensor([[1.0, 0.5, 0.0, -0.5], [0.5, -1.0, 1.0, 0.0]], dtype=torch.float64)
-ONES, ZEROS = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-PRECISION = (W @ W.T).diagonal() + 1
-
-
-def exact(x: Tensor = X) -> Tensor:
-    covariance = W.T @ W + torch.eye(4, dtype=W.dtype)
-    return torch.distributions.MultivariateNormal(torch.zeros(4, dtype=W.dtype), covariance).log_prob(x)
-
-
-@pytest.fixture(autouse=True)
-def _store_put_back() -> Iterator[None]:
-    with pyro.get_param_store().scope():
-        yield
-
-
-class Base(nn.Module):
-    """As the contract had it; patterns differ from it in one thing each."""
-
-    plate = staticmethod(lambda x: pyro.plate("data", len(x)))
-    site = "x"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.raw = nn.Parameter(W.clone()), nn.Parameter(ZEROS.clone())
-
-    def decode(self, z: Tensor, x: Tensor) -> Tensor:
-        return z @ self.weight
-
-    def prior(self, x: Tensor) -> Any:
-        return dist.Normal(ZEROS, ONES).expand([len(x), 2]).to_event(1)
-
-    def observe(self, loc: Tensor, x: Tensor) -> None:
-        pyro.sample(self.site, dist.Normal(loc, 1.0).to_event(1), obs=x)
-
-    def model(self, x: Tensor) -> None:
-        with self.plate(x):
-            z = pyro.sample("z", self.prior(x))
-            self.observe(self.decode(z, x), x)
-
-    def posterior(self, x: Tensor) -> Any:
-        return dist.Normal(x @ W.T / PRECISION, self.raw.exp() * PRECISION.rsqrt())
-
-    def guide(self, x: Tensor) -> None:
-        with self.plate(x):
-            pyro.sample("z", self.posterior(x).to_event(1))
-
-
-def like(name: str, **members: Any) -> type[Base]:
-    return type(name, (Base,), members)
-
-
-class NoPlate(Base):
-    def model(self, x: Tensor) -> None:
-        self.observe(self.decode(pyro.sample("z", self.prior(x)), x), x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.sample("z", self.posterior(x).to_event(1))
-
-
-class UnsizedPlate(Base):
-    plate = staticmethod(lambda x: pyro.plate("rows"))
-
-
-class PixelsInside(Base):
-    plate = staticmethod(lambda x: pyro.plate("rows", len(x), dim=-2))
-
-    def model(self, x: Tensor) -> None:
-        with self.plate(x):
-            with pyro.plate("latent", 2, dim=-1):
-                z = pyro.sample("z", dist.Normal(ZEROS, ONES))
-            with pyro.plate("pixels", 4, dim=-1):
-                pyro.sample("x", dist.Normal(self.decode(z, x), 1.0), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        with self.plate(x), pyro.plate("latent", 2, dim=-1):
-            pyro.sample("z", self.posterior(x))
-
-
-class PixelsOutside(Base):
-    """Rows at -1, what belongs to one of them at -2."""
-
-    def model(self, x: Tensor) -> None:
-        with pyro.plate("rows", len(x), dim=-1):
-            z = pyro.sample("z", self.prior(x))
-            with pyro.plate("pixels", 4, dim=-2):
-                pyro.sample("x", dist.Normal(self.decode(z, x).mT, 1.0), obs=x.mT)
-
-
-class TwoLatents(Base):
-    def model(self, x: Tensor) -> None:
-        with self.plate(x):
-            a = pyro.sample("a", dist.Normal(x.new_zeros(len(x)), 1.0))
-            b = pyro.sample("b", dist.Normal(torch.zeros_like(a), 1.0))
-            self.observe(self.decode(torch.stack([a, b], 1), x), x)
-
-    def guide(self, x: Tensor) -> None:
-        loc, scale = self.posterior(x).loc, self.posterior(x).scale
-        with self.plate(x):
-            pyro.sample("a", dist.Normal(loc[:, 0], scale[:, 0]))
-            pyro.sample("b", dist.Normal(loc[:, 1], scale[:, 1]))
-
-
-class WithBatchNorm(Base):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(4, eps=0.0, affine=False, dtype=torch.float64).eval()
-
-    def decode(self, z: Tensor, x: Tensor) -> Tensor:
-        return self.norm(z @ self.weight)  # type: ignore[no-any-return]
-
-
-class WithConvolution(Base):
-    def decode(self, z: Tensor, x: Tensor) -> Tensor:
-        return nn.functional.conv_transpose1d(z.unsqueeze(-1), self.weight.unsqueeze(1)).squeeze(1)
-
-
-class Recurrent(Base):
-    """A GRU whose output counts for nothing, which takes two axes of a batch and no third."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with seeded(0):
-            self.gru = nn.GRU(2, 4, batch_first=True, dtype=torch.float64)
-
-    def decode(self, z: Tensor, x: Tensor) -> Tensor:
-        out, _ = self.gru(z[:, None].expand(len(x), 3, 2))
-        return z @ self.weight + 0.0 * out.mean(1)
-
-
-class Trainable(Base):
-    """With a method of the name of one of torch's modules, that does something else."""
-
-    def train(self, mode: Any = True) -> Any:
-        return super().train(bool(mode))
-
-
-MODULES: dict[str, type[Base]] = {
-    "the contract": Base,
-    "another site": like("Obs", site="obs"),
-    "another plate": like("Rows", plate=staticmethod(lambda x: pyro.plate("mini-batch", x.shape[0]))),
-    "a plate at -1": like("At", plate=staticmethod(lambda x: pyro.plate("data", x.shape[0], dim=-1))),
-    "a plate without a size": UnsizedPlate,
-    "no plate": NoPlate,
-    "subsample=x": like("Sub", plate=staticmethod(lambda x: pyro.plate("data", 1000, subsample=x))),
-    "subsample_size": like("Size", plate=staticmethod(lambda x: pyro.plate("data", 1000, subsample_size=len(x)))),
-    "pixels inside": PixelsInside,
-    "pixels at -2": PixelsOutside,
-    "two latents": TwoLatents,
-    "x reshaped": like("Reshaped", observe=lambda s, loc, x: Base.observe(s, loc, x.reshape(-1, 4))),
-    "x cast": like("Cast", observe=lambda s, loc, x: Base.observe(s, loc, x.double())),
-    "BatchNorm1d": WithBatchNorm,
-    "ConvTranspose": WithConvolution,
-    "GRU": Recurrent,
-    "view": like("View", decode=lambda s, z, x: z.view(len(x), 2) @ s.weight),
-    "cat along 1": like("Cat", decode=lambda s, z, x: torch.cat([z, z.new_ones(len(x), 1)], 1)[:, :2] @ s.weight),
-    "columns by number": like("Columns", decode=lambda s, z, x: z[:, :1] * s.weight[0] + z[:, 1:] * s.weight[1]),
-    "einsum": like("Einsum", decode=lambda s, z, x: torch.einsum("ni,ij->nj", z, s.weight)),
-    "bmm": like("Bmm", decode=lambda s, z, x: torch.bmm(z[:, None], s.weight.expand(len(x), 2, 4))[:, 0]),
-    "split along 1": like("Split", decode=lambda s, z, x: sum(p * w for p, w in zip(z.split(1, 1), s.weight, strict=True))),
-    "a loop over rows": like("Loop", decode=lambda s, z, x: torch.stack([z[i] @ s.weight for i in range(len(x))])),
-    "a prior with rows": like("Prior", prior=lambda s, x: dist.Normal(x.new_zeros(len(x), 2), x.new_ones(len(x), 2)).to_event(1)),
-    "a mask of ones": like(
-        "Masked", observe=lambda s, loc, x: poutine.mask(Base.observe, mask=torch.ones(len(x), dtype=torch.bool))(s, loc, x)
-    ),
-    "train of its own": Trainable,
-}  # fmt: skip
-
-
-def svi_loss(model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Pyro's own, in nats per row."""
-    with seeded(3), pyro.validation_enabled(False):  # which asks for plates
-        loss: Tensor = pyro.infer.Trace_ELBO().differentiable_loss(model, guide, *args, **kwargs)
-    return loss / N
-
-
-def our_loss(program: Any, *args: Any) -> tuple[Tensor, Tensor]:
-    with seeded(3):
-        return _objective(Settings(objective="elbo"))(program, *args)  # type: ignore[arg-type, no-any-return]
-
-
-def same_gradients(program: Any, theirs: Tensor, parameters: list[Tensor], surrogate: Tensor) -> None:
-    expected = torch.autograd.grad(theirs, parameters, allow_unused=True)
-    found = torch.autograd.grad(surrogate, list(program.parameters()), allow_unused=True)
-    for a, b in zip(found, expected, strict=True):
-        assert (a is None or not a.any()) if b is None else torch.allclose(a, b, rtol=0, atol=1e-9)
+pytestmark = pytest.mark.usefixtures("pyro_store_put_back")
 
 
 @pytest.mark.parametrize("pattern", MODULES)
@@ -265,214 +71,6 @@ def test_everything_else_goes_through(pattern: str, monkeypatch: pytest.MonkeyPa
             pv.fit(program, X, steps=2, batch_size=6, objective=objective)
     monkeypatch.setattr("pyro_vae.capture.compiled", lambda graph, example: lambda tensors: graph(*tensors))
     pv.fit(program, X, steps=2, batch_size=6, compile="on")
-
-
-# Folding and the axis of samples are one
-
-
-@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
-@pytest.mark.parametrize("guide", ["diagonal", "full-rank"])
-@pytest.mark.parametrize("model", ["mlp", "mixture", "student-t"])
-def test_folding_is_the_fast_road(model: str, guide: str) -> None:
-    """The same draws: equal to 1e-6 relative in float64, weights, annealing, objectives."""
-    x = (torch.rand(5, 1, 4, 4, generator=generator("folding"), dtype=torch.float64) > 0.5).double()
-    program = pv.build(model, guide, (1, 4, 4), latent_dim=3, likelihood="bernoulli").double()
-    found = []
-    for folds in (False, True):
-        pv.encode(program, x)
-        vars(program)[FOLDS] = {} if folds else False
-        weights = pv.log_likelihood(program, x, num_samples=40).log_likelihood
-        annealed = pv.annealed_log_likelihood(program, x[:2], num_distributions=10).log_likelihood
-        losses = []
-        for objective in ("elbo:num_particles=3", "iwae:num_particles=4", "dreg:num_particles=4", "stl"):
-            with seeded(5):
-                loss, surrogate = _objective(Settings(objective=objective))(program, x)  # type: ignore[arg-type]
-            grads = torch.autograd.grad(surrogate, list(program.parameters()), allow_unused=True)
-            losses += [loss.reshape(1), *(g.flatten() for g in grads if g is not None)]
-        found.append(torch.cat([weights, annealed, *losses]))
-    assert isinstance(vars(program)[FOLDS], dict)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
-
-
-# What is no module, and what goes in by name
-
-
-def decoder(z: Tensor, weight: Tensor) -> Tensor:
-    return z @ weight
-
-
-def param_model(x: Tensor) -> None:
-    weight = pyro.param("weight", lambda: W.clone())
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(ZEROS, ONES).expand([len(x), 2]).to_event(1))
-        pyro.sample("obs", dist.Normal(decoder(z, weight), 1.0).to_event(1), obs=x)
-
-
-def param_guide(x: Tensor) -> None:
-    scale = pyro.param("guide.scale", PRECISION.rsqrt(), constraint=dist.constraints.positive)
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(x @ W.T / PRECISION, scale).to_event(1))
-
-
-class NoModule:
-    """An object with a network."""
-
-    def __init__(self) -> None:
-        self.network = nn.Linear(2, 4, bias=False, dtype=torch.float64)
-        self.network.weight.data.copy_(W.T)
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("network", self.network)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(ZEROS, ONES).expand([len(x), 2]).to_event(1))
-            pyro.sample("obs", dist.Normal(self.network(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        param_guide(x)
-
-
-def named_model(sizes: Tensor, ys: Tensor | None = None, scale: float = 2.0) -> None:
-    weight = pyro.param("weight", lambda: W.clone())
-    with pyro.plate("data", len(sizes)):
-        z = pyro.sample("z", dist.Normal(ZEROS, ONES).expand([len(sizes), 2]).to_event(1))
-        pyro.sample("obs", dist.Normal(decoder(z, weight) + sizes, scale).to_event(1), obs=ys)
-
-
-def named_guide(sizes: Tensor, ys: Tensor | None = None, scale: float = 2.0) -> None:
-    assert ys is not None
-    param_guide(ys - sizes)
-
-
-def any_model(*args: Any, **kwargs: Any) -> None:
-    param_model(*args)
-
-
-def shifted_model(offset: float, x: Tensor) -> None:
-    param_model(x)
-
-
-ADOPTED: dict[str, Callable[[], tuple[Any, Any, dict[str, Any], dict[str, Any]]]] = {
-    "functions": lambda: (param_model, param_guide, {}, {}),
-    "an object": lambda: ((o := NoModule()).model, o.guide, {}, {}),
-    "a closure": lambda: (*closed(nn.Linear(2, 4, bias=False, dtype=torch.float64)), {}, {}),
-    "by name": lambda: (
-        named_model,
-        named_guide,
-        {"observed": "ys", "constants": {"scale": 1.0}},
-        {"sizes": CONTEXT},
-    ),
-    "any arguments": lambda: (any_model, param_guide, {}, {}),
-    "partial": lambda: (functools.partial(shifted_model, 1.0), param_guide, {}, {}),
-}
-
-
-def closed(network: nn.Linear) -> tuple[Any, Any]:
-    with torch.no_grad():
-        network.weight.copy_(W.T)
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(ZEROS, ONES).expand([len(x), 2]).to_event(1))
-            pyro.sample("obs", dist.Normal(network(z), 1.0).to_event(1), obs=x)
-
-    return model, param_guide
-
-
-@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
-@pytest.mark.parametrize("pattern", ADOPTED)
-def test_what_is_adopted_is_pyros_elbo_and_the_exact_log_likelihood(pattern: str, tmp_path: Any) -> None:
-    with seeded(0):
-        model, guide, about, inputs = ADOPTED[pattern]()
-    program = pv.adopt(model, guide, **about)
-    x = X + CONTEXT if inputs else X
-    given: dict[str, Any] = {"inputs": inputs} if inputs else {}
-    result = pv.log_likelihood(program, x, num_samples=30, **given)
-    torch.testing.assert_close(result.log_likelihood, exact(), rtol=0, atol=1e-9)
-    assert "weight" not in pyro.get_param_store()
-    named = {about.get("observed", "x"): x, **inputs, **about.get("constants", {})} if inputs else {}
-    theirs = svi_loss(model, guide, **named) if named else svi_loss(model, guide, x)
-    y = program.with_inputs(None, inputs) if inputs else None
-    ours, surrogate = our_loss(program, x, *([] if y is None else [y]))
-    torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-9)
-    store = pyro.get_param_store()
-    parameters = [
-        store._params[n.removeprefix("param.").replace("/", ".")] if n.startswith("param.") else p
-        for n, p in program.named_parameters()
-    ]
-    same_gradients(program, theirs, parameters, surrogate)
-    run = pv.fit(program, x, steps=3, out=tmp_path / "run", **given)
-    after = pv.log_likelihood(program, x, num_samples=30, **given).log_likelihood
-    with seeded(0):
-        model, guide, about, _ = ADOPTED[pattern]()
-    again = pv.load(run.path, program=pv.adopt(model, guide, **about))
-    assert torch.equal(pv.log_likelihood(again.program, x, num_samples=30, **given).log_likelihood, after)
-
-
-def test_a_program_trained_by_svi_keeps_its_values_and_the_store_is_not_written() -> None:
-    svi = pyro.infer.SVI(param_model, param_guide, pyro.optim.SGD({"lr": 0.01}), pyro.infer.Trace_ELBO())
-    with seeded(1):
-        svi.step(X)
-    weight = pyro.param("weight").detach().clone()
-    program = pv.adopt(param_model, param_guide)
-    pv.fit(program, X, steps=3, lr=0.1)
-    assert torch.equal(pyro.param("weight"), weight)
-    assert not torch.equal(program.param.weight, weight)
-    fresh = pv.adopt(param_model, param_guide)
-    pv.encode(fresh, X)
-    assert torch.equal(fresh.param.weight, weight)
-
-
-def test_conditioning_on_what_latents_do_not_touch_and_on_nothing_else() -> None:
-    def model(x: Tensor, ys: Tensor, chain: bool = False) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(ZEROS, ONES).expand([len(x), 2]).to_event(1))
-            pyro.sample("y", dist.Normal(z[..., 0] if chain else ys.new_zeros(()), 1.0), obs=ys)
-            pyro.sample("x", dist.Normal(z @ W, 1.0).to_event(1), obs=x)
-
-    def guide(x: Tensor, ys: Tensor, chain: bool = False) -> None:
-        param_guide(x)
-
-    y = CONTEXT[:, 0]
-    with pytest.raises(ProgramError, match=r"second observed site .*conditioned="):
-        pv.log_likelihood(pv.adopt(model, guide), X, y, num_samples=30)
-    program = pv.adopt(model, guide, conditioned=("y",))
-    torch.testing.assert_close(
-        pv.log_likelihood(program, X, y, num_samples=30).log_likelihood, exact(), rtol=0, atol=1e-9
-    )
-    chained = pv.adopt(model, guide, conditioned=("y",), constants={"chain": True})
-    with pytest.raises(ProgramError, match="depends on the latents"):
-        pv.log_likelihood(chained, X, y, num_samples=30)
-
-
-def test_what_cannot_be_is_refused_by_name() -> None:
-    def shared(x: Tensor) -> None:
-        pyro.sample("z", dist.Normal(ZEROS, ONES).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(x.new_zeros(4), 1.0).to_event(1), obs=x)
-
-    def weight(x: Tensor, beta: Any = None) -> None:
-        assert beta is None  # labels are no weights of a KL
-        param_model(x)
-
-    for call, words in (
-        (lambda: pv.encode(pv.adopt(shared, shared), X), "the site 'z' stands outside the data plate"),
-        (lambda: pv.encode(Base(), X, inputs={"context": X}), "adopt"),  # type: ignore[call-arg]
-        (lambda: pv.adopt(param_model), "expected a model and a guide"),
-        (lambda: pv.adopt(param_model, param_guide, observed="ys"), "no argument 'ys'"),
-        (
-            lambda: pv.encode(type("Param", (Base,), {"guide": lambda s, x: param_guide(x)})(), X),
-            r"pv\.adopt\(program\)",
-        ),
-        (
-            lambda: pv.encode(pv.adopt(named_model, named_guide, observed="ys"), X, inputs={"other": X}),
-            "no argument 'other'",
-        ),  # type: ignore[call-arg]
-    ):
-        with pytest.raises(UserError, match=words) as caught:
-            call()
-        assert "\n" not in str(caught.value)
-    labelled = torch.utils.data.TensorDataset(X, torch.arange(N))
-    pv.fit(pv.adopt(weight, param_guide), labelled, steps=1)
 
 
 # Parts that crashed
@@ -552,12 +150,79 @@ def test_a_plate_as_large_as_samples_times_rows_is_not_taken_for_the_rows() -> N
     torch.testing.assert_close(found, exact(X[:2]), rtol=0, atol=1e-9)
 
 
-def test_inputs_of_one_call_are_not_those_of_the_next() -> None:
-    program = pv.adopt(named_model, named_guide, observed="ys", constants={"scale": 1.0})
-    pv.encode(program, X, inputs={"sizes": CONTEXT})  # type: ignore[call-arg]
-    found = pv.log_likelihood(
-        program, X + CONTEXT, CONTEXT, num_samples=30
-    ).log_likelihood  # as y, the required argument
+@pytest.mark.parametrize("plate", ["subsample=x", "subsample_size"])
+def test_more_samples_than_a_plate_has_rows(plate: str) -> None:
+    members = {"plate": staticmethod(MODULES[plate].plate), "decode": MODULES["view"].decode}
+    program = type("Folded", (Base,), members)()  # 100 samples of 12 rows, of a plate of 1,000
+    found = pv.log_likelihood(program, X, num_samples=100).log_likelihood
     torch.testing.assert_close(found, exact(), rtol=0, atol=1e-9)
-    with pytest.raises(UserError, match="whole numbers above"):
-        pv.encode(program, X.float(), inputs={"sizes": torch.full((N, 4), 2**60)})  # type: ignore[call-arg]
+
+
+# Training and filling, where samples are folded into rows
+
+
+@pytest.mark.parametrize("objective", ["elbo:num_particles=3", "iwae:num_particles=3"])
+def test_statistics_of_a_batch_are_those_of_one_sample(objective: str) -> None:
+    program = MODULES["BatchNorm1d"]()
+    program.norm.train().eps = 1e-5
+    pv.fit(program, X, steps=1, batch_size=6)
+    with pytest.raises(UserError, match=r"BatchNorm 'norm' takes its statistics .*norm\.eval"):
+        pv.fit(program, X, steps=1, batch_size=6, objective=objective)
+    program.norm.eval()
+    pv.fit(program, X, steps=1, batch_size=6, objective=objective)
+
+
+class Bits(Base):
+    """z ~ Bernoulli(1/2) twice; the guide's logits are those of the posterior's means."""
+
+    def prior(self, x: Tensor) -> Any:
+        return dist.Bernoulli(probs=0.5 * ONES).expand([len(x), 2]).to_event(1)
+
+    def posterior(self, x: Tensor) -> Any:
+        return dist.Bernoulli(logits=x @ W.T + self.raw)
+
+
+class BitsInside(Bits):
+    """In plates inside the rows' own."""
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=-2):
+            with pyro.plate("bits", 2, dim=-1):
+                z = pyro.sample("z", dist.Bernoulli(probs=0.5 * ONES))
+            with pyro.plate("pixels", 4, dim=-1):
+                pyro.sample("x", dist.Normal(z @ self.weight, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=-2), pyro.plate("bits", 2, dim=-1):
+            pyro.sample("z", self.posterior(x))
+
+
+@pytest.mark.parametrize("kind", [Bits, type("View", (Bits,), {"decode": MODULES["view"].decode}), BitsInside])
+def test_states_are_summed_over_where_they_are_folded(kind: type[Bits]) -> None:
+    program = kind()
+    pv.encode(program, X)
+    loss, surrogate = our_loss(program, X, objective="enumerated-elbo")
+    states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=X.dtype)] * 2)
+    q = dist.Bernoulli(logits=(X @ W.T)[None]).log_prob(states[:, None]).sum(-1)
+    p = dist.Normal(states @ W, 1.0).to_event(1).log_prob(X[:, None]).T - 2 * math.log(2)
+    torch.testing.assert_close(loss, -(q.exp() * (p - q)).sum(0).mean(), rtol=0, atol=1e-9)
+    plain = Bits()
+    pv.encode(plain, X)
+    theirs = our_loss(plain, X, objective="enumerated-elbo")[1]
+    same_gradients(program, theirs, list(plain.parameters()), surrogate)
+
+
+@pytest.mark.parametrize("pattern", ["view", "pixels inside", "two latents", "BatchNorm1d"])
+def test_missing_elements_are_filled_by_their_posterior(pattern: str) -> None:
+    seen = torch.rand(4, 4, generator=generator("seen")) < 0.6
+    covariance = W.T @ W + torch.eye(4, dtype=W.dtype)
+    expected = X[:4].clone()
+    for row, known in zip(expected, seen, strict=True):
+        weights = torch.linalg.solve(covariance[known][:, known], row[known])
+        row[~known] = covariance[~known][:, known] @ weights
+    found = impute(MODULES[pattern](), X[:4], seen, num_rounds=200)
+    assert ((found.mean - expected).abs() <= 5 * found.mc_se + 1e-12).all()
+    if pattern == "pixels inside":
+        with pytest.raises(UserError, match=r"to_event") as caught:
+            pv.log_likelihood(WithMissing(MODULES[pattern]()), X[:4], seen, num_samples=30)
+        assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ from pyro_vae.analysis.schema import SAMPLE_DIMS
 from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.estimators import good_khat
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
-from pyro_vae.programs.trace import OBSERVED, Program
+from pyro_vae.programs.trace import Program
 
 Quantity = Callable[[np.ndarray], np.ndarray]
 
@@ -179,10 +179,11 @@ def predictive_check(tree: xr.DataTree, quantities: Mapping[str, Quantity] | Non
         Over ``quantity`` and ``image``: ``observed`` T(x), ``mean`` and ``sd`` of the replicated T, and ``p_value`` =
         P(T(x_rep) >= T(x)), equal values counting half.
     """
-    if "posterior_predictive" not in tree.children or OBSERVED not in tree["posterior_predictive"].data_vars:
-        raise UserError("the posterior has no predictive draws of x: make it with predictive='draws'")
-    drawn = tree["posterior_predictive"].to_dataset()[OBSERVED].values
-    observed = tree["observed_data"].to_dataset()[OBSERVED].values[None, None]
+    seen = next(iter(tree["observed_data"].to_dataset().data_vars))
+    if "posterior_predictive" not in tree.children or seen not in tree["posterior_predictive"].data_vars:
+        raise UserError(f"the posterior has no predictive draws of {seen}: make it with predictive='draws'")
+    drawn = tree["posterior_predictive"].to_dataset()[seen].values
+    observed = tree["observed_data"].to_dataset()[seen].values[None, None]
     quantities = QUANTITIES if quantities is None else quantities
     rows = []
     for quantity in quantities.values():

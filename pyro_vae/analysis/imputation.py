@@ -25,6 +25,7 @@ from pyro_vae.evaluation.blind import require_weights
 from pyro_vae.evaluation.proof import blind_spots
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import admit
+from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.given import require_rows, require_y
 from pyro_vae.programs.labels import needs_y
 from pyro_vae.programs.latents import mean_of
@@ -86,15 +87,22 @@ class _Masked(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if is_random(msg) and msg["is_observed"] and not is_factor(msg):
             inner, axes = _elements(msg["fn"])
-            msg["fn"] = dist.MaskedDistribution(inner, self.seen).to_event(axes)
+            if inner.batch_shape[len(inner.batch_shape) - axes :].numel() * len(self.seen) != self.seen.numel():
+                raise UserError(
+                    f"the elements of {msg['name']!r} stand in a plate of their own, where WithMissing cannot tell them apart: "
+                    "make it an event axis with .to_event(n)"
+                )
+            seen = self.seen.reshape(len(self.seen), *msg["fn"].event_shape)
+            msg["fn"] = dist.MaskedDistribution(inner, seen).to_event(axes)
 
 
 def _elements(fn: Any) -> tuple[Any, int]:
     """The distribution of the elements, and how many axes they have; :class:`UserError` if they are not independent."""
-    inner, axes = fn, 0
+    own = fn.base_dist if isinstance(fn, ByRow) else fn  # whose other axes are plates: independent, too
+    inner, axes = own, 0
     while isinstance(inner, torch.distributions.Independent):
         inner, axes = inner.base_dist, axes + inner.reinterpreted_batch_ndims
-    if axes != len(fn.event_shape) or axes == 0:
+    if axes != len(own.event_shape):
         raise UserError(
             f"imputation needs a likelihood whose elements are independent given z, and {type(inner).__name__} has joint "
             "axes"
@@ -189,7 +197,7 @@ def impute(
     with evaluating(program), isolated(), seeded(derive_seed("imputation", seed), x.device):
         filled = torch.where(mask, known, _prior_draw(program, filled, y))
         z, _, fn = _pass(program, filled, y)
-        filled = torch.where(mask, known, fn.sample().expand(1, *known.shape)[0])
+        filled = torch.where(mask, known, _rows(fn.sample(), fn, known))
         for index in range(num_rounds):
             try:
                 _, weight, fn = _pass(program, filled, y, z)
@@ -202,10 +210,10 @@ def impute(
             accept = torch.rand_like(change).log() < change
             pick = lambda a, b, accept=accept: torch.where(accept.reshape(-1, *(1 for _ in a.shape[1:])), a, b)  # noqa: E731
             z = {n: pick(new[n][0], z[n][0]).unsqueeze(0) for n in z}
-            drawn = pick(*(f.sample().expand(1, *known.shape)[0] for f in (new_fn, fn)))
+            drawn = pick(*(_rows(f.sample(), f, known) for f in (new_fn, fn)))
             filled = torch.where(mask, known, drawn)
             if index >= num_rounds // 2:
-                mean = pick(*(mean_of(f).expand(1, *known.shape)[0] for f in (new_fn, fn)))
+                mean = pick(*(_rows(mean_of(f), f, known) for f in (new_fn, fn)))
                 total += mean.reshape(event).cpu().double()
                 accepted += change.clamp(max=0).exp().reshape(accepted.shape).cpu().double()
     kept = num_rounds - num_rounds // 2
@@ -231,5 +239,10 @@ def _pass(
 def _prior_draw(program: Program, x: Tensor, y: Tensor | None) -> Tensor:
     """Data drawn from the model, shaped like x."""
     model = run(program.model, x, y)
-    drawn: Tensor = model.nodes[observation(model)]["fn"].sample()
-    return drawn.expand(x.shape)
+    fn = model.nodes[observation(model)]["fn"]
+    return _rows(fn.sample(), fn, x)
+
+
+def _rows(value: Tensor, fn: Any, x: Tensor) -> Tensor:
+    """A value of p(x | z) for one sample of each row, shaped like x."""
+    return value.expand(1, len(x), *fn.event_shape).reshape(x.shape)

@@ -22,7 +22,7 @@ from torch import Tensor
 from pyro_vae import __version__
 from pyro_vae.analysis.convergence import Convergence
 from pyro_vae.analysis.mcmc import sample_chains
-from pyro_vae.analysis.schema import Tree, event_dims, require_names
+from pyro_vae.analysis.schema import Tree, data_name, event_dims, require_names
 from pyro_vae.analysis.scoring import (
     Arrays,
     Groups,
@@ -149,7 +149,8 @@ def posterior(
         _add_predictive(tree, "posterior", program, x, y, values, shape, kept, predictive, seed)
     if prior or source == "prior":
         _add_prior(tree, program, x, y, shape, kept, predictive, seed)
-    tree.add("observed_data", {OBSERVED: host(x)}, {OBSERVED: ["image", *event_dims(OBSERVED, x.shape[1:])]})
+    seen = data_name(traces)
+    tree.add("observed_data", {seen: host(x)}, {seen: ["image", *event_dims(seen, x.shape[1:], data=True)]})
     constant = {} if labels is None else {"label": _column("labels", labels, len(x))}
     dims = {"label": ["image"]}
     if y is not None:
@@ -292,7 +293,8 @@ def smoothed_weights(log_weight: np.ndarray, khat: float) -> np.ndarray:
 def _add_posterior(tree: Tree, blocks: list[_Block], shape: tuple[int, int]) -> None:
     for group in blocks[0].groups:
         found = concatenated([b.groups[group] for b in blocks], 1)
-        found = {n: v.reshape(*shape, *v.shape[1:]) for n, v in found.items()}
+        names = {OBSERVED: data_name(admitted())} if group == "log_likelihood" else {}
+        found = {names.get(n, n): v.reshape(*shape, *v.shape[1:]) for n, v in found.items()}
         tree.add(group, found, {n: ["image", *event_dims(n, v.shape[3:])] for n, v in found.items()})
     tree.add_per_image("sample_stats", concatenated([b.per_image for b in blocks]))
 
@@ -308,9 +310,10 @@ def _add_predictive(
         program, to_program(program, x), y_to_program(program, y), chosen,
         mean=predictive == "mean", seed=derive_seed("posterior: prediction", seed),
     )  # fmt: skip
-    name = "x_mean" if predictive == "mean" else OBSERVED
+    seen = data_name(admitted())
+    name = f"{seen}_mean" if predictive == "mean" else seen
     value = found.reshape(shape[0], len(kept), *found.shape[1 if "image" in axes else 2 :])
-    dims = {name: [*axes, *event_dims(OBSERVED, x.shape[1:])]}
+    dims = {name: [*axes, *event_dims(seen, x.shape[1:], data=True)]}
     tree.add(f"{group}_predictive", {name: value}, dims, draw=kept)
 
 

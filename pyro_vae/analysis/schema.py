@@ -18,20 +18,20 @@ from arviz_base import from_dict
 
 from pyro_vae.errors import UserError
 from pyro_vae.paths import replacing, writable
-from pyro_vae.programs.trace import Traces, latent_sites
+from pyro_vae.programs.trace import OBSERVED, Traces, latent_sites, observation
 
 IMAGE_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 SAMPLE_DIMS = ("chain", "draw")
 COMPRESSION = {"zlib": True, "complevel": 1, "shuffle": True}
 
 
-def event_dims(name: str, shape: Sequence[int]) -> list[str]:
-    """The names of the axes of one value of a site.
+def event_dims(name: str, shape: Sequence[int], *, data: bool = False) -> list[str]:
+    """The names of the axes of one value of a site, of ``data`` as of an image where they may be one.
 
-    >>> event_dims("x", (1, 28, 28)), event_dims("z", (20,)), event_dims("z", ()), event_dims("w", (2, 3))
+    >>> event_dims("x", (1, 28, 28), data=True), event_dims("z", (20,)), event_dims("z", ()), event_dims("w", (2, 3))
     (['channel', 'row', 'column'], ['z_dim'], [], ['w_dim_0', 'w_dim_1'])
     """
-    if name == "x" and len(shape) in IMAGE_DIMS:
+    if data and len(shape) in IMAGE_DIMS:
         return list(IMAGE_DIMS[len(shape)])
     return [f"{name}_dim"] if len(shape) == 1 else [f"{name}_dim_{i}" for i in range(len(shape))]
 
@@ -39,9 +39,19 @@ def event_dims(name: str, shape: Sequence[int]) -> list[str]:
 def require_names(traces: Traces) -> None:
     """:class:`UserError` where a latent has a name that a variable of a tree cannot have."""
     for name in latent_sites(traces.model):
-        if "/" in name or name in (*SAMPLE_DIMS, "image"):
+        if not _can_stand(name):
             why = "a '/' parts groups" if "/" in name else "it is the name of an axis"
             raise UserError(f"the latent {name!r} cannot stand in a DataTree, where {why}: rename the site")
+
+
+def data_name(traces: Traces) -> str:
+    """What the data are called in a tree: as the site that observes them, or x where a variable cannot be called so."""
+    name = observation(traces.model)
+    return name if _can_stand(name) else OBSERVED
+
+
+def _can_stand(name: str) -> bool:
+    return "/" not in name and name not in (*SAMPLE_DIMS, "image")
 
 
 class Tree:

@@ -83,7 +83,7 @@ def analytic(model: Traced, guide: Traced) -> tuple[Tensor, Tensor]:
                 f"the analytic KL needs a reparameterized guide, and {name!r} is not; use the objective elbo"
             )
         try:
-            kl = kl_divergence(guide_site["fn"], site["fn"])
+            kl = kl_divergence(*_of_one_batch(guide_site["fn"], site["fn"]))
         except NotImplementedError:
             elbo = elbo + site_log_prob(site, scale=True).sum() - site_log_prob(guide_site, scale=True).sum()
             continue
@@ -97,6 +97,12 @@ def analytic(model: Traced, guide: Traced) -> tuple[Tensor, Tensor]:
         if is_random(site) and site["is_observed"]:
             elbo = elbo - site_log_prob(site, scale=True).sum()
     return elbo, elbo
+
+
+def _of_one_batch(q: Any, p: Any) -> tuple[Any, Any]:
+    """Both of one batch shape: not every KL of torch's broadcasts (that of two Bernoullis does not)."""
+    batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    return tuple(fn if fn.batch_shape == batch else fn.expand(batch) for fn in (q, p))
 
 
 def _same_weights(a: Any, b: Any) -> Tensor | None:
@@ -144,7 +150,7 @@ class _ELBO(Objective):
         num = self.num_particles if self.num_particles > 1 else None
         plain = self.beta == 1.0 and self.warmup_steps == 0
         with isolated(), nullcontext() if plain else _ScaleLatents(self.weight(x, step)):
-            guide = run(program.guide, x, y, num_samples=num)
+            guide = run(program.guide, x, y, num_samples=num, once=self.estimator is not analytic)
             elbo, surrogate = self.estimator(run(program.model, x, y, num_samples=num, at=guide), guide)
         loss, surrogate = (-t / self.num_particles / x.shape[0] for t in (elbo.detach(), surrogate))
         return loss, surrogate

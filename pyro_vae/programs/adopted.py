@@ -11,10 +11,9 @@ adopted (a program trained by SVI), else from the initial value, drawn when the 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,13 +24,20 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import UserError
-from pyro_vae.guard import is_library
 from pyro_vae.programs.labels import LABELS
+from pyro_vae.programs.references import copied, modules_of
 from pyro_vae.programs.trace import dtype_of
 from pyro_vae.seeding import ONE_THREAD
 from pyro_vae.signatures import checked
 
+MEMBERS = frozenset(dir(nn.Module()))
 NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def data_among(program: Any, y: Tensor | None) -> Tensor | None:
+    """Rows that stand for data where there are none, for what the model reads of them (a total count): an input of their name."""
+    inputs = program.apart(y)[1] if isinstance(program, Adopted) else {}
+    return inputs.get(program.data_name({**program.constants, **inputs})) if inputs else None
 
 
 def take_dtype(program: Any, x: Any) -> None:
@@ -109,6 +115,8 @@ class Adopted(nn.Module):
         self.layouts: list[Layout] = []  # of inputs side by side in y, by the number of its axes
         self.functions = types.SimpleNamespace(model=model, guide=guide)  # in which modules are not looked for
         self.param = nn.Module()
+        self.constraints: dict[str, Any] = {}  # of pyro.param, by Pyro's names, as far as they were met
+        self.is_complete = False  # whether a run's file has said which parameters there are
         self.first_dtype: torch.dtype | None = None
         known = {n for f in (model, guide) for n in _names(f)}
         missing = [n for n in (*self.constants, *([observed] if observed else [])) if known and n not in known]
@@ -117,9 +125,10 @@ class Adopted(nn.Module):
                 f"adopt: model and guide have no argument {missing[0]!r}: expected one of {', '.join(sorted(known))}"
             )
         for function in (model, guide):
-            for name, module in _modules_of(function).items():
+            for name, module in modules_of(function).items():
                 if not any(module is m for m in self.modules()):
-                    self.add_module(name if name not in self._modules else f"{name}_{len(self._modules)}", module)
+                    name = name.replace(".", "/")
+                    self.add_module(f"{name}_{len(self._modules)}" if hasattr(self, name) or not name else name, module)
         store = pyro.get_param_store()
         self.stored = {n: store._params[n].detach().clone() for n in store if "$$$" not in n}
         shape = getattr(getattr(model, "__self__", None), "event_shape", None)
@@ -147,10 +156,20 @@ class Adopted(nn.Module):
 
     def expect(self, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]) -> None:
         """Make the parameters of ``pyro.param`` that a file has, by their names, for their values to be filled in."""
+        self.is_complete = True
         for name, (shape, dtype) in tensors.items():
             key = name.removeprefix("param.")
             if key != name and key not in self.param._parameters:
                 self.param.register_parameter(key, nn.Parameter(torch.zeros(shape, dtype=dtype)))
+
+    def to_store(self) -> None:
+        """Write the values of ``pyro.param`` into Pyro's global store, under Pyro's names; nothing else of this library does."""
+        store = pyro.get_param_store()
+        for name, constraint in self.constraints.items():
+            if name in store:
+                del store[name]
+            parameter: Any = self.param._parameters[parameter_name(name)]
+            store.setdefault(name, transform_to(constraint)(parameter.detach().clone()), constraint)
 
     def with_inputs(self, y: Tensor | None, inputs: Mapping[str, Tensor]) -> Tensor:
         """y and tensors by name side by side, ``(N, 1, ..., numbers)``: what is cut, repeated and moved with x.
@@ -200,6 +219,12 @@ class Adopted(nn.Module):
             at += size
         return found.pop("", None), found
 
+    def data_name(self, taken: Collection[str], part: str = "model") -> str | None:
+        """What the argument is called that is the data: the first that nothing else goes to; None where they have no names."""
+        parameters = _parameters(getattr(self.functions, part))
+        free = (n for n, p in parameters.items() if n not in taken and p.default in (p.empty, None))
+        return self.observed or next(free, next(iter(parameters), None))
+
     def layout_of(self, y: Tensor | None) -> Layout:
         """Of what :meth:`with_inputs` made; nothing of any other y."""
         number = -1 if y is None else y.dim() - PACKED_AXES
@@ -213,7 +238,7 @@ class Adopted(nn.Module):
         for name, value in vars(self).items():
             if name not in ("_modules", "functions"):
                 other.__dict__[name] = copy.deepcopy(value, memo)
-        other.functions = types.SimpleNamespace(**{n: _again(f, memo) for n, f in vars(self.functions).items()})
+        other.functions = types.SimpleNamespace(**{n: copied(f, memo) for n, f in vars(self.functions).items()})
         return other
 
 
@@ -239,8 +264,8 @@ class _Part:
         program = self.__self__
         function = getattr(program.functions, self.__name__)
         parameters = _parameters(function)
-        data = program.observed or next(iter(parameters), None)
-        taken = {data, *program.constants, *(name for name, _, _ in layout)}
+        given = {*program.constants, *(name for name, _, _ in layout)}
+        taken = {program.data_name(given, self.__name__), *given}
         left = {n: p for n, p in parameters.items() if n not in taken and n not in ("args", "kwargs")}
         needed = [n for n, p in left.items() if p.default is p.empty]
         return needed, [n for n, p in left.items() if p.default is not p.empty and n in LABELS]
@@ -253,7 +278,7 @@ class _Part:
         y, inputs = program.apart(y)
         given = {n: v for n, v in {**program.constants, **inputs}.items() if n in parameters or anything}
         args: list[Any] = []
-        data = program.observed or next((n for n in parameters if n not in given), None)
+        data = program.data_name({**program.constants, **inputs}, self.__name__)
         if data is None:
             args.append(x)
         elif data in parameters or anything:
@@ -268,7 +293,7 @@ class _Part:
         by_place = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_ONLY]
         args = [given.pop(n) for n in by_place if n in given] + args
         hidden: AbstractContextManager[Any] = (
-            _Conditioned(program.conditioned) if program.conditioned else nullcontext()
+            _Conditioned(program.conditioned, self.__name__ == "guide") if program.conditioned else nullcontext()
         )
         with hidden, _Owned(program):
             return function(*args, **given)
@@ -285,10 +310,16 @@ class _Owned(Messenger):
         name = str(msg["name"])
         if "$$$" in name:  # of pyro.module: parameters of a module that the program owns
             return
-        held, key = self.program.param, name.replace(".", "/")
+        held, key = self.program.param, parameter_name(name)
         constraint = msg["kwargs"].get("constraint", constraints.real)
         transform = transform_to(constraint)
+        self.program.constraints.setdefault(name, constraint)
         if key not in held._parameters:
+            if self.program.is_complete:
+                raise UserError(
+                    f"pyro.param({name!r}) is none of the parameters that the run was saved with; hand over the program that was "
+                    "trained"
+                )
             found = self.program.stored.get(name)
             if found is None:
                 first = msg["args"][1] if len(msg["args"]) > 1 else msg["kwargs"].get("init_tensor")
@@ -297,7 +328,7 @@ class _Owned(Messenger):
                     raise UserError(
                         f"pyro.param({name!r}) has no initial value: give one, or adopt the program after training"
                     )
-                found = transform.inv(first.detach())
+                found = transform.inv(torch.as_tensor(first).detach())
             held.register_parameter(key, nn.Parameter(found.detach().clone()))
         parameter = held._parameters[key]
         value = parameter if constraint is constraints.real else transform(parameter)
@@ -306,15 +337,21 @@ class _Owned(Messenger):
         msg["value"], msg["done"] = value, True
 
 
-class _Conditioned(Messenger):
-    """Leave observed sites out, by name: what they observe is conditioned on."""
+def parameter_name(name: str) -> str:
+    """What a parameter of ``pyro.param`` is called in the wrapper: torch takes no dots, no empty name, none of its members."""
+    key = name.replace("%", "%25").replace("/", "%2F").replace(".", "/")
+    return f"%{key}" if not key or key in MEMBERS else key
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+
+class _Conditioned(Messenger):
+    """Leave sites out, by name: what they observe is conditioned on, and what the guide draws of it is no part of q(z | x)."""
+
+    def __init__(self, names: tuple[str, ...], of_guide: bool) -> None:
         super().__init__()
-        self.names = names
+        self.names, self.of_guide = names, of_guide
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names and msg["is_observed"]:
+        if msg["name"] in self.names and (msg["is_observed"] or self.of_guide):
             msg["infer"] = {**msg["infer"], "_deterministic": True, "_conditioned": True}
 
 
@@ -336,71 +373,3 @@ def _names(function: Callable[..., Any]) -> list[str]:
 
 def _takes_any(function: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(_signed(function)).parameters.values())
-
-
-def _modules_of(function: Any, deep: int = 3) -> dict[str, nn.Module]:
-    """The modules that a function or object refers to, by what they are called there; functions of theirs are followed."""
-    if isinstance(function, functools.partial):
-        named = [
-            ("program", function.func),
-            *((str(i), a) for i, a in enumerate(function.args)),
-            *function.keywords.items(),
-        ]
-    elif isinstance(function, types.FunctionType):
-        named = _references(function) if not is_library(function.__module__) else []
-    else:
-        named = [("program", getattr(function, "__self__", function))]
-    found: dict[str, nn.Module] = {}
-    for name, value in named:
-        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
-            found |= _modules_of(value, deep - 1) if deep else {}
-        elif isinstance(value, nn.Module):
-            found[name] = value
-        elif not isinstance(value, (type, types.ModuleType)) and hasattr(value, "__dict__"):
-            found |= {n: v for n, v in vars(value).items() if isinstance(v, nn.Module)}
-    return found
-
-
-def _references(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """What a function's closure and the globals that its code names hold."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    closed = [(name, cell.cell_contents) for name, cell in cells if _filled(cell)]
-    scope = function.__globals__
-    return [*closed, *((name, scope[name]) for name in function.__code__.co_names if name in scope)]
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _again(function: Any, memo: Any) -> Any:
-    """A copy of a function whose closure and globals hold copies of the modules, where they held these."""
-    if not isinstance(function, types.FunctionType):
-        return copy.deepcopy(function, memo)
-    if id(function) in memo:
-        return memo[id(function)]
-    memo[id(function)] = function  # while what it refers to may refer to it
-    changed = {id(v): _again(v, memo) for _, v in _references(function) if _holds_modules(v)}
-    cells = tuple(
-        types.CellType(changed[id(cell.cell_contents)]) if _filled(cell) and id(cell.cell_contents) in changed else cell
-        for cell in function.__closure__ or ()
-    )
-    scope = {n: changed.get(id(v), v) for n, v in function.__globals__.items()}
-    other = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, cells or None)
-    other.__kwdefaults__ = function.__kwdefaults__
-    memo[id(function)] = other
-    return other
-
-
-def _holds_modules(value: Any) -> bool:
-    if isinstance(value, types.FunctionType):
-        return not is_library(value.__module__) and bool(_modules_of(value))
-    return isinstance(value, nn.Module) or (
-        not isinstance(value, (type, types.ModuleType))
-        and hasattr(value, "__dict__")
-        and any(isinstance(v, nn.Module) for v in vars(value).values())
-    )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_vae.errors import ProgramError, UserError
-from pyro_vae.programs.adopted import take_dtype
+from pyro_vae.programs.adopted import data_among, take_dtype
 from pyro_vae.programs.examination import SCANNED_ROWS, Examination, Rows, examined
 from pyro_vae.programs.given import require_rows, require_y
 from pyro_vae.programs.trace import Traces, latent_sites, to_program, y_to_program
@@ -72,6 +72,10 @@ def admit(
     require_rows(x, program)
     require_y(program, len(x), y)
     take_dtype(program, x)
+    if data_among(program, y) is not None:
+        raise UserError(
+            "inputs: what goes to the argument of the data are the data themselves, which are given as x: leave it out"
+        )
 
     def part(rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         return to_program(program, x[rows]), None if y is None else y_to_program(program, y[rows])

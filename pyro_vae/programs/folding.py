@@ -19,10 +19,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.errors import UserError
 
 FOLDS = "_pyro_vae_folds"  # in the __dict__ of a program that is run so
+ONCE = "once"  # among what is kept there: the guide has one site, and is run once for all samples
 
 
 class ByRow(TorchDistribution):
@@ -143,22 +145,67 @@ class ByRow(TorchDistribution):
         return self.outer(listed.expand((len(listed), *self.base_dist.batch_shape, *self.base_dist.event_shape)))
 
 
+class Spread(ByRow):
+    """A distribution over N rows that was computed once for S samples: batch shape ``(samples, rows)``, alike along the first."""
+
+    def __init__(self, base_dist: Any, samples: int, rows: int, dim: int) -> None:
+        super().__init__(base_dist, None, rows, dim)
+        self._batch_shape = torch.Size((samples, rows))
+
+    def of(self, base_dist: Any) -> Spread:
+        """The same of another distribution of the program's own batch shape."""
+        return Spread(base_dist, self._batch_shape[0], self._batch_shape[1], self.dim)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the program's distribution, ``(samples, rows, *event)``."""
+        return super().mean.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the program's distribution, ``(samples, rows, *event)``."""
+        return super().variance.expand(self.batch_shape + self.event_shape)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A draw for each sample."""
+        try:
+            return self.rsample() if self.has_rsample else self.sample()
+        except NotImplementedError:  # a class that is drawn from by calling it alone
+            return torch.stack([super(Spread, self).__call__(*args, **kwargs) for _ in range(self._batch_shape[0])])
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws ``(*sample_shape, samples, rows, *event)``."""
+        return super().rsample((*sample_shape, self._batch_shape[0]))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws without gradients."""
+        return super().sample((*sample_shape, self._batch_shape[0]))
+
+
 class Folding(Messenger):
     """Let the sites of a program, which runs on S x N rows, be seen from outside as ``(S, N)``; entered innermost.
 
     Args:
         samples: S; None where the rows are as they are.
         rows: N.
+        once: whether the program runs on the N rows alone, for all samples: a guide of one site, which reads no other's draws.
         dims: which axis is that of rows, by the name of the site, where it was found before; what is found is added. (By its size
             alone it cannot be told from another plate's that has as many.)
     """
 
-    def __init__(self, samples: int | None, rows: int, dims: dict[str, int]) -> None:
+    def __init__(self, samples: int | None, rows: int, dims: dict[str, int], once: bool = False) -> None:
         super().__init__()
-        self.samples, self.rows, self.total, self.dims = samples, rows, rows * (samples or 1), dims
+        self.samples, self.rows, self.dims = samples, rows, dims
+        self.repeated = 1 if once else samples or 1
+        self.total, self.kind = rows * self.repeated, Spread if once else ByRow
 
     def _process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or type(msg["fn"]).__name__ == "_Subsample" or msg["infer"].get("_deterministic"):
+        if msg["type"] == "sample" and type(msg["fn"]).__name__ == "_Subsample":
+            taken = msg["fn"].subsample_size
+            if taken is not None and taken > msg["fn"].size:  # more rows with all samples than the plate says there are
+                msg["value"], msg["done"] = torch.arange(taken), True
+            return
+        if msg["type"] != "sample" or msg["infer"].get("_deterministic"):
             return
         frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
         known = self.dims.get(msg["name"])
@@ -169,12 +216,13 @@ class Folding(Messenger):
         fn, mask = msg["fn"], msg["mask"]
         if isinstance(mask, Tensor):
             fn = fn.expand(torch.broadcast_shapes(fn.batch_shape, mask.shape)).mask(mask)
-        by_row = ByRow(fn, self.samples, self.rows, self.dims.setdefault(msg["name"], -1 if own is None else own.dim))
+        dim = self.dims.setdefault(msg["name"], -1 if own is None else own.dim)
+        by_row: ByRow = self.kind(fn, self.samples, self.rows, dim)  # type: ignore[arg-type]
         if own is not None and own.full_size not in (
             None,
             own.size,
         ):  # the plate takes each row for as many as there are samples
-            msg["scale"] = msg["scale"] * (self.samples or 1)
+            msg["scale"] = msg["scale"] * self.repeated
         msg["folded"] = by_row, {name: msg[name] for name in ("fn", "mask", "cond_indep_stack")}
         axes = (
             [("num_samples", self.samples), ("data", self.rows)] if self.samples is not None else [("data", self.rows)]
@@ -200,8 +248,40 @@ class Folding(Messenger):
     def _postprocess_message(self, msg: Any) -> None:
         if "folded" in msg:
             by_row, own = msg.pop("folded")
-            msg["value"] = by_row.inner(msg["value"])
+            value = msg["value"] if self.kind is ByRow else msg["value"][0]  # no other site is to read it
+            msg["value"] = by_row.inner(value)
             msg.update(own)
+
+
+def folded(part: Callable[..., Any], *how: Any) -> Callable[..., Any]:
+    """A model or guide whose sites are seen by sample and row, as :class:`Folding` has it."""
+
+    def run(*args: Any) -> Any:
+        with Folding(*how):
+            return part(*args)
+
+    return run
+
+
+def without_plates(traced: Any) -> Any:
+    """A trace to replay where the plates may be of other numbers of samples than they were."""
+    traced = traced.copy()
+    for name in [n for n, site in traced.nodes.items() if type(site.get("fn")).__name__ == "_Subsample"]:
+        del traced.nodes[name]
+    return traced
+
+
+def require_no_statistics(program: Any, samples: int) -> None:
+    """:class:`UserError` where rows of several samples would be normalised by statistics of all of them."""
+    if samples == 1 or not getattr(program, "training", False):
+        return
+    name = next((n for n, m in program.named_modules() if isinstance(m, _BatchNorm) and m.training), None)
+    if name is not None:
+        raise UserError(
+            f"the BatchNorm {name!r} takes its statistics from all rows in training, and samples are folded into them, so "
+            "that those of one sample would move with the others: train with one sample (elbo with num_particles=1), or put it "
+            f"into evaluation mode, program.{name}.eval()"
+        )
 
 
 @register_kl(ByRow, ByRow)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError, said, warn
+from pyro_vae.programs.adopted import Adopted, data_among
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.given import event_shape_of, require_dense, require_y
@@ -236,6 +237,8 @@ def prior_trace(
 ) -> Traced:
     """:func:`run` of the model on an empty x, where there is none: nothing but its shape, device and dtype is read."""
     if x is None:
+        x = data_among(program, y_to_program(program, y))
+    if x is None:
         device, dtype = place_of(program)
         x = torch.zeros(batch, *event_shape, device=device, dtype=dtype)
     try:
@@ -266,9 +269,12 @@ def _observation(traced: Traced, mean: bool, leading: tuple[int, ...], event_sha
     try:
         found: Tensor = mean_of(fn) if mean else fn.sample()
     except RuntimeError as error:
+        program = admitted().program
+        name = program.data_name(program.constants) if isinstance(program, Adopted) else "x"
         raise UserError(
             f"the model's {type(innermost(fn)).__name__} cannot be drawn from ({said(error, 120)}): a total count that it reads "
-            "from the batch is 0 where there are no data; hand it over, pv.adopt(program) and inputs={'total': ...}"
+            "from the batch is 0 where there are no data; hand over rows that have one, under the name of the data: "
+            f"pv.adopt(program) and inputs={{{name!r}: x}}"
         ) from error
     if bool(found.isnan().any()):
         raise UserError(

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UserError, said
 from pyro_vae.guard import Guard
+from pyro_vae.programs.adopted import data_among
 from pyro_vae.programs.auxiliary import check_auxiliary
-from pyro_vae.programs.folding import FOLDS
+from pyro_vae.programs.folding import FOLDS, ONCE
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.given import refuse_run
 from pyro_vae.programs.masks import unvalidated
@@ -108,12 +109,13 @@ def look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, 
 
 
 def _look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard, many: int) -> Traces:
-    x = torch.zeros(ROWS, *event_shape, device=device_of(program), dtype=dtype_of(program))
+    given = data_among(program, y)
+    x = torch.zeros(ROWS, *event_shape, device=device_of(program), dtype=dtype_of(program)) if given is None else given
     with seeded(derive_seed("contract of a model alone"), x.device), evaluating(program), isolated():
         with guard.watching():
             traces = _of_model(program, x, y)
         check_sites(program, traces, ROWS)
-        x = draw_like(x, traces.model.nodes[observation(traces.model)]["fn"])
+        x = draw_like(x, traces.model.nodes[observation(traces.model)]["fn"]) if given is None else x
         traces = _of_model(program, x, y)
         check_shapes(traces, x)
         check_log_probs(traces)
@@ -133,13 +135,27 @@ def _on_a_road(program: Any, look: Callable[[], Traces]) -> Traces:
     for folds in (True, False) if isinstance(before, dict) else (False, True):
         own[FOLDS] = {} if folds else False
         try:
-            return look()
+            found = look()
+            if folds:
+                known = isinstance(before, dict) and before.get(ONCE, False)
+                sites = [site for site in found.guide.nodes.values() if is_random(site)]
+                own[FOLDS][ONCE] = len(sites) == 1 if sites else known
+            return found
         except UserError as error:
             errors.append(error)
             if isinstance(error, ProgramError) and not isinstance(error, AxesError):
                 break
     own[FOLDS] = before
-    raise errors[0] if isinstance(errors[0], ProgramError) else errors[-1]  # a ProgramError says that it ran
+    furthest = max(errors, key=_progress)
+    raise furthest if isinstance(furthest, ProgramError) else errors[-1]
+
+
+def _progress(error: UserError) -> int:
+    """How far a program came until it was refused: it ran, its axes are those of rows, its rows stand for themselves."""
+    return (
+        sum(isinstance(error, kind) for kind in (ProgramError, DependenceError))
+        + (isinstance(error, ProgramError) and not isinstance(error, AxesError)) * 2
+    )
 
 
 def _of_model(program: Any, x: Tensor, y: Tensor | None) -> Traces:
@@ -216,8 +232,10 @@ class _Runs:
         named = [n for n, s in first.nodes.items() if s["type"] == "sample" and s["infer"].get("_conditioned")]
         if not named:
             return
-        far = {n: 10 * v.flip(0) if v.is_floating_point() else v.flip(0) for n, v in latents.items()}
-        for at in (far, {n: v.flip(0) for n, v in latents.items()}):
+        for at in (
+            {n: _far(first.nodes[n]["fn"], v) for n, v in latents.items()},
+            {n: v.flip(0) for n, v in latents.items()},
+        ):
             try:
                 second = self._run("model", blank(self.x), self.y, at, DRAWS, "conditioned sites")
             except ProgramError:  # latents that cannot be so far out
@@ -273,6 +291,15 @@ class _Runs:
                 f"{part}: it does not run on {draws} draws of {len(x)} rows of data, though on {DRAWS} of {ROWS} "
                 f"({said(error)}): write the axis of rows as the last of the batch, (num_samples, batch, *event)"
             ) from error
+
+
+def _far(fn: Any, value: Tensor) -> Tensor:
+    """Other draws of a latent, ten times as large where it can be."""
+    value = value.flip(0)
+    try:
+        return 10 * value if bool(fn.support.check(10 * value).all()) else value
+    except (NotImplementedError, RuntimeError):  # a class that states no support
+        return value
 
 
 class _Points(AtValues):

@@ -1,20 +1,13 @@
 """What a Program is, and how the library runs one.
 
 A Program is an ``nn.Module`` with two methods, ``model(x)`` and ``guide(x)`` (``model(x, y)``, ``guide(x, y)`` if it is
-conditional), in which
+conditional), or what ``pv.adopt`` makes of functions. Rows are an axis of all sites, each row stands for itself, one site
+observes x, and the guide has all latents of the model: docs/programs.md says what is asked and why.
 
-* every ``pyro.sample`` stands inside ``pyro.plate("data", x.shape[0], dim=-1)``, never subsampled;
-* every other axis is an event axis;
-* the observation is ``pyro.sample("x", ..., obs=x)``, and the guide samples every latent of the model;
-* the model uses x for nothing else but its shape, device and dtype;
-* each row stands for itself: no density depends on other rows, on their order or number, or on draws outside of
-  ``pyro.sample`` (:mod:`pyro_vae.programs.rows`);
-* parameters are parameters of the module.
-
-The library adds an outer plate at dim -2 for samples: latents then arrive as ``(num_samples, batch, *event)`` while x
-stays ``(batch, *event)``. Whatever a program puts into Pyro's global parameter store (``pyro.module`` does) stays in a
-private one; ``pyro.param`` is refused, because such a parameter belongs to no module. :mod:`pyro_vae.programs.contract`
-holds a program to all this.
+The library adds a plate of samples at dim -2: latents then arrive as ``(num_samples, batch, *event)`` while x stays ``(batch,
+*event)``. A program that does not take that has samples folded into its rows (:mod:`pyro_vae.programs.folding`). Whatever is put
+into Pyro's global parameter store (``pyro.module`` does) stays in a private one. :mod:`pyro_vae.programs.contract` holds a
+program to all this.
 """
 
 from __future__ import annotations
@@ -35,10 +28,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.precision import no_denormals, products
-from pyro_vae.programs.folding import FOLDS, ByRow, Folding
+from pyro_vae.programs.folding import FOLDS, ONCE, ByRow, folded, require_no_statistics, without_plates
 from pyro_vae.programs.masks import unmasked
 from pyro_vae.seeding import ONE_THREAD
 
@@ -235,7 +228,13 @@ def trace(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: 
 
 
 def run(
-    part: Callable[..., Any], x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, at: Any = None
+    part: Callable[..., Any],
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    num_samples: int | None = None,
+    at: Any = None,
+    once: bool = True,
 ) -> Traced:
     """Run a program's model or guide; inside :func:`isolated`.
 
@@ -246,6 +245,7 @@ def run(
         num_samples: of the outer plate; None to run without one.
         at: where the latent sites are put: values by name, the trace of another run, or a handler of Pyro that is entered
             around the run. A site that it does not name is drawn.
+        once: whether a guide of one site, whose samples are folded into rows, may be run once for all of them.
 
     Returns:
         The trace: what was drawn and observed at each site, and from what.
@@ -253,27 +253,24 @@ def run(
     owner = getattr(part, "__self__", None)
     dims = None if owner is None else vars(owner).get(FOLDS)
     if isinstance(dims, dict):
-        part, batch = _folded(part, num_samples, len(x), dims.setdefault(part.__name__, {})), num_samples or 1
-        if batch > 1:
-            x, y = (
-                x.expand(batch, *x.shape).flatten(0, 1),
-                None if y is None else y.expand(batch, *y.shape).flatten(0, 1),
-            )
+        batch = num_samples or 1
+        alone = once and batch > 1 and part.__name__ == "guide" and dims.get(ONCE, False)
+        part = folded(part, num_samples, len(x), dims.setdefault(part.__name__, {}), alone)
+        require_no_statistics(owner, batch)
+        if batch > 1 and not alone:
+            x = x.expand(batch, *x.shape).flatten(0, 1)
+            y = None if y is None else y.expand(batch, *y.shape).flatten(0, 1)
         num_samples = None
+        at = without_plates(at) if isinstance(at, poutine.Trace) else at
     if isinstance(at, poutine.Trace):
         part, at = poutine.replay(part, trace=at), None
     handler = AtValues(at) if isinstance(at, dict) else nullcontext() if at is None else at
     plate = nullcontext() if num_samples is None else pyro.plate(SAMPLE_PLATE, num_samples, dim=-2)
     with plate, handler:
-        return poutine.trace(part).get_trace(*arguments(x, y))
-
-
-def _folded(part: Callable[..., Any], num_samples: int | None, rows: int, dims: dict[str, int]) -> Callable[..., Any]:
-    def folded(*args: Any) -> Any:
-        with Folding(num_samples, rows, dims):
-            return part(*args)
-
-    return folded
+        try:
+            return poutine.trace(part).get_trace(*arguments(x, y))
+        except UserError as error:  # without the shapes that Pyro adds to its text
+            raise (error.__cause__ if isinstance(error.__cause__, UserError) else error) from None
 
 
 def draw_terms(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Terms:

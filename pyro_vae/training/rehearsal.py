@@ -30,7 +30,8 @@ def rehearse(program: Any, objective: Objective, x: Tensor, y: Tensor | None, ba
         The names of the buffers that training changes.
 
     Raises:
-        UserError: the pass fails (BatchNorm has no statistics of one row, say), or an embedding has sparse gradients.
+        UserError: the pass fails (BatchNorm has no statistics of one row, say), an embedding has sparse gradients, or the loss
+            depends on no parameter.
     """
     for name, module in program.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
@@ -38,9 +39,9 @@ def rehearse(program: Any, objective: Objective, x: Tensor, y: Tensor | None, ba
                 f"{name!r} has sparse gradients, which the optimizers here do not take: make it with sparse=False"
             )
     x, y = x[:batch], None if y is None else y[:batch]
-    with _buffers_kept(program) as before, in_training(program), torch.no_grad():
+    with _buffers_kept(program) as before, in_training(program), torch.enable_grad():
         try:
-            objective(program, x, y, 0)
+            _, surrogate = objective(program, x, y, 0)
         except UserError:
             raise
         except Exception as error:
@@ -50,6 +51,10 @@ def rehearse(program: Any, objective: Objective, x: Tensor, y: Tensor | None, ba
                 f"a training step of {type(program).__name__} fails on a minibatch of {len(x)} row{'s'[: len(x) != 1]}: "
                 f"{type(error).__name__}: {said}{one}"
             ) from error
+        if not surrogate.requires_grad:
+            raise UserError(
+                "nothing to train: no parameter has a part in the loss; they are frozen, or of sites that are conditioned on"
+            )
         moved = [n for n, b in program.named_buffers() if n in before and not _equal(b, before[n])]
     lost = sorted(set(moved) - set(program.state_dict()))
     if lost:
