@@ -94,6 +94,7 @@ def annealed_log_likelihood(
         num_leapfrog=how.num_leapfrog,
         start=how.start,
         edge=weights.edge,
+        rounding_error=bound.rounding_error,
     )
     tell(result.warnings, UnreliableEstimateWarning)
     return result

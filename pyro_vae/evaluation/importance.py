@@ -134,7 +134,7 @@ def log_likelihood(
         seed=seed,
         chunk_size=walk.rows * walk.draws,
         precision=precision,
-        rounding_error=None if precision == "full" else rounding_error(program, x, y, precision, seed),
+        rounding_error=rounding_error(program, x, y, precision, seed, num_samples),
         noise=noise,
         states=None if states is None else len(next(iter(states.values()))),
         blind_spots=against,
