@@ -37,6 +37,7 @@ from pyro_vae.errors import UserError, nearest, warn
 from pyro_vae.evaluation.blind import blind_spots, discrete_sites, point_masses, require_weights
 from pyro_vae.evaluation.estimators import estimate, good_khat
 from pyro_vae.evaluation.every_row import narrow_sites
+from pyro_vae.evaluation.interval import FEWEST
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
 from pyro_vae.programs.contract import require_latents
 from pyro_vae.programs.door import admitted, door
@@ -202,12 +203,14 @@ def _doubts(tree: xr.DataTree, source: str) -> list[str]:
     if source != "psis":
         return []
     khat = tree["sample_stats"].to_dataset()["khat"].values
-    bad = float((khat > good_khat(tree.attrs["num_samples"] * tree.attrs["num_chains"])).mean())
+    draws = tree.attrs["num_samples"] * tree.attrs["num_chains"]
+    bad = float((~(khat <= good_khat(draws))).mean())
     if bad <= BAD_FRACTION:
         return []
+    unknown = f"unknown (of {draws} draws, where {FEWEST} are needed)" if draws < FEWEST else "bad"
     return [
-        f"Pareto k is bad for {bad:.1%} of {len(khat)} images: their draws lie between the guide and the posterior; draw more, "
-        "or use Markov chains"
+        f"Pareto k is {unknown} for {bad:.1%} of {len(khat)} images: their draws lie between the guide and the posterior; draw "
+        "more, or use Markov chains"
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class LogLikelihood:
         target_se: the standard error that was aimed at, in nats; None where all images got ``num_samples`` draws.
         forbidden: what of the result theory forbids, a line each (:mod:`pyro_vae.evaluation.consistency`); not to be used where
             there is any.
+        groups: ``(N, 16)``, log of the sum of the weights of each sixteenth of the draws; of one seed, they are compared by it.
         draws: how many each image got, where an error was aimed at; None where all got ``num_samples``.
         states: joint values of discrete latents that log p(x) is the exact sum over; None where it was estimated from draws.
         blind_spots: what of the program's latents no draw tells of; the first of the warnings.
@@ -75,6 +76,8 @@ class LogLikelihood:
     forbidden: tuple[str, ...] = field(default=(), kw_only=True)
     proof: Proof | None = field(default=None, kw_only=True)
     interval: Tensor = field(kw_only=True)
+    groups: Tensor | None = field(default=None, kw_only=True, repr=False)
+    least_samples: ClassVar[int] = FEWEST  # of which the error of an estimate can be relied on
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
@@ -155,6 +158,11 @@ class LogLikelihood:
         return self.ess / (self.num_samples if self.draws is None else self.draws)
 
     @property
+    def few_samples(self) -> bool:
+        """Whether draws are too few to tell their own error."""
+        return self.num_samples < self.least_samples and self.states is None
+
+    @property
     def target_met(self) -> float:
         """The fraction of images whose standard error is down to the target; NaN where none was aimed at."""
         return math.nan if self.target_se is None else float((self.mc_se <= self.target_se).to(torch.float64).mean())
@@ -177,7 +185,7 @@ class LogLikelihood:
                 "samples alone help little"
             )
         found += self._rounded()
-        if self.num_samples < FEWEST and self.states is None:
+        if self.few_samples:
             found.append(
                 f"K = {self.num_samples} draws are too few for Pareto k, and their standard error is too small (+- 1.96 errors "
                 "hold log p(x) in 67 % of cases at K = 2, 87 % at 10): no interval is stated; use at least 1000"
