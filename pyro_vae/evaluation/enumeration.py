@@ -79,6 +79,7 @@ def summed(
         reconstruction=mean(log_likelihood).cpu().double(),
         kl=kl.cpu().double(),
         draws=torch.full((len(x),), num_samples, dtype=torch.int64),
+        rounding=same(1e-4),
     )
 
 
