@@ -50,7 +50,7 @@ def sets(result: LogLikelihood) -> list[LogLikelihood]:
 def test_one_model_is_told_from_itself_as_often_as_is_said(
     num_samples: int, widths: tuple[float, float], seeds: tuple[int, int]
 ) -> None:
-    """5 % of 100 comparisons, at most by 4 standard errors; the error is the spread over redraws, one noise or two, to a fifth."""
+    """5 % of 100 comparisons, at most by 4 errors; the stated error is the spread over redraws, one noise or two, to a fifth."""
     a, b = results(widths, num_samples, seeds, SETS)
     found = [compare(*pair) for pair in zip(sets(a), sets(b), strict=True)]
     told = sum(c.p_value < 0.05 for c in found) / SETS

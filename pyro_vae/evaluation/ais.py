@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import tell
+from pyro_vae.errors import UserError, tell
 from pyro_vae.evaluation.anneal import Checkpoint, Progress, run
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
@@ -79,14 +80,15 @@ def annealed_log_likelihood(
     """
     how = Annealing(**annealing)
     bound = guide_bound(program, x, y, how.seed)
-    witness = None
+    other = witness = None
     if how.start == "guide":  # whose own weights see what it sees: a few images are annealed from the prior as well
         rows = torch.linspace(0, len(x) - 1, min(len(x), max(4, len(x) // 10), WITNESSES)).long()
         chains = replace(how, start="prior", seed=derive_seed("annealing: witness", how.seed))
-        other = estimate(run(program, x[rows], None if y is None else y[rows], chains).log_weight)
+        with suppress(UserError):  # of a prior without draws; what is wrong with the program is said below
+            other = estimate(run(program, x[rows], None if y is None else y[rows], chains).log_weight)
     weights = run(program, x, y, how, progress=progress, checkpoint=checkpoint)
     found = estimate(weights.log_weight)
-    if how.start == "guide":
+    if other is not None:
         witness = torch.stack(
             [other.log_likelihood - found.log_likelihood[rows], other.mc_se.hypot(found.mc_se[rows])], 1
         )
