@@ -80,8 +80,8 @@ def sample_chains(
 ) -> Chains:
     """Draw from p(z | x) of every row of x by NUTS or HMC.
 
-    The chains start overdispersed: at draws from the guide, twice as far from its mean, and every other one at the prior. The work is cut into fixed
-    blocks of images, each seeded from (seed, first image). Dropout is off.
+    The chains start overdispersed: at draws from the guide, twice as far from its mean, and every other one at the prior. The
+    work is cut into fixed blocks of images, each seeded from (seed, first image). Dropout is off.
 
     Args:
         program: any Program with continuous latents, on its device.

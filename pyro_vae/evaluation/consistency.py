@@ -83,8 +83,8 @@ class Claim:
     def __str__(self) -> str:
         error = "" if math.isnan(self.se) else f" +- {self.se:.1g}"
         return (
-            f"{self.low} ({self.low_value:.4g}) is above {self.high} ({self.high_value:.4g}) by {self.difference:.2g}{error}, which "
-            f"theory forbids (N = {self.num_data}, p = {self.p_value:.0e}): do not use these figures; {self.suspect}"
+            f"{self.low} ({self.low_value:.4g}) is above {self.high} ({self.high_value:.4g}) by {self.difference:.2g}{error}, "
+            f"which theory forbids (N = {self.num_data}, p = {self.p_value:.0e}): do not use these figures; {self.suspect}"
         )
 
 
