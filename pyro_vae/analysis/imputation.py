@@ -45,7 +45,6 @@ from pyro_vae.programs.values import check_conditions
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
 
-
 # Errors are from between chains, which start apart: slow chains are allowed for (those of an exact guide have an R-hat of 1.4
 # where one element of six is seen), not chains that stay. Coverage is 0.95 where 1 % of images are above 2, 0.87 where 75 % are.
 STAYS, MANY = 2.0, 0.05
