@@ -114,8 +114,8 @@ class Imputation:
         mc_se: Monte Carlo standard error of that mean, from the spread between chains, ``(N, *event)``.
         draws: complete data, x_miss from p(x_miss | x_obs), one from each chain: ``(num_chains, N, *event)``.
         acceptance: mean acceptance of the guide's proposals, ``(N,)``; near 0, do not rely on the rest.
-        rhat: of the means of p(x_miss | z) along the chains, ``(N,)``, over the missing elements together: chains that stay where they
-            started differ by more than each of them moves. Gelman & Rubin 1992, https://doi.org/10.1214/ss/1177011136.
+        rhat: of the means of p(x_miss | z) along the chains, ``(N,)``, over the missing elements together: chains that stay where
+            they started differ by more than each of them moves. Gelman & Rubin 1992, https://doi.org/10.1214/ss/1177011136.
     """
 
     mean: Tensor

@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pyro.distributions import ImproperUniform
 from scipy import stats
 from torch import Tensor
 
@@ -39,7 +40,17 @@ from pyro_vae.programs.contract import require_latents
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.scoring import scores_any
-from pyro_vae.programs.trace import Program, Traces, device_of, is_factor, is_random, isolated, latent_sites, trace
+from pyro_vae.programs.trace import (
+    Program,
+    Traces,
+    device_of,
+    innermost,
+    is_factor,
+    is_random,
+    isolated,
+    latent_sites,
+    trace,
+)
 from pyro_vae.programs.walk import Walk, at_once
 from pyro_vae.seeding import derive_seed, seeded
 
@@ -147,6 +158,8 @@ class _Proving:
         model = self.traces.model.nodes.values()
         if any(is_random(s) and is_factor(s) for s in model):
             return "a pyro.factor weighs the model's draws"
+        if any(isinstance(innermost(s["fn"]), ImproperUniform) for s in model if is_random(s)):
+            return "a prior is improper, and cannot be drawn from"
         return ""
 
     def _not_asked(self, why: str) -> None:

@@ -10,6 +10,7 @@ https://arxiv.org/abs/1511.02386). One use needs none: z = f(a) with f invertibl
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
