@@ -232,3 +232,53 @@ def test_bounds_that_cross_are_told() -> None:
         wrong = pv.latent_information(Wrong(), x)
     assert len(wrong.forbidden) == 1
     assert wrong.forbidden[0] in wrong.summary()["warnings"]
+
+
+class Circle(nn.Module):
+    """A latent on the circle, whose direction under the guide varies with x and is known to a concentration."""
+
+    event_shape = (1,)
+
+    def __init__(self, kind: str, sharp: float) -> None:
+        super().__init__()
+        self.kind, self.sharp, self.shift = kind, sharp, nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def law(self, angle: Tensor, sharp: float) -> Any:
+        known = sharp + 0 * angle
+        if self.kind == "angle":
+            return dist.VonMises(angle, known)
+        if self.kind == "two angles":
+            return dist.SineBivariateVonMises(angle, -angle, known, known, correlation=0 * angle)
+        return dist.ProjectedNormal(sharp * torch.stack([angle.cos(), angle.sin()], -1))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.law(x.new_zeros(len(x)), 1e-3))
+            pyro.sample("x", dist.Normal(self.shift.expand(1), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.law(3 * torch.tanh(x[:, 0]), self.sharp))
+
+
+@pytest.mark.parametrize(("sharp", "active"), [(1e-3, False), (4.0, True)])
+@pytest.mark.parametrize("kind", ["angle", "two angles", "direction"])
+def test_angles_and_directions_are_active_by_their_resultant(kind: str, sharp: float, active: bool) -> None:
+    x = torch.randn(300, 1, generator=generator("test: circles"), dtype=torch.float64)
+    program = Circle(kind, sharp)
+    angle = 3 * torch.tanh(x[:, 0])
+    if kind == "direction":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            right = program.law(angle, sharp).sample((4000,)).mean(0).var(0)
+    else:
+        resultant = torch.special.i1(torch.tensor(sharp)) / torch.special.i0(torch.tensor(sharp))
+        right = resultant.double() ** 2 * torch.polar(torch.ones_like(angle), angle).var()
+    found = unit_activity(program, x)
+    assert bool(found.active.all()) == bool(found.active.any()) == active
+    assert float((found.variance - right).abs().max()) < 0.02
+
+
+def test_the_mean_of_a_direction_is_inside_of_the_circle() -> None:
+    x = torch.linspace(-1, 1, 50, dtype=torch.float64)[:, None]
+    assert float(pv.encode(Circle("direction", 1e-3), x).norm(dim=-1).max()) < 0.5

@@ -96,7 +96,7 @@ def test_fewer_draws_than_a_pilot_need_none() -> None:
 def test_the_number_is_chosen_from_the_error_and_the_tail() -> None:
     def pilot(mc_se: float, khat: float) -> Estimate:
         nothing = torch.zeros(1, dtype=torch.float64)
-        return Estimate(nothing, nothing, nothing + mc_se, nothing, nothing + khat, nothing)
+        return Estimate(nothing, nothing, nothing + mc_se, nothing, nothing + khat, nothing, nothing)
 
     number = lambda mc_se, khat=0.0: int(chosen(pilot(mc_se, khat), 250, 5000, 0.1))  # noqa: E731
     assert number(0.0) == number(0.09) == 250

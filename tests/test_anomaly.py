@@ -22,6 +22,7 @@ from pyro_vae.analysis.imputation import WithMissing, impute
 from pyro_vae.cli.app import run as command
 from pyro_vae.data import Data
 from pyro_vae.data.alike import fitted, observed_like
+from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.seeding import generator
 
 
@@ -180,6 +181,25 @@ def test_missing_elements_have_their_conditional_law(diagonal: bool, record_prop
         assert 0.3 < float(found.acceptance.min()) < float(found.acceptance.max()) < 0.99
     else:
         assert float(found.acceptance.min()) > 1 - 1e-9
+
+
+@pytest.mark.parametrize("scale", [1.2, 0.6, 0.4])
+def test_chains_that_stay_where_they_started_say_so(scale: float) -> None:
+    """One element of five is seen: of 100 rows their conditional law covers 95 %, or there is a warning."""
+    program, x = conjugate.LinearGaussian(scale=scale), draws(100, seed=4)
+    weight = program.weight.detach()
+    covariance = weight @ weight.T + conjugate.NOISE**2 * torch.eye(5, dtype=x.dtype)
+    mean = x[:, :1] / covariance[0, 0] * covariance[0, 1:]
+    seen = torch.tensor([True] + [False] * 4)
+    if scale > 1:
+        found = impute(program, x, seen)
+    else:
+        with pytest.warns(UnreliableEstimateWarning, match="have not forgotten where they started"):
+            found = impute(program, x, seen)
+    inside = ((found.mean[:, 1:] - mean).abs() < scipy.stats.t(15).ppf(0.975) * found.mc_se[:, 1:]).double().mean()
+    assert float(inside) > 0.9 or scale < 1
+    assert float(inside) < 0.9 or scale > 0.4
+    assert bool(found.warnings) == (scale < 1)
 
 
 @pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")  # few draws

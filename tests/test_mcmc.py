@@ -113,13 +113,14 @@ def test_divergences_are_counted() -> None:
     assert (wild.draws == 1).any()  # rejected: the chain stays where it was
 
 
-def test_chains_start_twice_as_far_from_the_guides_mean_as_its_draws() -> None:
+def test_chains_start_twice_as_far_from_the_guides_mean_as_its_draws_and_at_the_prior() -> None:
     program, x = conjugate.LinearGaussian(), conjugate.data(200)
     with torch.no_grad():
         start, scale = starting_points(Unconstrained(examined(program, x).traces, x), 4, seed=0)
     mean, covariance = program.exact(x)
-    spread = (start - mean).std((0, 1)) / covariance.diagonal().sqrt()
+    spread = (start - mean)[::2].std((0, 1)) / covariance.diagonal().sqrt()
     np.testing.assert_allclose(spread, 2.0, rtol=0.15)
+    np.testing.assert_allclose(start[1::2].std((0, 1)), 1.0, rtol=0.15)  # of the prior
     np.testing.assert_allclose(scale.mean(0), covariance.diagonal().sqrt(), rtol=0.05)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -293,3 +294,19 @@ def test_predictive_checks_see_what_the_model_cannot_make() -> None:
     assert float(wrong["p_value"].sel(quantity="contrast").max()) < 0.01
     with pytest.raises(pv.UserError, match="predictive='draws'"):
         predictive_check(pv.posterior(conjugate.LinearGaussian(), outlier, num_samples=5, predictive="mean"))
+
+
+@pytest.mark.parametrize("source", ["guide", "psis", "nuts"])
+def test_loo_of_the_marginal_is_the_sum_of_log_p(source: str) -> None:
+    """Of log p(x | z), whose latents are each image's own, it is not; and none of the two is taken unasked."""
+    program, x = conjugate.LinearGaussian(scale=1.2), conjugate.data(30)
+    how: Any = {"num_warmup": 100} if source == "nuts" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drawn = pv.posterior(program, x, num_samples=250, source=source, predictive="none", prior=False, **how)
+        with pytest.raises(TypeError, match="x_marginal"):
+            arviz_stats.loo(drawn)
+        marginal, conditional = (arviz_stats.loo(drawn, var_name=name).elpd for name in ("x_marginal", "x"))
+    truth = float(program.evidence(x).sum())
+    assert marginal == pytest.approx(truth, abs=0.5)
+    assert abs(conditional - truth) > 10

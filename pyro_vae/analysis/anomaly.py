@@ -24,8 +24,9 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pyro_vae.analysis.drawing import drawn, image_grid
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation import consistency
+from pyro_vae.evaluation.consistency import FEW
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.given import require_rows
@@ -33,6 +34,8 @@ from pyro_vae.programs.trace import Program
 from pyro_vae.signatures import checked
 
 SCORES = ("nll", "negative_elbo", "reconstruction", "typicality")
+LEVEL = 0.05  # that anomalies are found at
+FEWEST = round(1 / LEVEL) - 1  # reference images; of fewer no p-value is so small
 FAILS = 0.5  # an AUROC below by more than two standard errors ranks the anomalies the wrong way round
 Scores = dict[str, np.ndarray]
 
@@ -48,6 +51,7 @@ class Anomalies:
         auroc: by score, the chance that one of the others scores higher than one of the normal images.
         auroc_se: its standard error over images (DeLong et al. 1988, https://doi.org/10.2307/2531595).
         num_samples: importance samples per image.
+        num_reference: images that the p-values are calibrated on.
         forbidden: what of the result theory forbids (:mod:`pyro_vae.evaluation.consistency`).
     """
 
@@ -58,13 +62,21 @@ class Anomalies:
     auroc: dict[str, float]
     auroc_se: dict[str, float]
     num_samples: int
+    num_reference: int
     forbidden: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
         """What theory forbids of the result; where a score fails, and what that means."""
         found = [*self.forbidden]
+        if self.num_reference < FEWEST:
+            found.append(
+                f"of {self.num_reference} reference images no p-value is below {1 / (1 + self.num_reference):.2g}: nothing can "
+                f"be found at {LEVEL:.0%}; give {FEWEST} at least"
+            )
         for name, area in self.auroc.items():
+            if min(len(self.normal[name]), len(self.other[name])) < FEW:
+                continue
             if area < FAILS - 2 * self.auroc_se[name]:
                 found.append(
                     f"{name} ranks the anomalies as less surprising than the data (AUROC {area:.2f}): here it fails; "
@@ -72,7 +84,7 @@ class Anomalies:
                 )
         return found
 
-    def found(self, level: float = 0.05, score: str = "nll") -> float:
+    def found(self, level: float = LEVEL, score: str = "nll") -> float:
         """The share of the others with a p-value of ``level`` or less; of normal images it would be about ``level``."""
         return float((self.other_p[score] <= level).mean())
 
@@ -199,7 +211,7 @@ def detect(
         claims = consistency.of_itself(*twice)
         forbidden = consistency.forbidden(claims)
         consistency.tell(forbidden)
-    return Anomalies(
+    result = Anomalies(
         normal=ours,
         other=theirs,
         normal_p={n: p_values(ours[n], base[n]) for n in SCORES},
@@ -207,8 +219,12 @@ def detect(
         auroc={n: area for n, (area, _) in areas.items()},
         auroc_se={n: error for n, (_, error) in areas.items()},
         num_samples=num_samples,
+        num_reference=len(reference),
         forbidden=forbidden,
     )
+    if len(reference) < FEWEST:
+        warn(result.warnings[len(forbidden)], UnreliableEstimateWarning)
+    return result
 
 
 @drawn

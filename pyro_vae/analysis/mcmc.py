@@ -6,6 +6,7 @@ gradient is one pass of the decoder over all of them. Step size and scales are p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,8 +80,8 @@ def sample_chains(
 ) -> Chains:
     """Draw from p(z | x) of every row of x by NUTS or HMC.
 
-    The chains start overdispersed: at draws from the guide, twice as far from its mean. The work is cut into fixed
-    blocks of images, each seeded from (seed, first image). Dropout is off.
+    The chains start overdispersed: at draws from the guide, twice as far from its mean, and every other one at the prior. The
+    work is cut into fixed blocks of images, each seeded from (seed, first image). Dropout is off.
 
     Args:
         program: any Program with continuous latents, on its device.
@@ -155,15 +156,19 @@ def require_continuous(traces: Traces) -> None:
 
 
 def starting_points(density: Unconstrained, num_chains: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Starts `(num_chains, batch, D)`, twice as far from the mean of the guide as its draws; and its scale `(batch, D)`.
+    """Starts `(num_chains, batch, D)`, and the guide's scale `(batch, D)`.
 
-    A start where the density vanishes is drawn halfway to the mean until it does not.
+    The first, third, ... is twice as far from the mean of the guide as its draws; the others are draws of the prior, where it has
+    any: R-hat sees a mode that the guide does not. A start where the density vanishes is drawn halfway to the mean until it
+    does not.
     """
     with seeded(seed, density.x.device):
         draws = density.draw(max(GUIDE_DRAWS, num_chains), guide=True)
     mean, scale = draws.mean(0), draws.std(0)
     scale = torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
     u = mean + OVERDISPERSED * (draws[:num_chains] - mean)
+    with seeded(derive_seed("chains: start at the prior", seed), density.x.device), suppress(NotImplementedError):
+        u[1::2] = density.draw(num_chains)[1::2]
     for _ in range(20):
         good = torch.isfinite(density.densities(u).log_joint)
         if bool(good.all()):

@@ -35,8 +35,9 @@ from pyro_vae.analysis.scoring import (
 )
 from pyro_vae.errors import UserError, nearest, warn
 from pyro_vae.evaluation.blind import discrete_sites, point_masses, require_weights
-from pyro_vae.evaluation.estimators import estimate, good_khat
+from pyro_vae.evaluation.estimators import Estimate, estimate, good_khat
 from pyro_vae.evaluation.every_row import narrow_sites
+from pyro_vae.evaluation.interval import FEWEST
 from pyro_vae.evaluation.proof import blind_spots
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
 from pyro_vae.programs.contract import require_latents
@@ -48,6 +49,7 @@ from pyro_vae.seeding import derive_seed
 
 SOURCES = ("guide", "psis", "nuts", "hmc", "prior")
 PREDICTIVE = ("draws", "mean", "none")
+MARGINAL = f"{OBSERVED}_marginal"
 PREDICTIVE_ELEMENTS = 2**23  # numbers in posterior_predictive at most: 32 MiB in float32
 PPC_DRAWS = 50  # that ArviZ's predictive checks draw, and that are kept in any case
 VERSIONS = ("torch", "pyro-ppl", "arviz-base", "arviz-stats", "xarray")
@@ -101,8 +103,10 @@ def posterior(
         mcmc: options of :func:`pyro_vae.analysis.mcmc.sample_chains`: ``num_warmup``, ``target_accept``, ...
 
     Returns:
-        A tree with the groups posterior, posterior_predictive, log_likelihood (log p(x | z) per image), log_prior
-        (per latent site), sample_stats, prior, prior_predictive, observed_data and constant_data. ``sample_stats``
+        A tree with the groups posterior, posterior_predictive, log_likelihood, log_prior (per latent site), sample_stats, prior,
+        prior_predictive, observed_data and constant_data. ``log_likelihood`` has ``x``, log p(x | z) per image, and
+        ``x_marginal``, log p(x) by importance weights of as many draws from the guide, for ``loo(tree, var_name="x_marginal")``:
+        latents are each image's own, and loo of log p(x | z), without the image, is no predictive density. ``sample_stats``
         has ``lp`` = log p(x, z); for the guide and PSIS the ``log_weight`` of each draw, and per image ``khat``,
         ``ess`` and ``log_evidence``; for Markov chains what :class:`pyro_vae.analysis.mcmc.Chains` has. ``khat`` is NaN where
         latents are discrete, since it cannot see states that were not drawn; all that is made of weights is NaN where a guide's
@@ -191,7 +195,8 @@ def _blind(program: Program, x: Tensor, y: Tensor | None, traces: Traces, source
 def _forget_weights(block: _Block, traces: Traces) -> None:
     """NaN for what weights cannot tell: all of it of a point estimate, Pareto k of discrete latents."""
     points = point_masses(traces)
-    for of, names in ((block.per_image, block.per_image), (block.groups["sample_stats"], ["log_weight"])):
+    weighed = (block.groups["sample_stats"], ["log_weight"]), (block.groups["log_likelihood"], [MARGINAL])
+    for of, names in ((block.per_image, block.per_image), *weighed):
         for name in names if points else ["khat"] if discrete_sites(traces) else []:
             if name in of:
                 of[name] = np.full_like(of[name], np.nan)
@@ -204,12 +209,14 @@ def _doubts(tree: xr.DataTree, source: str) -> list[str]:
     if source != "psis":
         return []
     khat = tree["sample_stats"].to_dataset()["khat"].values
-    bad = float((khat > good_khat(tree.attrs["num_samples"] * tree.attrs["num_chains"])).mean())
+    draws = tree.attrs["num_samples"] * tree.attrs["num_chains"]
+    bad = float((~(khat <= good_khat(draws))).mean())
     if bad <= BAD_FRACTION:
         return []
+    unknown = f"unknown (of {draws} draws, where {FEWEST} are needed)" if draws < FEWEST else "bad"
     return [
-        f"Pareto k is bad for {bad:.1%} of {len(khat)} images: their draws lie between the guide and the posterior; draw more, "
-        "or use Markov chains"
+        f"Pareto k is {unknown} for {bad:.1%} of {len(khat)} images: their draws lie between the guide and the posterior; draw "
+        "more, or use Markov chains"
     ]
 
 
@@ -239,6 +246,11 @@ def _draws(
     progress: Callable[[float], None] | None,
 ) -> _Block:  # fmt: skip
     program, x, y = rows.walk.program, rows.x, rows.y
+    drawn = draw_from_guide(program, x, y, math.prod(shape), derive_seed("posterior: guide", seed))
+    log_guide = drawn.pop("log_guide")[OBSERVED]
+    block = _Block(drawn)
+    log_weight = block.groups["sample_stats"]["lp"] - log_guide
+    found = estimate(torch.from_numpy(log_weight))
     if source in ("nuts", "hmc"):
         num_chains, num_samples = shape
         chains = sample_chains(
@@ -247,19 +259,22 @@ def _draws(
         latents = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.latents.items()}
         block = _Block(score(program, x, y, latents))
         block.groups["sample_stats"] = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.statistics.items()}
+        block.groups["log_likelihood"][MARGINAL] = _marginal(found, math.prod(shape))
         return block
-    drawn = draw_from_guide(program, x, y, math.prod(shape), derive_seed("posterior: guide", seed))
-    log_guide = drawn.pop("log_guide")[OBSERVED]
-    block = _Block(drawn)
-    log_weight = block.groups["sample_stats"]["lp"] - log_guide
     block.groups["sample_stats"]["log_weight"] = log_weight
-    found = estimate(torch.from_numpy(log_weight))
+    block.groups["log_likelihood"][MARGINAL] = _marginal(found, math.prod(shape))
     block.per_image = {
         "khat": found.khat.numpy(), "ess": found.ess.numpy(), "log_evidence": found.log_likelihood.numpy()
     }  # fmt: skip
     if source == "psis":
         block.rows(resampled(log_weight, block.per_image["khat"], derive_seed("posterior: resampling", seed)))
     return block
+
+
+def _marginal(found: Estimate, num: int) -> np.ndarray:
+    """Log p(x) ``(num, batch)`` by importance weights, for every draw alike but for a millionth: ArviZ takes no equal values."""
+    value = found.log_likelihood - found.bias.nan_to_num(0.0, posinf=0.0, neginf=0.0)
+    return value.numpy() + 1e-6 * np.linspace(-1, 1, num)[:, None]
 
 
 def resampled(log_weight: np.ndarray, khat: np.ndarray, seed: int) -> np.ndarray:

@@ -42,6 +42,8 @@ def anomaly(
     path = destination(run, out, "anomaly")
     require_known(data)
 
+    import warnings
+
     from pyro_vae.analysis.anomaly import detect, most_surprising
     from pyro_vae.analysis.drawing import is_image, save
     from pyro_vae.cli.output import deliver
@@ -50,6 +52,7 @@ def anomaly(
     from pyro_vae.data.alike import observed_like
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.evaluate import chosen_rows
+    from pyro_vae.evaluation.result import UnreliableEstimateWarning
     from pyro_vae.programs.labels import needs_y
     from pyro_vae.training.files import checksum_of, write_text
     from pyro_vae.training.progress import Progress
@@ -69,7 +72,8 @@ def anomaly(
     )
     reference, normal, other = pick(ours, "validation"), pick(ours, "test"), pick(theirs, "test")
     total = len(reference) + len(normal) + len(other)
-    with Progress(total, visible=not quiet, unit="image") as bar:
+    with Progress(total, visible=not quiet, unit="image") as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
         result = detect(
             loaded.program, reference, normal, other, num_samples=samples, seed=seed, against_itself=_same(ours, theirs),
             progress=lambda n: bar.advance(n, f"K = {samples}"),

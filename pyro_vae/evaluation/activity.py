@@ -2,6 +2,8 @@
 
     A_u = Var_x(E_q[u | x]),     a unit is active where A_u > 0.01
 
+Of an angle, u is the point exp(i angle) of the circle, and A_u the variance of its mean, the resultant: a mean direction
+says nothing of how sharply it is known. In a hierarchy the mean is that of a unit's own marginal under q(z | x).
 Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.2.
 """
 
@@ -12,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from pyro.distributions import ProjectedNormal, SineBivariateVonMises, SineSkewed, VonMises
 from torch import Tensor
 
 from pyro_vae.errors import warn
@@ -143,10 +146,10 @@ def _variance(mean: Tensor, noise: Tensor, num_draws: int) -> tuple[Tensor, Tens
     """Var_x of what ``mean`` ``(N, D)`` estimates with errors of variance ``noise``, unbiased, and its standard error."""
     num = len(mean)
     if num < 2:
-        return torch.zeros_like(mean[0]), torch.zeros_like(mean[0])
+        return torch.zeros_like(noise[0]), torch.zeros_like(noise[0])
     estimate = mean.var(0) - noise.mean(0)
     # of sum_n (m_n + e_n)^2 / (N - 1): 4 m_n^2 s_n^2 + 2 s_n^4 each; of s_n^2 itself: 2 s_n^4 / (K - 1)
-    signal = ((mean - mean.mean(0)).square() - noise) * noise
+    signal = ((mean - mean.mean(0)).abs().square() - noise) * noise
     around = 4 * signal.sum(0).clamp(min=0) + 2 * noise.square().sum(0) * (1 + 1 / (num_draws - 1))
     return estimate, around.sqrt() / (num - 1)
 
@@ -164,23 +167,32 @@ def _moments(block: Block, num_draws: int, seed: int) -> dict[str, tuple[Tensor,
         for name, site in sites.items():
             if site["infer"].get("is_auxiliary"):
                 continue
-            value = mean_or_draw(site).expand(size, len(block), *site["fn"].event_shape).cpu().double()
+            value = mean_or_draw(site).expand(size, len(block), *site["fn"].event_shape).cpu()
+            value = value.to(torch.complex128 if value.is_complex() else torch.float64)
             if part == 0:  # sums are taken from a point near the mean, where squares cancel least
                 start[name], families[name] = value.mean(0), type(innermost(site["fn"])).__name__
-                total[name], square[name] = torch.zeros_like(start[name]), torch.zeros_like(start[name])
+                total[name], square[name] = torch.zeros_like(start[name]), torch.zeros_like(start[name].abs())
             from_start = value - start[name]
             total[name] += from_start.sum(0)
-            square[name] += from_start.square().sum(0)
+            square[name] += from_start.abs().square().sum(0)
     found = {}
     for name in total:
         off = total[name] / num_draws
-        spread = (square[name] / num_draws - off.square()).clamp(min=0) * (num_draws / (num_draws - 1))
+        spread = (square[name] / num_draws - off.abs().square()).clamp(min=0) * (num_draws / (num_draws - 1))
         found[name] = (start[name] + off, spread / num_draws, families[name])
     return found
 
 
 def mean_or_draw(site: dict[str, Any]) -> Tensor:
-    """The mean of a site's distribution, NaN where it has none, or the value drawn where it is not known in closed form."""
+    """The mean of a site's distribution, NaN where it has none, or the value drawn where it is not known in closed form.
+
+    Of angles the points of the circle that were drawn; Pyro's means of these, and of a ProjectedNormal, are directions.
+    """
+    fn = innermost(site["fn"])
+    if isinstance(fn, (VonMises, SineBivariateVonMises, SineSkewed)):
+        return torch.polar(torch.ones_like(site["value"]), site["value"])
+    if isinstance(fn, ProjectedNormal):
+        return site["value"]
     try:
         mean: Tensor = site["fn"].mean
     except NotImplementedError:

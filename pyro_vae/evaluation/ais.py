@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import tell
+from pyro_vae.errors import UserError, tell
 from pyro_vae.evaluation.anneal import Checkpoint, Progress, run
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, taking
-from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning, digits
+from pyro_vae.evaluation.result import ROUNDED, LogLikelihood, UnreliableEstimateWarning, digits
 from pyro_vae.programs.door import door
 from pyro_vae.programs.given import require_rows
 from pyro_vae.programs.trace import Program
+from pyro_vae.seeding import derive_seed
 
 GUIDE_DRAWS = 128  # per image, for the reconstruction, the KL and a bound that annealing must not fall below
 FEW_CHAINS = 8  # fewer give a jackknife error that is itself off by more than a quarter
+WITNESSES = 16  # images at most that are annealed from the prior beside a start at the guide
 AT_EDGE = 1e-3  # of the draws: about as many nats
 GOOD_ACCEPTANCE = (0.4, 0.9)
 
@@ -77,8 +80,18 @@ def annealed_log_likelihood(
     """
     how = Annealing(**annealing)
     bound = guide_bound(program, x, y, how.seed)
+    other = witness = None
+    if how.start == "guide":  # whose own weights see what it sees: a few images are annealed from the prior as well
+        rows = torch.linspace(0, len(x) - 1, min(len(x), max(4, len(x) // 10), WITNESSES)).long()
+        chains = replace(how, start="prior", seed=derive_seed("annealing: witness", how.seed))
+        with suppress(UserError):  # of a prior without draws; what is wrong with the program is said below
+            other = estimate(run(program, x[rows], None if y is None else y[rows], chains).log_weight)
     weights = run(program, x, y, how, progress=progress, checkpoint=checkpoint)
     found = estimate(weights.log_weight)
+    if other is not None:
+        witness = torch.stack(
+            [other.log_likelihood - found.log_likelihood[rows], other.mc_se.hypot(found.mc_se[rows])], 1
+        )
     result = AnnealedLogLikelihood(
         **{**vars(found), "khat": torch.full_like(found.khat, torch.nan)},
         reconstruction=bound.reconstruction,
@@ -94,6 +107,8 @@ def annealed_log_likelihood(
         num_leapfrog=how.num_leapfrog,
         start=how.start,
         edge=weights.edge,
+        rounding_error=bound.rounding_error,
+        witness=witness,
     )
     tell(result.warnings, UnreliableEstimateWarning)
     return result
@@ -115,6 +130,8 @@ class AnnealedLogLikelihood(LogLikelihood):
         num_distributions: intermediate distributions.
         num_leapfrog: leapfrog steps in each.
         start: ``"prior"`` or ``"guide"``.
+        witness: of a start at the guide, how many nats more chains from the prior find of some images, and the error of that,
+            ``(images, 2)``: the guide's own weights would see no more than it does.
         edge: the share of an image's chains whose start cannot be told from the edge of a latent's support.
     """
 
@@ -127,6 +144,8 @@ class AnnealedLogLikelihood(LogLikelihood):
     start: str
     method: str = "ais"
     edge: Tensor | None = field(default=None, kw_only=True)
+    witness: Tensor | None = field(default=None, kw_only=True)
+    least_samples: ClassVar[int] = FEW_CHAINS
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -138,7 +157,7 @@ class AnnealedLogLikelihood(LogLikelihood):
                 f"{lost} of {len(self)} images have no finite log p(x): no chain from the {self.start} came to latents under "
                 "which the model allows them; use more intermediate distributions"
             )
-        if self.num_samples < FEW_CHAINS:
+        if self.few_samples:
             found.append(
                 f"{self.num_samples} chains are too few to tell the error of their mean: use at least {FEW_CHAINS}"
             )
@@ -161,11 +180,18 @@ class AnnealedLogLikelihood(LogLikelihood):
             )
         below = float((self.importance_bound - self.log_likelihood).mean())
         error = math.hypot(self.nll_mc_se, float(self.importance_bound_se.square().sum().sqrt()) / len(self))
-        if below > 3 * error:
+        if below > max(3 * error, ROUNDED):
             found.append(
                 f"importance weighting from the guide finds {below:.2g} nats more than annealing did: the chains have not come "
                 f"to the posterior; use more intermediate distributions than {self.num_distributions}, or start='guide'"
             )
+        if self.witness is not None:
+            more, error = float(self.witness[:, 0].mean()), float(self.witness[:, 1].norm()) / len(self.witness)
+            if more > max(3 * error, ROUNDED):
+                found.append(
+                    f"chains from the prior find {more:.2g} +- {error:.1g} nats more than those from the guide, of "
+                    f"{len(self.witness)} images: the guide is too narrow, or misses a mode; use start='prior'"
+                )
         return found
 
     def summary(self) -> dict[str, Any]:

@@ -3,13 +3,15 @@
     d_i = log p_a(x_i) - log p_b(x_i),   mean d +- t_(N-1) sd(d) / sqrt(N)
 
 What makes an image easy makes it easy for both, and cancels: the error of the mean difference is often a tenth of the error of
-either mean. sd(d) holds the Monte Carlo noise of both estimates, which is reported apart as well.
+either mean. sd(d) holds the Monte Carlo noise of both estimates, which is reported apart as well. A difference that rounding
+could make, few images and few draws give no verdict; what stands against either result stands against the comparison.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ from scipy import stats
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.result import LogLikelihood
+from pyro_vae.evaluation.consistency import FEW
+from pyro_vae.evaluation.result import BAD_FRACTION, LogLikelihood
 
 LEVEL = 0.95
 
@@ -28,14 +31,25 @@ class Comparison:
 
     Attributes:
         difference: ``(N,)``, of the bias-corrected log p(x) of each image, float64.
-        mc_se: standard error of the mean difference over redrawn samples, the images fixed; the two estimates are taken
-            as independent. It is part of ``se``, and not to be added to it.
+        mc_se: standard error of the mean difference over redrawn samples, the images fixed; of two estimates of one seed, which
+            share their noise, by a jackknife over sixteenths of the draws, NaN where these are not known. It is part of ``se``,
+            and not to be added to it.
         names: of the two programs.
+        khat_bad: for each the fraction of images whose Pareto k is bad; NaN where it is unknown.
+        warnings: what stands against either result, a line each.
+        rounding: nats of the mean that rounding may have made.
+        few: why there is no verdict; empty where there is one.
+        p_together: the p-value among several comparisons (:func:`together`); None of one alone.
     """
 
     difference: Tensor
     mc_se: float
     names: tuple[str, str] = ("a", "b")
+    khat_bad: tuple[float, float] = field(default=(math.nan, math.nan), kw_only=True)
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
+    rounding: float = field(default=0.0, kw_only=True)
+    few: str = field(default="", kw_only=True)
+    p_together: float | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.difference)
@@ -60,21 +74,33 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """Two-sided p of the paired t-test that the mean difference is zero."""
-        if len(self) < 2:
+        """Two-sided p of the paired t-test that the mean difference is what rounding makes, or less; NaN without a verdict."""
+        if self.few:
             return math.nan
-        if self.se == 0:
-            return 1.0 if self.mean == 0 else 0.0
-        return float(2 * stats.t.sf(abs(self.mean) / self.se, len(self) - 1))
+        beyond = abs(self.mean) - self.rounding
+        if self.se == 0 or beyond <= 0:
+            return 1.0 if beyond <= 0 else 0.0
+        return float(2 * stats.t.sf(beyond / self.se, len(self) - 1))
 
     @property
     def verdict(self) -> str:
         """One sentence: which is better, by how much, how surely."""
         a, b = self.names
-        if not self.p_value < 1 - LEVEL:
+        p = self.p_value if self.p_together is None else self.p_together
+        if self.few:
+            return f"no verdict on {a} and {b}: {self.few}"
+        if not p < 1 - LEVEL:
             return f"{a} and {b} are not told apart by {len(self)} images"
         better, worse = (a, b) if self.mean > 0 else (b, a)
-        return f"{better} is better than {worse} by {abs(self.mean):.3g} nats per image (p = {self.p_value:.1g})"
+        found = f"{better} is better than {worse} by {abs(self.mean):.3g} nats per image (p = {p:.1g})"
+        bad = [
+            f"{f:.0%} of the images of {n}" for n, f in zip(self.names, self.khat_bad, strict=True) if f > BAD_FRACTION
+        ]
+        if not bad:
+            return found
+        return (
+            f"{found}, if weights can be relied on whose Pareto k is bad for {' and '.join(bad)}: compare by annealing"
+        )
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for JSON; what is undefined is None."""
@@ -85,9 +111,12 @@ class Comparison:
             "interval_low": self.interval[0],
             "interval_high": self.interval[1],
             "p_value": self.p_value,
+            "p_value_together": self.p_value if self.p_together is None else self.p_together,
+            "khat_bad_fraction_a": self.khat_bad[0],
+            "khat_bad_fraction_b": self.khat_bad[1],
         }
         plain: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        return {"runs": list(self.names), **plain, "verdict": self.verdict}
+        return {"runs": list(self.names), **plain, "verdict": self.verdict, "warnings": list(self.warnings)}
 
 
 def compare(a: LogLikelihood, b: LogLikelihood, names: tuple[str, str] = ("a", "b")) -> Comparison:
@@ -118,9 +147,45 @@ def compare(a: LogLikelihood, b: LogLikelihood, names: tuple[str, str] = ("a", "
         raise UserError(f"expected names of the two results, got {names!r}")
     if len(a) != len(b):
         raise UserError(f"expected results on the same images, got {len(a)} images and {len(b)}")
-    difference = corrected(a) - corrected(b)
-    mc_se = float((a.mc_se.square() + b.mc_se.square()).sum().sqrt()) / len(a)
-    return Comparison(difference, mc_se, names)
+    both = tuple(zip(names, (a, b), strict=True))
+    few = [f"{len(a)} images are too few (at least {FEW})"] if len(a) < FEW else []
+    few += [f"{r.num_samples} draws of {n} are too few (at least {r.least_samples})" for n, r in both if r.few_samples]
+    return Comparison(
+        corrected(a) - corrected(b),
+        _mc_se(a, b),
+        names,
+        khat_bad=(a.khat_bad_fraction, b.khat_bad_fraction),
+        warnings=tuple(f"{n}: {w}" for n, r in both for w in (*r.forbidden, *r.warnings)),
+        rounding=sum(
+            float(r.rounding_error.abs().nan_to_num(0.0).max()) for _, r in both if r.rounding_error is not None
+        ),
+        few="; ".join(few),
+    )
+
+
+def together(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons that are looked at together, with p-values by Holm's rule: one of all is wrong in 5 % of cases, not of each."""
+    known = sorted((c.p_value, i) for i, c in enumerate(comparisons) if not math.isnan(c.p_value))
+    found, least = list(comparisons), 0.0
+    for rank, (p, i) in enumerate(known):
+        least = max(least, min(1.0, p * (len(known) - rank)))
+        found[i] = replace(found[i], p_together=least)
+    return found
+
+
+def _mc_se(a: LogLikelihood, b: LogLikelihood) -> float:
+    """Of the mean difference, the images fixed."""
+    how = [(r.seed, r.num_samples, r.chunk_size, r.noise, r.draws is None) for r in (a, b)]
+    if how[0] != how[1]:  # other noise
+        return float((a.mc_se.square() + b.mc_se.square()).sum().sqrt()) / len(a)
+    if a.groups is None or b.groups is None or a.groups.shape != b.groups.shape or len(a.groups) != len(a):
+        return math.nan
+    left = []
+    for groups in (a.groups, b.groups):  # log of the mean weight without each group
+        share = (groups - groups.logsumexp(-1, keepdim=True)).exp().clamp(max=1 - 1e-12)
+        left.append(torch.log1p(-share))
+    shift, number = left[0] - left[1], a.groups.shape[-1]
+    return float(((number - 1) * shift.var(-1, correction=0)).sum().sqrt()) / len(a)
 
 
 def corrected(result: LogLikelihood) -> Tensor:

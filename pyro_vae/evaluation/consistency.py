@@ -17,11 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from pyro.distributions import ImproperUniform
 from scipy.stats import t as student
 from torch import Tensor
 
 from pyro_vae.errors import warn
-from pyro_vae.programs.trace import Traces, is_random, latent_sites, observation
+from pyro_vae.programs.masks import counted
+from pyro_vae.programs.trace import Traces, innermost, is_random, latent_sites, observation
 
 FAMILY_LEVEL = 1e-4  # chance of a false alarm over all claims of one result
 FEW = 20  # data; fewer have no standard error that a rule could rest on
@@ -44,6 +46,7 @@ class Claim:
         num_data: from how many data the error was found.
         suspect: which instrument to look at, and what to do.
         skewness: of the differences, for the correction of t.
+        exact: a bound of the p-value that needs no standard error.
     """
 
     low: str
@@ -54,6 +57,7 @@ class Claim:
     num_data: int
     suspect: str
     skewness: float = 0.0
+    exact: float | None = None
 
     @property
     def difference(self) -> float:
@@ -63,6 +67,8 @@ class Claim:
     @property
     def p_value(self) -> float:
         """Chance of a difference like this or larger where none is; 1 where nothing can be told."""
+        if self.exact is not None:
+            return self.exact
         size = max(abs(self.low_value), abs(self.high_value), 1.0)
         excess = self.difference - ROUNDING * size
         if not math.isfinite(excess) or not math.isfinite(self.se) or excess <= 0 or self.num_data < FEW:
@@ -75,10 +81,10 @@ class Claim:
         return float(student.sf(max(t + a * t**2 + a**2 * t**3 / 3 + a / 2, t / 3), self.num_data - 1))
 
     def __str__(self) -> str:
+        error = "" if math.isnan(self.se) else f" +- {self.se:.1g}"
         return (
-            f"{self.low} ({self.low_value:.4g}) is above {self.high} ({self.high_value:.4g}) by {self.difference:.2g} +- "
-            f"{self.se:.1g}, which theory forbids (N = {self.num_data}, p = {self.p_value:.0e}): do not use these figures; "
-            f"{self.suspect}"
+            f"{self.low} ({self.low_value:.4g}) is above {self.high} ({self.high_value:.4g}) by {self.difference:.2g}{error}, "
+            f"which theory forbids (N = {self.num_data}, p = {self.p_value:.0e}): do not use these figures; {self.suspect}"
         )
 
 
@@ -126,19 +132,28 @@ def of_bounds(lower: Tensor, upper: Tensor, importance: Tensor | None = None) ->
     return found
 
 
-def of_likelihood(elbo: Tensor, log_likelihood: Tensor, kl: Tensor | None = None) -> list[Claim]:
-    """Of an ELBO and log p(x) without its bias, ``(N,)``, and of E_q[log q(z | x) - log p(z)] where p(z) is normalised."""
-    suspect = (
-        "the weights and the ELBO count different terms: look for masks, factors or sites that one of them leaves out"
+def of_kl(kl: Tensor, draws: Tensor, rounding: Tensor) -> list[Claim]:
+    """Of estimates ``(N,)`` of KL(q(z | x) || p(z)), each by so many independent draws, in all rows and in the worst one.
+
+    Where both densities are normalised, E_q[p(z) / q(z)] <= 1, and by Markov's inequality a sum of log q(z) / p(z) over any
+    independent draws is below -c with a chance of at most e^-c: no error has to be estimated. ``rounding`` may be part of each.
+    """
+    suspect = "a density of the prior or of the guide does not integrate to 1: check the log_prob of every site"
+    known = torch.isfinite(kl)
+    evidence = (draws * (kl + rounding))[known].double()
+    if not len(evidence):
+        return []
+    worst, name = int(evidence.argmin()), "the KL divergence of the guide from the prior"
+    row = int(known.nonzero()[worst])
+    chances = (
+        float(evidence.sum().clamp(max=0).exp()),
+        min(1.0, len(evidence) * float(evidence[worst].clamp(max=0).exp())),
     )
-    found = [claim("the ELBO", "log p(x)", elbo, log_likelihood, suspect)]
-    if kl is not None:
-        zero = torch.zeros_like(kl)
-        unnormalised = (
-            "a density of the prior or of the guide does not integrate to 1: check the log_prob of every site"
-        )
-        found.append(claim("0", "the KL divergence of the guide from the prior", zero, kl, unnormalised))
-    return found
+    values = (name, float(kl[known].mean())), (f"{name} in row {row}", float(kl[row]))
+    return [
+        Claim("0", high, 0.0, value, math.nan, len(evidence), suspect, exact=p)
+        for (high, value), p in zip(values, chances, strict=True)
+    ]
 
 
 def latents_have_densities(traces: Traces) -> bool:
@@ -146,7 +161,8 @@ def latents_have_densities(traces: Traces) -> bool:
     model, guide = latent_sites(traces.model), latent_sites(traces.guide)
     others = [name for traced in (traces.model, traces.guide) for name, site in traced.nodes.items()
               if is_random(site) and site["is_observed"] and name != observation(traces.model)]  # fmt: skip
-    masked = any(site["mask"] is not None for site in (*model.values(), *guide.values()))
+    sites = (*model.values(), *guide.values())
+    masked = any(counted(site) is not None or isinstance(innermost(site["fn"]), ImproperUniform) for site in sites)
     return not others and not masked and set(model) == set(guide)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.evaluation.estimators import GROUPS
 from pyro_vae.evaluation.weights import Reduced
 from pyro_vae.precision import casts
 from pyro_vae.programs.masks import counted
@@ -74,9 +75,11 @@ def summed(
         ess=same(num_samples),
         khat=same(-math.inf),
         interval=torch.stack([exact, exact], -1),
+        groups=exact[:, None].expand(-1, GROUPS),
         reconstruction=mean(log_likelihood).cpu().double(),
         kl=kl.cpu().double(),
         draws=torch.full((len(x),), num_samples, dtype=torch.int64),
+        rounding=same(1e-4),
     )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from torch import Tensor
 from pyro_vae.evaluation.interval import FEWEST, interval
 from pyro_vae.precision import wide
 
+GROUPS = 16  # as many as the randomisations of Sobol noise, whose draws depend on each other
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -33,7 +36,8 @@ class Estimate:
 
     ``log_likelihood`` is L; ``bias`` the jackknife estimate of E[L] - log p(x), at most about 0; ``mc_se`` the jackknife
     standard error of ``log_likelihood - bias``; ``ess`` the effective sample size (sum w)^2 / sum w^2; ``khat`` the Pareto
-    shape of the largest weights; ``interval`` the ends of the 95 % interval of log p(x), NaN for fewer than 25 draws.
+    shape of the largest weights; ``interval`` the ends of the 95 % interval of log p(x), NaN for fewer than 25 draws;
+    ``groups`` ``(batch, 16)`` the log of the sum of the weights of each sixteenth of the draws, for the error of differences.
     """
 
     log_likelihood: Tensor
@@ -42,6 +46,7 @@ class Estimate:
     ess: Tensor
     khat: Tensor
     interval: Tensor
+    groups: Tensor
 
 
 def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) -> Estimate:
@@ -63,6 +68,7 @@ def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) ->
     weight = (log_weight - total).exp()
     ess = 1.0 / weight.square().sum(0)
     units = -(-num_samples // length)
+    groups = torch.stack([log_weight[i].logsumexp(0) for i in groups_of(num_samples)], -1)
     skewness = _skewness(weight)
     if units == 1:
         nan = torch.full_like(total, math.nan)
@@ -88,7 +94,14 @@ def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) ->
         bias[equal], mc_se[equal] = 0.0, 0.0
         ends[equal] = log_likelihood[equal, None] if num_samples >= FEWEST else math.nan
         ess = torch.where(equal, torch.full_like(ess, num_samples), ess)
-    return Estimate(*(t.cpu() for t in (log_likelihood, bias, mc_se, ess, khat, ends)))
+    return Estimate(*(t.cpu() for t in (log_likelihood, bias, mc_se, ess, khat, ends, groups)))
+
+
+def groups_of(num_samples: int) -> list[slice]:
+    """The sixteenths of so many draws; of fewer than 16, single ones."""
+    number = min(GROUPS, num_samples)
+    ends = [i * num_samples // number for i in range(number + 1)]
+    return [slice(*two) for two in pairwise(ends)]
 
 
 def _skewness(weight: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class FreeNormals:
         self.family = DIAGONAL_NORMAL
         self._program, self._args, self._batch = traces.program, arguments(x, y), len(x)
         self._density = Unconstrained(traces, x, y)
-        u = self._density.draw(MOMENT_DRAWS, guide=True)
+        u = self._density.draw(MOMENT_DRAWS, guide=True).to(x.dtype)  # made in float64 where a support has an edge
         self._loc = u.mean(0).clone().requires_grad_(True)
         self._log_scale = u.std(0).clamp(min=1e-4).log().clone().requires_grad_(True)
         self.parameters = [self._loc, self._log_scale]

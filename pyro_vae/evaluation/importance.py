@@ -22,6 +22,7 @@ from pyro_vae.evaluation.blind import discrete_sites, require_weights
 from pyro_vae.evaluation.consistency import latents_have_densities
 from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.enumeration import summed
+from pyro_vae.evaluation.estimators import GROUPS
 from pyro_vae.evaluation.every_row import look_for_points
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.proof import blind_spots, proven
@@ -127,6 +128,7 @@ def log_likelihood(
             found["khat"][equal] = math.nan
     if target_se is None or states is not None:
         del found["draws"]  # all got num_samples
+    rounding = found.pop("rounding")
     result = LogLikelihood(
         **found,
         target_se=target_se,
@@ -134,15 +136,17 @@ def log_likelihood(
         seed=seed,
         chunk_size=walk.rows * walk.draws,
         precision=precision,
-        rounding_error=None if precision == "full" else rounding_error(program, x, y, precision, seed),
+        rounding_error=rounding_error(program, x, y, precision, seed, num_samples),
         noise=noise,
         states=None if states is None else len(next(iter(states.values()))),
         blind_spots=against,
         proof=proof,
     )
-    kl = result.kl if latents_have_densities(traces) else None
-    claims = consistency.of_likelihood(result.elbo, result.log_likelihood - result.bias, kl)
-    result = replace(result, forbidden=consistency.forbidden(claims))
+    if latents_have_densities(traces):
+        count = result.draws if result.draws is not None else torch.full_like(rounding, num_samples)
+        if noise == "sobol":  # whose randomisations alone are independent, and rows share them
+            count = torch.full_like(rounding, GROUPS / len(x))
+        result = replace(result, forbidden=consistency.forbidden(consistency.of_kl(result.kl, count, rounding)))
     consistency.tell(result.forbidden)
     tell(result.warnings, UnreliableEstimateWarning)
     return result

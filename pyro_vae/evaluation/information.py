@@ -56,8 +56,8 @@ class LatentInformation:
 
     Attributes:
         activity: the variance over the data of the guide's mean of each of the D units, with its error.
-        kl: E_x KL(q(z_d | x) || p(z_d)) of each unit's own marginals ``(D,)``; None where either has no closed form (flows).
-            They add up to the rate where guide and prior are both products over units.
+        kl: E_x KL(q(z_d | x) || p(z_d)) ``(D,)``, in a hierarchy given the latents before it; None where either has no
+            closed form (flows). They add up to the rate where guide and prior are both products over units.
         rate, rate_se: E KL(q(z | x) || p(z)), an upper bound of I_q(x; z), and its standard error.
         distortion, distortion_se: -E_q log p(x | z), likewise.
         information_lower, information_lower_se: lower bound of I_q(x; z), at most log N; None where the guide cannot score a z

@@ -76,7 +76,13 @@ class Path:
         if start == "guide":
             density.require_guide_density()
         self.density, self.num_chains, self.guide = density, num_chains, start == "guide"
-        u = self.draw(seed=0)
+        try:
+            u = self.draw(seed=0)
+        except NotImplementedError:
+            raise UserError(
+                "a prior that cannot be drawn from (ImproperUniform) is no start of an annealing: anneal from the guide "
+                "(start='guide')"
+            ) from None
         self.edge = wide(density.at_edge(u)).mean(0) if density.has_edge else u.new_zeros(u.shape[1])
         beta = torch.full((), 0.5, dtype=u.dtype, device=u.device)
         self._point = captured(lambda u: self._evaluate(u), (u,), (0.9 * u,))

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pyro.distributions import ImproperUniform
 from scipy import stats
 from torch import Tensor
 
@@ -46,6 +47,7 @@ from pyro_vae.programs.trace import (
     Traces,
     device_of,
     evaluating,
+    innermost,
     is_factor,
     is_random,
     isolated,
@@ -230,6 +232,8 @@ class _Proving:
         model = self.traces.model.nodes.values()
         if any(is_random(s) and is_factor(s) for s in model):
             return "a pyro.factor weighs the model's draws"
+        if any(isinstance(innermost(s["fn"]), ImproperUniform) for s in model if is_random(s)):
+            return "a prior is improper, and cannot be drawn from"
         return ""
 
     def _ask(self, question: Question, p_value: float | None = None, fault: str = "") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from pyro_vae.evaluation.interval import FEWEST, NORMAL
 from pyro_vae.evaluation.questions import Proof
 
 MOST_DECIMALS = 4  # of a printed log-likelihood: below that, rounding of the model itself is seen
+ROUNDED = 1e-3  # nats of an image: rounding below that is nobody's concern
 BAD_FRACTION = 0.01  # of images with k above the threshold, from which on the mean is not to be trusted
 
 
@@ -42,12 +43,13 @@ class LogLikelihood:
         seed: of the draws.
         chunk_size: images times samples in one pass; another size draws other numbers.
         precision: of matrix products, ``full`` for the program's own.
-        rounding_error: what another precision adds to estimates, against float64 and the same draws, of the first 16 images;
-            None at full precision, and where it could not be measured.
+        rounding_error: what computing in float32, or in fewer bits, adds to estimates, against float64 and the same draws, of 16
+            images; None in float64, and where it could not be measured.
         noise: ``random``, or ``sobol`` for randomised quasi-Monte Carlo.
         target_se: the standard error that was aimed at, in nats; None where all images got ``num_samples`` draws.
         forbidden: what of the result theory forbids, a line each (:mod:`pyro_vae.evaluation.consistency`); not to be used where
             there is any.
+        groups: ``(N, 16)``, log of the sum of the weights of each sixteenth of the draws; of one seed, they are compared by it.
         draws: how many each image got, where an error was aimed at; None where all got ``num_samples``.
         states: joint values of discrete latents that log p(x) is the exact sum over; None where it was estimated from draws.
         blind_spots: what of the program's latents no draw tells of; the first of the warnings.
@@ -74,6 +76,8 @@ class LogLikelihood:
     forbidden: tuple[str, ...] = field(default=(), kw_only=True)
     proof: Proof | None = field(default=None, kw_only=True)
     interval: Tensor = field(kw_only=True)
+    groups: Tensor | None = field(default=None, kw_only=True, repr=False)
+    least_samples: ClassVar[int] = FEWEST  # of which the error of an estimate can be relied on
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
@@ -154,6 +158,11 @@ class LogLikelihood:
         return self.ess / (self.num_samples if self.draws is None else self.draws)
 
     @property
+    def few_samples(self) -> bool:
+        """Whether draws are too few to tell their own error."""
+        return self.num_samples < self.least_samples and self.states is None
+
+    @property
     def target_met(self) -> float:
         """The fraction of images whose standard error is down to the target; NaN where none was aimed at."""
         return math.nan if self.target_se is None else float((self.mc_se <= self.target_se).to(torch.float64).mean())
@@ -175,7 +184,8 @@ class LogLikelihood:
                 "and log p(x) is likely underestimated; use a more expressive guide or annealed importance sampling, more "
                 "samples alone help little"
             )
-        if self.num_samples < FEWEST and self.states is None:
+        found += self._rounded()
+        if self.few_samples:
             found.append(
                 f"K = {self.num_samples} draws are too few for Pareto k, and their standard error is too small (+- 1.96 errors "
                 "hold log p(x) in 67 % of cases at K = 2, 87 % at 10): no interval is stated; use at least 1000"
@@ -189,6 +199,23 @@ class LogLikelihood:
                     "(num_samples, --samples), or use a more expressive guide"
                 )
         return found
+
+    def _rounded(self) -> list[str]:
+        """Whether rounding at full precision loses more than a tenth of the stated error, of an image or of the mean."""
+        if self.rounding_error is None or self.precision != "full":
+            return []
+        error = self.rounding_error[self.rounding_error.isfinite()]
+        mean, worst = float(error.mean()), float(error.abs().max())
+        of_mean, of_row = (
+            max(self.nll_mc_se / 10, 10.0**-MOST_DECIMALS),
+            max(float(self.mc_se.nanmedian()) / 10, ROUNDED),
+        )
+        if abs(mean) <= of_mean and not worst > of_row:
+            return []
+        return [
+            f"rounding in float32 moves log p(x) by {mean:+.2g} nats per image (by up to {worst:.2g}; {len(error)} images, those "
+            "with the largest numbers among them), more than a tenth of the stated error: compute in float64 (program.double())"
+        ]
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for a table or JSON; what is undefined is None."""

@@ -162,7 +162,7 @@ class Unconstrained:
             raise UserError(f"{self._narrow[0]}, or anneal from the prior (start='prior')")
         try:
             with torch.no_grad(), seeded(derive_seed("guide density"), self.x.device):
-                self.densities(self.draw(1), guide=True)
+                self.densities(self.draw(1, guide=True) + 0.1, guide=True)
         except (NotImplementedError, KeyError) as error:  # Pyro's flows without an inverse look a draw up, and miss
             raise UserError(
                 f"the guide cannot score latents that it did not draw ({type(error).__name__}: {error}): "

@@ -35,22 +35,26 @@ def weigh(program: Program, x: Tensor, y: Tensor | None, num_samples: int, preci
 class Reduced(Estimate):
     """What is kept of a block's draws, beside the estimate; ``(batch,)``, float64, on the CPU.
 
-    ``reconstruction`` and ``kl`` are means over the draws; ``draws`` is how many each image got, int64.
+    ``reconstruction`` and ``kl`` are means over the draws; ``draws`` is how many each image got, int64; ``rounding`` what of
+    ``kl`` rounding may be.
     """
 
     reconstruction: Tensor
     kl: Tensor
     draws: Tensor
+    rounding: Tensor
 
 
 def reduced(parts: list[Weighed], length: int = 1) -> Reduced:
     """What the draws of each image say, which were made in parts; ``length`` of them in a row may depend on each other."""
     log_weight = torch.cat([part[0] for part in parts])
-    found = estimate(log_weight, torch.stack([part[3] for part in parts]).amax(0), length)
+    size = torch.stack([part[3] for part in parts]).amax(0)
+    found = estimate(log_weight, size, length)
     sums = [torch.stack([part[i].cpu().double() for part in parts]).sum(0) for i in (1, 2)]
     reconstruction, kl = (total / len(log_weight) for total in sums)
     draws = torch.full((len(kl),), len(log_weight), dtype=torch.int64)
-    return Reduced(**vars(found), reconstruction=reconstruction, kl=kl, draws=draws)
+    rounding = 8 * torch.finfo(log_weight.dtype).eps * size.cpu().double()
+    return Reduced(**vars(found), reconstruction=reconstruction, kl=kl, draws=draws, rounding=rounding)
 
 
 def joined(parts: list[Reduced], order: Tensor | slice = slice(None)) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor, nn
 
 from pyro_vae.likelihoods.units import By, Units
+from pyro_vae.precision import wide
 
 Shape = tuple[int, ...]
 
@@ -62,3 +64,16 @@ class Likelihood(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Formula and shapes, for ``repr``."""
         return f"{self.formula}, event_shape={self.event_shape}"
+
+
+class InFloat64:
+    """Mixed into a distribution whose log-density is a small difference of log-gammas: computed in float64."""
+
+    def log_prob(self: Any, value: Tensor) -> Tensor:
+        """The log-density, of the shape that the distribution's own has."""
+        twin = copy.copy(self)
+        vars(twin).update(
+            {n: wide(t) for n, t in vars(self).items() if isinstance(t, Tensor) and t.is_floating_point()}
+        )
+        found: Tensor = super(InFloat64, twin).log_prob(wide(value))  # type: ignore[misc]
+        return found.to(value)

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 from pydantic import Field
 from torch import Tensor
 
-from pyro_vae.likelihoods.base import Distribution, Likelihood, Shape
+from pyro_vae.likelihoods.base import Distribution, InFloat64, Likelihood, Shape
 from pyro_vae.likelihoods.lattice import Lattice, lattice
 from pyro_vae.networks.heads import Head
 from pyro_vae.registry import register
@@ -40,9 +40,13 @@ class Binomial(Likelihood):
     def forward(self, features: Tensor) -> Distribution:
         """The product, event shape ``event_shape``."""
         (logits,) = self.head(features)
-        counts = dist.Binomial(logits.new_full((), self.levels - 1), logits=logits, validate_args=False)
+        counts = BinomialInFloat64(logits.new_full((), self.levels - 1), logits=logits, validate_args=False)
         return Lattice(counts, self.levels).to_event(len(self.event_shape))
 
     def start_at(self, mean: Tensor, spread: float | None = None) -> None:
         """Output bias = logit of the mean image."""
         self.head.set_bias(mean.clamp(1e-3, 1 - 1e-3).logit())
+
+
+class BinomialInFloat64(InFloat64, dist.Binomial):
+    """The binomial distribution."""

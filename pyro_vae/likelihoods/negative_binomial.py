@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_vae.likelihoods.base import Distribution, Shape
+from pyro_vae.likelihoods.base import Distribution, InFloat64, Shape
 from pyro_vae.likelihoods.counts import Dispersed, Dispersion, Library
 from pyro_vae.registry import register
 
@@ -37,5 +37,9 @@ class NegativeBinomial(Dispersed):
         """The product, event shape ``event_shape``."""
         f, *raw = self.head(features)
         theta = self.theta(raw)
-        counts = dist.NegativeBinomial(theta, logits=self.log_mean(f) - theta.log(), validate_args=False)
+        counts = NegativeBinomialInFloat64(theta, logits=self.log_mean(f) - theta.log(), validate_args=False)
         return counts.to_event(len(self.event_shape))
+
+
+class NegativeBinomialInFloat64(InFloat64, dist.NegativeBinomial):
+    """The negative binomial distribution."""

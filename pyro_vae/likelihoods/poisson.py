@@ -6,8 +6,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.likelihoods.base import Distribution, Shape
+from pyro_vae.likelihoods.base import Distribution, InFloat64, Shape
 from pyro_vae.likelihoods.counts import Counts, Library
+from pyro_vae.networks.heads import positive
 from pyro_vae.registry import register
 
 
@@ -29,7 +30,13 @@ class Poisson(Counts):
 
     def forward(self, features: Tensor) -> Distribution:
         """The product, event shape ``event_shape``."""
-        log_rate = self.log_mean(self.head(features)[0])
+        f = self.head(features)[0]
+        # of a rate in float32 its logarithm, and what is made of that again, would lose digits
+        rate = positive(f) if self.size_factor is None else self.log_mean(f).exp()
         # a rate that underflows to 0 would make every count but 0 impossible
-        rate = log_rate.exp().clamp(min=torch.finfo(log_rate.dtype).tiny)
-        return dist.Poisson(rate, validate_args=False).to_event(len(self.event_shape))
+        rate = rate.clamp(min=torch.finfo(rate.dtype).tiny)
+        return PoissonInFloat64(rate, validate_args=False).to_event(len(self.event_shape))
+
+
+class PoissonInFloat64(InFloat64, dist.Poisson):
+    """The Poisson distribution."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_vae.likelihoods.base import Distribution, Shape
 from pyro_vae.likelihoods.counts import Dispersed, Dispersion, Library
+from pyro_vae.likelihoods.negative_binomial import NegativeBinomialInFloat64
 from pyro_vae.registry import register
 
 
@@ -39,5 +40,6 @@ class ZeroInflatedNegativeBinomial(Dispersed):
         f, gate, *raw = self.head(features)
         theta = self.theta(raw)
         logits = self.log_mean(f) - theta.log()
-        counts = dist.ZeroInflatedNegativeBinomial(theta, logits=logits, gate_logits=gate, validate_args=False)
+        base = NegativeBinomialInFloat64(theta, logits=logits, validate_args=False)
+        counts = dist.ZeroInflatedDistribution(base, gate_logits=gate, validate_args=False)
         return counts.to_event(len(self.event_shape))

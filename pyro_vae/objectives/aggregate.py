@@ -13,6 +13,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.particles import Particles, draw
 from pyro_vae.programs.coordinates import coordinate_log_prob
+from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.latents import sample_latents_like
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.trace import Program, Traced, innermost, isolated, latent_sites, log_probs
@@ -51,7 +52,7 @@ class FreeBits(Aggregate):
         """Minus the ELBO, and the floored loss."""
         particles = draw(program, x, y, 1, reparameterized="free-bits")
         with isolated():
-            traces = particles.traces()
+            traces = particles.traces
             both = [(traced, log_probs(traced, scale=True)) for traced in (traces.guide, traces.model)]
             elbo, observed = _elbo_and_observed(particles, *both)
             loss, surrogate = -elbo.mean(), -observed.mean()
@@ -142,10 +143,11 @@ class MaximumMeanDiscrepancy(Aggregate):
         """Minus the ELBO, and the loss with the discrepancy."""
         particles = draw(program, x, y, 1, reparameterized="mmd")
         with isolated():
-            traces = particles.traces()
+            traces = particles.traces
             found = ((traced, log_probs(traced, scale=True)) for traced in (traces.guide, traces.model))
             log_weight, observed = _elbo_and_observed(particles, *found)
-        prior = sample_latents_like(program, x, y)
+        # aside, for no statistics of a BatchNorm are of draws of the prior
+        prior = OfProgram(program, lambda p: sample_latents_like(p, x, y)).stopped()
         discrepancy = torch.zeros((), dtype=x.dtype, device=x.device)
         sites = {name: site for name, site in latent_sites(particles.drawn).items() if name in prior}
         _require_unmasked("mmd", sites)

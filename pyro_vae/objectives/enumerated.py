@@ -37,7 +37,7 @@ class EnumeratedELBO(Objective):
         name, site = _the_site(latent_sites(drawn))
         values = states(site["fn"])
         drawn.nodes[name] = {**site, "value": values[:, None].expand(len(values), len(x), *values.shape[1:])}
-        particles = Particles(program, x, y, len(values), drawn)
+        particles = Particles(program, x, y, len(values), drawn, lambda: drawn)
         # the chance of a state, whether or not the guide's density is masked or scaled where it is scored
         log_chance = site_log_prob(drawn.nodes[name], mask=False).expand(len(values), len(x))
         loss = -(log_chance.exp() * particles.log_weight()).sum(0).mean()

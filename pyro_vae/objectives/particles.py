@@ -8,12 +8,17 @@ never scaled.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from pyro_vae.errors import UserError
 from pyro_vae.programs.functional import OfProgram
@@ -24,6 +29,7 @@ from pyro_vae.programs.trace import (
     is_random,
     isolated,
     latent_sites,
+    latent_values,
     log_probs,
     run,
     sum_log_prob,
@@ -32,10 +38,11 @@ from pyro_vae.programs.trace import (
 
 @dataclass(frozen=True)
 class Particles:
-    """Draws of the guide for one minibatch; every method returns log-densities ``(num_particles, batch)``.
+    """Draws of the guide for one minibatch, on which the model is run once; log-densities are ``(num_particles, batch)``.
 
-    The methods differ in what a gradient reaches: the latents z (and through them the guide that drew them, where they are
-    reparameterized), and the parameters of the density that scores them.
+    Attributes:
+        drawn: the guide's run.
+        again: makes it once more on these draws, with the same dropout and buffers, no gradient reaching its parameters.
     """
 
     program: Program
@@ -43,26 +50,48 @@ class Particles:
     y: Tensor | None
     num: int
     drawn: Traced
-    models: list[Traced] = field(default_factory=list)  # the model on these draws, as often as it was run
+    again: Callable[[], Traced]
 
-    def log_joint(self, *, latents: bool = True, parameters: bool = True) -> Tensor:
-        """log p(x, z), with gradients to z or not, and to the model's parameters or not."""
-        traced = self._run("model", latents, parameters)
-        terms = Traces(traced).terms(self.num, len(self.x))
+    @cached_property
+    def latents(self) -> dict[str, Tensor]:
+        """The latents where the model takes them."""
+        return {name: z.view_as(z) for name, z in latent_values(self.drawn).items()}
+
+    @cached_property
+    def traces(self) -> Traces:
+        """The guide's draws, and the model on them."""
+        with isolated():
+            return Traces(run(self.program.model, self.x, self.y, num_samples=self.num, at=self.latents), self.drawn)
+
+    def log_joint(self) -> Tensor:
+        """Log p(x, z), with gradients to z and to the model's parameters."""
+        with isolated():
+            terms = Traces(self.traces.model).terms(self.num, len(self.x))
         return terms.log_likelihood + terms.log_prior
 
-    def log_guide(self, *, latents: bool = True, parameters: bool = True) -> Tensor:
-        """log q(z | x), with gradients to z or not, and to the guide's parameters or not."""
-        traced = self.drawn if latents and parameters else self._run("guide", latents, parameters)
-        return sum_log_prob(traced, self.num, len(self.x))
+    def log_guide(self, *, parameters: bool = True) -> Tensor:
+        """Log q(z | x), with gradients to z, and to the guide's parameters or not."""
+        with isolated():
+            return sum_log_prob(self.drawn if parameters else self.again(), self.num, len(self.x))
+
+    def log_weight(self, *, guide_parameters: bool = True) -> Tensor:
+        """Log p(x, z) - log q(z | x), each site by its scale, with gradients to the parameters of q or not."""
+        guide, model = self.drawn if guide_parameters else self.again(), self.traces.model
+        with isolated():
+            model, guide = (log_probs(traced, scale=True) for traced in (model, guide))
+        return self.total(model.values()) - self.total(guide.values())
+
+    def total(self, log_probs: Iterable[Tensor]) -> Tensor:
+        """The log-densities of some sites added up."""
+        return sum(log_probs, self.x.new_zeros(())).expand(self.num, len(self.x))
 
     def row_scale(self, objective: str) -> Tensor | float:
-        """The one scale of all sites of the guide and of the model, which was run: a number, or ``(batch,)``.
+        """The one scale of all sites of the guide and of the model: a number, or ``(batch,)``.
 
         Raises:
             UserError: sites are scaled differently; ``objective`` is the name of the one that cannot take it.
         """
-        traces = (self.models[-1], self.drawn)
+        traces = (self.traces.model, self.drawn)
         scales = [(name, site["scale"]) for traced in traces for name, site in traced.nodes.items() if is_random(site)]
         (first_name, first), *others = scales
         for name, scale in others:
@@ -75,36 +104,24 @@ class Particles:
             return float(first)
         return first.to(self.x.device, self.x.dtype).expand(1, len(self.x))[0]
 
-    def traces(self) -> Traces:
-        """The guide's draws, and the model on them, with all gradients."""
-        return Traces(self._run("model", True, True), self.drawn)
 
-    def log_weight(self, *, guide_parameters: bool = True) -> Tensor:
-        """log p(x, z) - log q(z | x), each site by its scale, with gradients to the parameters of q or not."""
-        guide = self.drawn if guide_parameters else self._run("guide", True, False)
-        model, guide = (log_probs(traced, scale=True) for traced in (self._run("model", True, True), guide))
-        return self.total(model.values()) - self.total(guide.values())
+def draw(
+    program: Program,
+    x: Tensor,
+    y: Tensor | None,
+    num: int,
+    *,
+    reparameterized: str | None = None,
+    again: bool = False,
+) -> Particles:
+    """Draw ``num`` particles per image; ``again``, to score the guide without gradients to its parameters.
 
-    def total(self, log_probs: Iterable[Tensor]) -> Tensor:
-        """The log-densities of some sites added up."""
-        return sum(log_probs, self.x.new_zeros(())).expand(self.num, len(self.x))
-
-    def _run(self, part: str, latents: bool, parameters: bool) -> Traced:
-        drawn = self.drawn if latents else _detached(self.drawn)
-
-        def of(program: Any) -> Traced:
-            return run(getattr(program, part), self.x, self.y, num_samples=self.num, at=drawn)
-
-        with isolated():
-            traced = of(self.program) if parameters else OfProgram(self.program, of).stopped()
-        if part == "model":
-            self.models.append(traced)
-        return traced
-
-
-def draw(program: Program, x: Tensor, y: Tensor | None, num: int, *, reparameterized: str | None = None) -> Particles:
-    """Draw ``num`` particles per image; ``reparameterized`` names the objective that needs z to be differentiable."""
-    with isolated():
+    ``reparameterized`` names the objective that needs z to be differentiable; without, no gradient passes z.
+    """
+    sites = _Sites(gradients=reparameterized is not None)
+    noise, bound = _Noise(sites), OfProgram(program, lambda p: run(p.guide, x, y, num_samples=num, at=drawn))
+    buffers = bound.copied() if again else {}
+    with isolated(), noise if again else nullcontext(), sites:
         drawn = run(program.guide, x, y, num_samples=num)
     if reparameterized is not None:
         for name, site in latent_sites(drawn).items():
@@ -113,7 +130,56 @@ def draw(program: Program, x: Tensor, y: Tensor | None, num: int, *, reparameter
                     f"the objective {reparameterized!r} differentiates through the draws, and the guide's site {name!r} is not "
                     "reparameterized; use elbo or wake-sleep"
                 )
-    return Particles(program, x, y, num, drawn)
+
+    def scored() -> Traced:
+        noise.again = True
+        with isolated(), noise, sites:
+            return bound.stopped(buffers=buffers)
+
+    return Particles(program, x, y, num, drawn, scored)
+
+
+class _Sites(Messenger):
+    """Knows whether a site is being drawn; and lets no gradient pass through what it draws, where that is not wanted."""
+
+    def __init__(self, gradients: bool) -> None:
+        super().__init__()
+        self.gradients, self.inside = gradients, False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.inside = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.inside = False
+        if not self.gradients and is_random(msg):
+            msg["value"] = msg["value"].detach()
+
+
+class _Noise(TorchDispatchMode):
+    """What a run draws outside of its sites (dropout): kept in the first run, and given again in the second.
+
+    With another mask than that which drew z, log q(z) is the density of another law, and the bound lies above log p(x).
+    """
+
+    def __init__(self, sites: _Sites) -> None:
+        super().__init__()
+        self.sites, self.again = sites, False
+        self.kept: list[tuple[Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Random operations outside of sites kept or given again; every other as it is."""
+        kwargs = kwargs or {}
+        if self.sites.inside or torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        if not self.again:
+            drawn = func(*args, **kwargs)
+            self.kept.append((func, tree_map_only(Tensor, torch.clone, drawn)))
+            return drawn
+        if not self.kept or self.kept[0][0] is not func:
+            raise UserError("the guide draws other noise outside of its sites when it is run again: use elbo or iwae")
+        drawn = self.kept.pop(0)[1]
+        writes = any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
+        return kwargs.get("out", args[0]).copy_(drawn) if writes else drawn
 
 
 def _same(a: Any, b: Any, x: Tensor) -> bool:
@@ -121,10 +187,3 @@ def _same(a: Any, b: Any, x: Tensor) -> bool:
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         return float(a) == float(b)
     return torch.equal(*(torch.as_tensor(s, device=x.device, dtype=x.dtype).expand(1, len(x)) for s in (a, b)))
-
-
-def _detached(traced: Traced) -> Traced:
-    copy = traced.copy()
-    for name, site in latent_sites(traced).items():
-        copy.nodes[name] = {**site, "value": site["value"].detach()}
-    return copy

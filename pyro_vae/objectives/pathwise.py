@@ -38,7 +38,7 @@ class StickingTheLanding(Objective):
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0
     ) -> tuple[Tensor, Tensor]:
         """Minus the ELBO, and its surrogate of the same value."""
-        particles = draw(program, x, y, self.num_particles, reparameterized="stl")
+        particles = draw(program, x, y, self.num_particles, reparameterized="stl", again=True)
         loss = -particles.log_weight(guide_parameters=False).mean()
         return loss.detach(), loss
 
@@ -48,7 +48,7 @@ class DoublyReparameterized(Objective):
     """loss = -E log (1/K) sum_k w_k; model gradient sum_k v_k d log p, guide gradient sum_k v_k^2 (d log w_k / dz) dz/dphi.
 
     v_k = w_k / sum w. The guide's gradient has the expectation of ``iwae``'s for every K, and a signal-to-noise
-    ratio that grows with K. The model is run twice, once for each gradient. Tucker, Lawson, Gu & Maddison 2019, https://arxiv.org/abs/1810.04152.
+    ratio that grows with K. Tucker, Lawson, Gu & Maddison 2019, https://arxiv.org/abs/1810.04152.
 
     Args:
         num_particles: K, draws of z per image.
@@ -63,10 +63,14 @@ class DoublyReparameterized(Objective):
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0
     ) -> tuple[Tensor, Tensor]:
         """Minus the bound, and a surrogate whose gradient is the estimate (and whose value means nothing)."""
-        particles = draw(program, x, y, self.num_particles, reparameterized="dreg")
-        path = particles.log_joint(parameters=False) - particles.log_guide(parameters=False)
-        weight = path.detach().softmax(0)
-        model = particles.log_joint(latents=False)
-        scale = particles.row_scale("dreg")
-        surrogate = -(scale * (weight * model + weight.square() * path).sum(0)).mean()
-        return -bound(path.detach(), scale=scale), surrogate
+        particles = draw(program, x, y, self.num_particles, reparameterized="dreg", again=True)
+        log_joint, log_guide = particles.log_joint(), particles.log_guide(parameters=False)
+        log_weight = (log_joint - log_guide).detach()
+        weight, scale = log_weight.softmax(0), particles.row_scale("dreg")
+        for (
+            z
+        ) in particles.latents.values():  # what the model's gradient is weighed by once more, on its way to the guide
+            if z.requires_grad:
+                z.register_hook(lambda g: g * weight.reshape(weight.shape + (1,) * (g.dim() - 2)))
+        surrogate = -(scale * (weight * log_joint - weight.square() * log_guide).sum(0)).mean()
+        return -bound(log_weight, scale=scale), surrogate

@@ -33,7 +33,7 @@ class ReweightedWakeSleep(Objective):
     ) -> tuple[Tensor, Tensor]:
         """Minus the importance-weighted bound, and a surrogate whose gradient is the estimate."""
         particles = draw(program, x, y, self.num_particles)
-        log_joint, log_guide = particles.log_joint(latents=False), particles.log_guide(latents=False)
+        log_joint, log_guide = particles.log_joint(), particles.log_guide()
         log_weight = (log_joint - log_guide).detach()
         scale = particles.row_scale("wake-sleep")
         surrogate = -(scale * (log_weight.softmax(0) * (log_joint + log_guide)).sum(0)).mean()

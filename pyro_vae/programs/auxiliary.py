@@ -10,6 +10,7 @@ https://arxiv.org/abs/1511.02386). One use needs none: z = f(a) with f invertibl
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def check_auxiliary(program: Any, traces: Traces, x: Tensor, y: Tensor | None) -
             f"guide: the auxiliary site {name!r} is random, and the model has no site for it: what would be reported is no bound "
             f"of log p(x); {REMEDY.format(name)}"
         )
-    elements = sum(s["fn"].event_shape.numel() for s in own.values())
+    elements = sum(math.prod(s["fn"].event_shape) for s in own.values())
     targets = {n: _freedom(model[n]["fn"]) for n in deltas}
     if elements != sum(targets.values()):
         raise ProgramError(
@@ -112,7 +113,7 @@ def _check_jacobian(
         raise ProgramError(
             f"guide: the Delta site {deltas[0]!r} is the same whatever its auxiliary site {own[0]!r} is; {REMEDY.format(own[0])}"
         )
-    names, sizes = [n for n in drawn if n not in deltas], [drawn[n]["fn"].event_shape.numel() for n in own]
+    names, sizes = [n for n in drawn if n not in deltas], [math.prod(drawn[n]["fn"].event_shape) for n in own]
     if sum(sizes) > MOST_ELEMENTS:
         return
     model, rows = latent_sites(traces.model), len(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def require_gradients(program: Any) -> None:
 
 def require_latents(traces: Traces, what: str) -> None:
     """:class:`UserError` where a program has no latents, or none of any element, and ``what`` is about them."""
-    if not any(site["fn"].event_shape.numel() for site in latent_sites(traces.model).values()):
+    if not any(math.prod(site["fn"].event_shape) for site in latent_sites(traces.model).values()):
         raise UserError(f"{what} is about latents, and the program has none: log_likelihood and sample do without")
 
 

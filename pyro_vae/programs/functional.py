@@ -39,6 +39,16 @@ class OfProgram(nn.Module):
         """The function of the program with these parameters and buffers."""
         return torch.func.functional_call(self, {f"program.{name}": t for name, t in tensors.items()}, args)
 
-    def stopped(self, *args: Any) -> Any:
-        """The function's value, through which no gradient reaches the program's parameters."""
-        return self.at(self.tensors(), *args)
+    def stopped(self, *args: Any, buffers: dict[str, Tensor] | None = None) -> Any:
+        """The function's value, through which no gradient reaches the program's parameters; its buffers stay as they are.
+
+        What it does to them (statistics of a BatchNorm) is done to ``buffers``, by default to copies of the program's.
+        """
+        if buffers is None:
+            buffers = self.copied()
+        parameters = {name: p.detach() for name, p in self.program.named_parameters()}
+        return self.at({**parameters, **buffers}, *args)
+
+    def copied(self) -> dict[str, Tensor]:
+        """Copies of the program's buffers by name."""
+        return {name: b.clone() for name, b in self.program.named_buffers()}

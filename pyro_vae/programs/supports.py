@@ -53,12 +53,20 @@ class Box:
 def require_support(name: str, fn: Any) -> Any:
     """The support of a latent's distribution; :class:`UserError` where its class states none."""
     try:
-        return fn.support
+        return _of_components(fn.support)
     except NotImplementedError:
         raise UserError(
             f"the latent {name!r} has a distribution ({type(innermost(fn)).__name__}) that states no support, and this moves "
             "latents on the real line: give its class one (support = constraints.real_vector, say), or use importance weighting"
         ) from None
+
+
+def _of_components(support: Any) -> Any:
+    """That of a mixture's components, which are of one kind: torch has a name of its own for it, and no bijection."""
+    if isinstance(support, constraints.independent):
+        return constraints.independent(_of_components(support.base_constraint), support.reinterpreted_batch_ndims)
+    base = getattr(support, "base_constraint", support) if "MixtureSameFamily" in type(support).__name__ else support
+    return support if any(isinstance(bound, Tensor) and bound.dim() for bound in vars(base).values()) else base
 
 
 def is_discrete(fn: Any) -> bool:

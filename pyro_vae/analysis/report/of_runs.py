@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pyro_vae.analysis.report import page
 from pyro_vae.analysis.report.page import Section
 from pyro_vae.analysis.report.subject import Subject
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.compare import Comparison
+from pyro_vae.evaluation.compare import Comparison, together
 from pyro_vae.evaluation.result import LogLikelihood, digits
 from pyro_vae.signatures import checked
 from pyro_vae.training.run import Run
@@ -120,23 +119,23 @@ def _likelihood(results: Mapping[str, LogLikelihood], comparisons: Sequence[Comp
     pairs = [
         [
             " - ".join(c.names), f"{c.mean:.3f}", f"{c.se:.3f}", f"{c.mc_se:.3f}",
-            " to ".join(f"{end:.3f}" for end in c.interval), _p_value(c.p_value), c.verdict,
+            " to ".join(f"{end:.3f}" for end in c.interval), _p_value(c.p_together), c.verdict,
         ]
-        for c in comparisons
+        for c in together(comparisons)
     ]  # fmt: skip
     head = ["log p(x), paired", "difference", "error", "of it Monte Carlo", "95 % interval", "p", "verdict"]
     section.table(head, pairs, "Paired differences on the same images; positive where the first is better")
     if len(pairs) > 1:
-        section.note(f"The {len(pairs)} p-values are not corrected for being several.")
+        section.note(f"The {len(pairs)} p-values are corrected for being several, by Holm's rule.")
     for name, result in results.items():
         for text in result.warnings:
             section.warning(f"{name}: {text}")
     return section
 
 
-def _p_value(p: float) -> str:
+def _p_value(p: float | None) -> str:
     # a hyphen would let the line break before the exponent
-    return "-" if math.isnan(p) else f"{p:.1g}".replace("-", "\N{MINUS SIGN}")
+    return "-" if p is None else f"{p:.1g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _training(runs: Mapping[str, Run]) -> Section:
