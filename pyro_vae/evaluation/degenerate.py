@@ -181,10 +181,8 @@ def _kl(program: Program, x: Tensor, y: Tensor | None, seed: int) -> tuple[float
             traces = trace(program, block.x, block.y, num_samples=KL_DRAWS)
             terms = traces.terms(KL_DRAWS, len(block))
             sound = consistency.latents_have_densities(traces)
-            size = wide(terms.log_guide.abs() + terms.log_prior.abs()).mean(0)
-            walk.keep(
-                (wide(terms.log_guide - terms.log_prior).mean(0).cpu(), size.cpu() * torch.finfo(block.x.dtype).eps)
-            )
+            rounding = 8 * torch.finfo(terms.log_prior.dtype).eps * (terms.log_guide.abs() + terms.log_prior.abs())
+            walk.keep(tuple(wide(t).mean(0).cpu() for t in (terms.log_guide - terms.log_prior, rounding)))
     kl, rounding = (torch.cat([part[i] for part in walk.gathered()]) for i in (0, 1))
     claims = consistency.of_kl(kl, torch.full_like(kl, KL_DRAWS), rounding) if sound else []
     return float(kl.mean()), list(consistency.forbidden(claims))
