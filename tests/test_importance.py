@@ -139,10 +139,7 @@ def test_the_threshold_of_k_depends_on_the_number_of_draws() -> None:
 
 
 def test_a_guide_three_times_too_narrow_is_found_out() -> None:
-    with (
-        pytest.warns(UnreliableEstimateWarning, match="the guide lives on less than the model"),
-        pytest.warns(UnreliableEstimateWarning, match="Pareto k is above 0.70 for 100.0% of 3 images"),
-    ):
+    with pytest.warns(UnreliableEstimateWarning, match="Pareto k is above 0.70 for 100.0% of 3 images"):
         result = pv.log_likelihood(KnownWeights(1 / 3, dim=4), torch.zeros(3, 1), num_samples=5000)
     assert (result.khat > 0.7).all()
     assert result.khat_bad_fraction == 1.0

@@ -185,7 +185,10 @@ def _tables(figures: dict[str, Any]) -> str:
         known = (math.nan if run[key] is None else run[key] for key in ("nll_mc_se", "nll_data_se"))
         return "-" if run["nll"] is None else digits(run["nll"], total_error(*known))
 
-    runs = [[r["run"], nll(r), number(r["nll_mc_se"]), number(r["nll_data_se"], 2)] for r in figures["runs"]]
+    weights = lambda r: r["proof"]["verdict"] if "proof" in r else "-"  # noqa: E731
+    runs = [
+        [r["run"], nll(r), number(r["nll_mc_se"]), number(r["nll_data_se"], 2), weights(r)] for r in figures["runs"]
+    ]
     pairs = [
         [
             " - ".join(c["runs"]),
@@ -199,7 +202,7 @@ def _tables(figures: dict[str, Any]) -> str:
     ]
     count = f"{figures['num_data']} {figures['split']} images, K = {figures['num_samples']}"
     lines = [
-        *markdown(["run", f"NLL (nats, {count})", "Monte Carlo error", "data error"], runs),
+        *markdown(["run", f"NLL (nats, {count})", "Monte Carlo error", "data error", "weights"], runs),
         "",
         *markdown(["log p(x), paired", "difference (nats)", "error", "of it Monte Carlo", "95 % interval", "p"], pairs),
         "",

@@ -104,8 +104,8 @@ def prove(
     Example:
         >>> import torch, pyro_vae as pv
         >>> vae = pv.build("ppca", "linear", (3,), latent_dim=2)
-        >>> pv.prove(vae, torch.zeros(4, 3)).verdict
-        'proved'
+        >>> pv.prove(vae, torch.zeros(4, 3)).faults
+        []
     """
     if num_rows < 1 or num_samples < 2:
         raise UserError(

@@ -15,7 +15,10 @@ MISSING = (
     "the data have NaN or infinite values (first in row {0}); remove or impute them, or give the program a likelihood that "
     "leaves missing entries out (dist.NanMaskedNormal, .mask) and a guide that reads around them"
 )
-_EVENT_AXES = "; every axis but that of the data plate is an event axis: write .to_event(n)"
+_AXES = (
+    "; every axis but that of the data plate is an event axis: write .to_event(n); and the plate is not subsampled, for the "
+    "library does the minibatching"
+)
 REMEDIES = {
     "complex": "give real and imaginary parts as numbers of their own, torch.view_as_real(x)",
     "meta": "a tensor on the meta device has no values",
@@ -87,7 +90,7 @@ def refuse_run(program: Any, x: Tensor, y: Tensor | None, error: Exception) -> N
     beside = "" if y is None else f" and y of shape {tuple(y.shape[1:])} per row, {kind}"
     raise UserError(
         f"the program {type(program).__name__} does not run on data of shape {tuple(x.shape[1:])} per row{beside}: {words}"
-        + (_EVENT_AXES if "Shape mismatch inside plate" in words else "")
+        + (_AXES if "Shape mismatch inside plate" in words else "")
     ) from error
 
 
