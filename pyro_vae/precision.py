@@ -35,7 +35,7 @@ def require_precision(precision: str, device: torch.device, dtype: torch.dtype) 
 
 def wide(tensor: Tensor) -> Tensor:
     """A tensor in float64: where it lies, or on the CPU where its device has no float64 (an Apple GPU)."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    return (tensor if tensor.device.type in ("cuda", "meta") else tensor.cpu()).double()
 
 
 @contextmanager

@@ -366,7 +366,7 @@ def test_a_total_count_is_handed_to_sample_under_the_name_of_the_data() -> None:
 def test_a_tree_calls_the_data_as_the_program_does() -> None:
     tree = pv.posterior(pv.adopt(param_model, param_guide), X, num_samples=10)
     for group in ("observed_data", "posterior_predictive", "prior_predictive", "log_likelihood"):
-        assert list(tree[group].data_vars) == ["obs"]
+        assert list(tree[group].data_vars) == ["obs"] + ["obs_marginal"] * (group == "log_likelihood")
     assert set(predictive_check(tree).data_vars) == {"observed", "mean", "sd", "p_value"}
     mean = pv.posterior(pv.adopt(param_model, param_guide), X, num_samples=10, predictive="mean")
     assert list(mean["posterior_predictive"].data_vars) == ["obs_mean"]

@@ -107,6 +107,6 @@ def test_energies_are_an_image_s() -> None:
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
 def test_loo_runs_on_chains_and_is_told_by_its_own_k() -> None:
-    found = az.loo(tree("nuts"), pointwise=True)
+    found = az.loo(tree("nuts"), pointwise=True, var_name="x")
     assert found.pareto_k.dims == ("image",)
     assert az.plot_khat(found) is not None

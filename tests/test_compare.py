@@ -122,7 +122,7 @@ def test_evaluate_by_annealing(runs: list[Path], method: str, capsys: pytest.Cap
     figures = json.loads(capsys.readouterr().out)
     assert command(["evaluate", run, "--samples", "2000", "--limit", "6", "--json", *CPU]) == 0
     weighted = json.loads(capsys.readouterr().out)
-    assert set(weighted) <= set(figures)
+    assert set(weighted) - {"proof"} <= set(figures)  # annealing has no weights of the guide
     assert weighted["method"] == "iw"
     error = math.hypot(figures["nll_mc_se"], weighted["nll_mc_se"])
     assert abs(figures["nll"] - weighted["nll"]) < LIMIT * error + 0.05

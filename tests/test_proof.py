@@ -71,6 +71,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.consistency.InconsistentResultWarning")
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_and_told_by_log_likelihood(programs: Any, name: str) -> None:
     program = programs.FAULTY[name][0]()

@@ -308,7 +308,8 @@ def smoothed_weights(log_weight: np.ndarray, khat: float) -> np.ndarray:
 def _add_posterior(tree: Tree, blocks: list[_Block], shape: tuple[int, int]) -> None:
     for group in blocks[0].groups:
         found = concatenated([b.groups[group] for b in blocks], 1)
-        names = {OBSERVED: data_name(admitted())} if group == "log_likelihood" else {}
+        seen = data_name(admitted())
+        names = {OBSERVED: seen, MARGINAL: f"{seen}_marginal"} if group == "log_likelihood" else {}
         found = {names.get(n, n): v.reshape(*shape, *v.shape[1:]) for n, v in found.items()}
         tree.add(group, found, {n: ["image", *event_dims(n, v.shape[3:])] for n, v in found.items()})
     tree.add_per_image("sample_stats", concatenated([b.per_image for b in blocks]))

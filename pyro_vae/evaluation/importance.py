@@ -27,7 +27,7 @@ from pyro_vae.evaluation.every_row import look_for_points
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.proof import blind_spots, proven
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
-from pyro_vae.evaluation.rounding import rounding_error
+from pyro_vae.evaluation.rounding import measured
 from pyro_vae.evaluation.weights import joined, reduced
 from pyro_vae.precision import products, require_precision
 from pyro_vae.programs.door import admitted, door
@@ -136,7 +136,7 @@ def log_likelihood(
         seed=seed,
         chunk_size=walk.rows * walk.draws,
         precision=precision,
-        rounding_error=rounding_error(program, x, y, precision, seed, num_samples),
+        rounding_error=measured(program, x, y, traces, precision, seed, num_samples),
         noise=noise,
         states=None if states is None else len(next(iter(states.values()))),
         blind_spots=against,

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_vae.precision import wide
 from pyro_vae.seeding import generator
 
 MOST_COORDINATES = 32  # of a latent that are looked at one by one; of longer ones as many random projections
@@ -80,8 +81,8 @@ def p_values(log_weight: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     if values.shape[-1] > AT_ONCE:  # each makes several copies of itself
         parts = [p_values(log_weight, part) for part in values.split(AT_ONCE, -1)]
         return torch.cat([p for p, _ in parts]), torch.cat([v for _, v in parts])
-    values = values.double()
-    weight = log_weight.double().softmax(0).unsqueeze(-1)
+    values = wide(values)
+    weight = wide(log_weight).softmax(0).unsqueeze(-1)
     off = values - (weight * values).sum(0)
     total = off[0].sum(0)
     variance = (weight * off.square()).sum((0, 1))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.errors import said
 from pyro_vae.evaluation.places import features
+from pyro_vae.precision import wide
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.trace import Program, is_random, latent_sites, run, site_log_prob
 
@@ -58,7 +59,7 @@ def simulated(program: Program, x: Tensor, y: Tensor | None, num_samples: int) -
     log_weight = _log_weight(log_guide, terms)
     latents = {n: _elements(model.nodes[n], v) for n, v in theirs.items()}
     return Simulated(
-        drawn, y, exact, log_weight, *features(log_weight, {n: v.double() for n, v in densities.items()}, latents)
+        drawn, y, exact, log_weight, *features(log_weight, {n: wide(v) for n, v in densities.items()}, latents)
     )
 
 
@@ -95,7 +96,7 @@ def _terms(
 
 
 def _log_weight(log_guide: dict[str, Tensor], terms: dict[str, Tensor]) -> Tensor:
-    log_p, log_q = (torch.stack([*parts.values()]).double().sum(0) for parts in (terms, log_guide))
+    log_p, log_q = (wide(torch.stack([*parts.values()])).sum(0) for parts in (terms, log_guide))
     log_weight = log_p - log_q
     log_weight[0] = torch.where(torch.isneginf(log_q[0]) & torch.isfinite(log_p[0]), torch.inf, log_weight[0])
     return log_weight
@@ -124,7 +125,7 @@ def _draw(program: Program, x: Tensor, y: Tensor | None) -> tuple[dict[str, Tens
 
 def _same(first: Any, again: Any) -> bool:
     """Whether a site has in two runs the same density, at the value of the second."""
-    a, b = (site_log_prob(site, again["value"], mask=False).double() for site in (first, again))
+    a, b = (wide(site_log_prob(site, again["value"], mask=False)) for site in (first, again))
     known = torch.isfinite(b)
     return bool(((a - b).abs() <= SAME * (1 + b.abs()))[known].all())
 
@@ -162,4 +163,4 @@ def _elements(site: Any, value: Tensor) -> Tensor:
     """Values by element ``(K + 1, rows, elements)``, in float64, 0 where a mask leaves them out."""
     if (mask := counted(site)) is not None:
         value = torch.where(mask.to(value.device), value, torch.zeros_like(value))
-    return value.reshape(*value.shape[:2], -1).double()
+    return wide(value.reshape(*value.shape[:2], -1))
