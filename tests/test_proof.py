@@ -145,8 +145,8 @@ def test_a_factor_is_not_proved() -> None:
 
 def test_what_is_of_the_model_is_kept_with_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    whole = module._Proving.of_model
-    monkeypatch.setattr(module._Proving, "of_model", lambda self, rows: made.append(rows) or whole(self, rows))
+    whole = module.Proving.of_model
+    monkeypatch.setattr(module.Proving, "of_model", lambda self, rows: made.append(rows) or whole(self, rows))
     vae, x = pv.build("ppca", "linear", (3,), latent_dim=2), torch.zeros(4, 3)
     first = pv.log_likelihood(vae, x, num_samples=100).proof
     assert pv.log_likelihood(vae, x, num_samples=100).proof is first  # the same data, unchanged

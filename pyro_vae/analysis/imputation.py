@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.blind import require_weights
-from pyro_vae.evaluation.proof import blind_spots
+from pyro_vae.evaluation.proven import blind_spots
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.contract import admit
 from pyro_vae.programs.folding import ByRow

@@ -38,7 +38,7 @@ from pyro_vae.evaluation.blind import discrete_sites, point_masses, require_weig
 from pyro_vae.evaluation.estimators import Estimate, estimate, good_khat
 from pyro_vae.evaluation.every_row import narrow_sites
 from pyro_vae.evaluation.interval import FEWEST
-from pyro_vae.evaluation.proof import blind_spots
+from pyro_vae.evaluation.proven import blind_spots
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
 from pyro_vae.programs.contract import require_latents
 from pyro_vae.programs.door import admitted, door

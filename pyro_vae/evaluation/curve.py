@@ -21,7 +21,7 @@ from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import block_shape
 from pyro_vae.evaluation.methods import ImportanceSampling
-from pyro_vae.evaluation.proof import blind_spots
+from pyro_vae.evaluation.proven import blind_spots
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.trace import Program

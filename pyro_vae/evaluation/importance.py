@@ -25,7 +25,7 @@ from pyro_vae.evaluation.enumeration import summed
 from pyro_vae.evaluation.estimators import GROUPS
 from pyro_vae.evaluation.every_row import look_for_points
 from pyro_vae.evaluation.methods import ImportanceSampling
-from pyro_vae.evaluation.proof import blind_spots, proven
+from pyro_vae.evaluation.proven import blind_spots, proven
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import measured
 from pyro_vae.evaluation.weights import joined, reduced

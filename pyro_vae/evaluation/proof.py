@@ -18,7 +18,6 @@ Densities of classes written by hand are held to integrate to 1 (:mod:`pyro_vae.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,13 +29,19 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import places
-from pyro_vae.evaluation.blind import discrete_sites
 from pyro_vae.evaluation.consistency import FAMILY_LEVEL
-from pyro_vae.evaluation.estimators import good_khat, pareto_khat
 from pyro_vae.evaluation.every_row import folds, look_at_every_row
 from pyro_vae.evaluation.normalised import DRAWS, NO_POWER, by_hand, normalisation
 from pyro_vae.evaluation.questions import DATA, DENSITIES, FOLDS, REACH, WEIGHTS, Proof, Question
-from pyro_vae.evaluation.simulated import NotSimulated, Simulated, simulated, weighed_again
+from pyro_vae.evaluation.simulated import (
+    DrawnRows,
+    NotSimulated,
+    Simulated,
+    blind,
+    figures_of,
+    simulated,
+    weighed_again,
+)
 from pyro_vae.evaluation.weights import weigh
 from pyro_vae.programs.contract import require_latents
 from pyro_vae.programs.door import admitted, door
@@ -59,14 +64,11 @@ from pyro_vae.seeding import derive_seed, seeded
 
 ROWS, SAMPLES = 256, 100  # simulated rows at least, and draws of the guide for each
 MOST_ROWS, AGAIN = 4096, 4096
-SHARE = 2000  # draws of a call for which one row more is asked: with those of data a tenth
 SEQUENTIAL = 8  # times fewer rows where the guide scores element by element
 ASKED_AGAIN = 0.01  # p below which fresh rows are asked, which alone count
 SURE = 9.0  # standard errors
-DOMINATED = 0.95  # of the weight
 BLIND = 0.005  # share of the posterior out of reach that is a fault
 MOST_TILT = 2.0  # nats
-MORE = 4  # times the rows that a kept proof was made of: then it is made anew
 MORE_DRAWS = 10  # times as many draws for rows that look blind
 ROUNDED = 1e-3  # of figures, by which two ways of adding up may differ
 HAND_ELEMENTS = 2**22  # draws of a site that is asked for its integral
@@ -113,76 +115,12 @@ def prove(
         )
     traces = admitted()
     require_latents(traces, "a proof of weights")
-    asking = _Proving(program, x, y, traces, num_samples, seed, progress)
+    asking = Proving(program, x, y, traces, num_samples, seed, progress)
     return asking.of_data(asking.of_model(num_rows), ROWS)
 
 
-def proven(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> Proof | None:
-    """What is known of the weights of a program with data like these; None of a program without latents.
-
-    What is asked of the model's own rows is kept with the program's examination; what is asked of these rows is asked of them,
-    once: where the same tensors come again, unchanged, it is known.
-
-    Args:
-        program, x, y: as in :func:`prove`.
-        traces: of the examination.
-        draws: of the call, in all: more of them let more rows be asked, of the model's and of these.
-    """
-    if not latent_sites(traces.model):
-        return None
-    rows = min(MOST_ROWS, max(ROWS, draws // SHARE))
-    kept: _Known | None = traces.known.get(Proof)
-    if kept is not None and rows > MORE * kept.own.num_rows:
-        kept = None
-    if kept is not None and kept.same(x, y):
-        return kept.proof
-    asking = _Proving(program, x, y, traces, SAMPLES, 0)
-    own = asking.of_model(rows) if kept is None else kept.own
-    found = asking.of_data(own, len(x) if kept is None else draws // SHARE)
-    traces.known[Proof] = _Known(own, found, x, y)
-    return found
-
-
-class _Known:
-    """A proof, and the data that it was last asked of."""
-
-    def __init__(self, own: _Own, proof: Proof, x: Tensor, y: Tensor | None) -> None:
-        self.own, self.proof = own, proof
-        self.data = [(None if t is None else weakref.ref(t), 0 if t is None else _version(t)) for t in (x, y)]
-
-    def same(self, x: Tensor, y: Tensor | None) -> bool:
-        """Whether these are the same tensors, unchanged."""
-        return all(
-            (ref is None and t is None) or (ref is not None and t is not None and ref() is t and version == _version(t))
-            for (ref, version), t in zip(self.data, (x, y), strict=True)
-        )
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def blind_spots(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> list[str]:
-    """What stands against all importance weights of a program: lines with figure, cause and remedy.
-
-    That is what its proof found (:mod:`pyro_vae.evaluation.proof`); and discrete latents, where it is not known that the guide
-    draws them all.
-    """
-    proof, discrete = proven(program, x, y, traces, draws), discrete_sites(traces)
-    found = [] if proof is None else [*proof.faults]
-    if discrete and proof is not None and not proof.reaches and not found:
-        sites = ", ".join(map(repr, discrete))
-        found.append(
-            f"{len(discrete)} of {len(latent_sites(traces.model))} latent sites ({sites}) are discrete: states that the guide "
-            "never draws are missing from log p(x), and neither Pareto k (not given) nor ESS nor the standard error tells; "
-            "use discrete latents alone, of 1,024 states or fewer, which log_likelihood sums over exactly, or a guide that draws "
-            "them all"
-        )
-    return found
-
-
 @dataclass
-class _Own:
+class OwnRows:
     """What was found on rows of the model's own."""
 
     num_rows: int
@@ -191,7 +129,7 @@ class _Own:
     figures: Tensor | None = None
 
 
-class _Proving:
+class Proving:
     """The questions, asked one after the other."""
 
     def __init__(
@@ -202,10 +140,10 @@ class _Proving:
         self.num_samples, self.seed, self.progress = num_samples, seed, progress
         self.asked: list[Question] = []
 
-    def of_model(self, num_rows: int) -> _Own:
+    def of_model(self, num_rows: int) -> OwnRows:
         """Ask of rows that the model draws."""
         rows = num_rows if scores_any(self.program) else max(1, num_rows // SEQUENTIAL)
-        own = _Own(rows)
+        own = OwnRows(rows)
         try:
             if weighing := self._not_weighed():
                 raise NotSimulated(weighing)
@@ -217,7 +155,7 @@ class _Proving:
         own.questions, self.asked = self.asked, []
         return own
 
-    def of_data(self, own: _Own, num_rows: int) -> Proof:
+    def of_data(self, own: OwnRows, num_rows: int) -> Proof:
         """Ask of the rows at hand, and put all together; of ``num_rows`` of them whether they are like the model's."""
         self._every_row()
         self._densities()
@@ -326,8 +264,8 @@ class _Proving:
         """Of these rows."""
         return None if self.y is None else self.y[rows.to(self.y.device)]
 
-    def _weights(self, num_rows: int) -> _Kept:
-        of_model = _Kept(self._simulated(num_rows, derive_seed("proof: rows", self.seed)))
+    def _weights(self, num_rows: int) -> DrawnRows:
+        of_model = DrawnRows(self._simulated(num_rows, derive_seed("proof: rows", self.seed)))
         self._reask(of_model)
         names, p_values, variance, asked = of_model.functions()
         smallest, worst = min(zip(p_values.tolist(), names, strict=True))
@@ -336,7 +274,7 @@ class _Proving:
             suspects = (p_values < ASKED_AGAIN).nonzero()[:, 0].tolist()
             errors = math.sqrt(-2 * math.log(max(smallest, 1e-300)))  # that S is off by; so many rows make it SURE ones
             more = math.ceil(min(AGAIN, num_rows * max(1.0, (SURE / errors) ** 2)))
-            fresh = _Kept(self._simulated(more, derive_seed("proof: fresh rows", self.seed), suspects))
+            fresh = DrawnRows(self._simulated(more, derive_seed("proof: fresh rows", self.seed), suspects))
             names, p_again, _, asked = fresh.functions()
             smallest, worst = min(zip(p_again.tolist(), names, strict=True))
             found = p_value = min(1.0, len(suspects) * smallest)
@@ -358,27 +296,23 @@ class _Proving:
         self._reach(of_model)
         return of_model
 
-    def _reask(self, kept: _Kept) -> None:
+    def _reask(self, kept: DrawnRows) -> None:
         """Weigh rows that look blind once more, by ten times as many draws: chance, and noise in k, do not make them so twice."""
-        still = 0
-        for index, block in enumerate(kept.blocks):
-            rows = kept.blind_rows[index]
-            for block_rows in rows.split(max(1, self._at_once() // MORE_DRAWS)) if len(rows) else ():
-                with (
-                    evaluating(self.program),
-                    isolated(),
-                    seeded(derive_seed("proof: blind rows", self.seed, index), block.x.device),
-                ):
-                    log_weight = weighed_again(self.program, block, block_rows, MORE_DRAWS * self.num_samples)
-                still += int(_blind(log_weight).sum())
+        still, size = 0, max(1, self._at_once() // MORE_DRAWS)
+        for index, (block, suspects) in enumerate(zip(kept.blocks, kept.blind_rows, strict=True)):
+            for part, rows in enumerate(suspects.split(size) if len(suspects) else ()):
+                seed = derive_seed("proof: blind rows", self.seed, index, part)
+                with evaluating(self.program), isolated(), seeded(seed, block.x.device):
+                    log_weight = weighed_again(self.program, block, rows, MORE_DRAWS * self.num_samples)
+                still += int(blind(log_weight).sum())
         kept.blind = still
 
-    def _reach(self, kept: _Kept) -> None:
-        blind, rows = kept.blind, kept.rows
-        p_value = float(stats.binom.sf(blind - 1, rows, BLIND)) if blind else 1.0
-        high = float(stats.beta.ppf(0.95, blind + 1, rows - blind)) if blind < rows else 1.0
-        low = float(stats.beta.ppf(0.05, blind, rows - blind + 1)) if blind else 0.0
-        share = f"{blind} of {rows:,} rows blind"
+    def _reach(self, kept: DrawnRows) -> None:
+        missed, rows = kept.blind, kept.rows
+        p_value = float(stats.binom.sf(missed - 1, rows, BLIND)) if missed else 1.0
+        high = float(stats.beta.ppf(0.95, missed + 1, rows - missed)) if missed < rows else 1.0
+        low = float(stats.beta.ppf(0.05, missed, rows - missed + 1)) if missed else 0.0
+        share = f"{missed} of {rows:,} rows blind"
         self._ask(
             Question(
                 REACH,
@@ -387,8 +321,8 @@ class _Proving:
                 f"below {high:.1%} of the posterior missed (95 %)",
             ),
             p_value,
-            f"the guide lives on less than the model does: of {rows:,} exact draws of the posterior {blind} have no density "
-            f"under it, or outweigh {self.num_samples} of its own, in rows where nothing else warns: {low:.1%} to {high:.1%} of "
+            f"the guide lives on less than the model does: of {rows:,} exact draws of the posterior {missed} have no density "
+            f"under it, or outweigh {MORE_DRAWS * self.num_samples:,} of its own, in rows where nothing else warns: {low:.1%} to {high:.1%} of "
             "the posterior is left out of log p(x), and neither Pareto k nor the standard error tells; give the guide the modes "
             "or the support that it lacks (a mixture, a wider support), or anneal from the prior",
         )
@@ -399,7 +333,7 @@ class _Proving:
         walk = Walk(self.program, self.x[few], self.y_of(few), rows=self._at_once(), progress=self.progress)
         for block in walk:
             with block, isolated(), seeded(derive_seed("proof: data", self.seed, block.first), block.x.device):
-                walk.keep(_figures(weigh(self.program, block.x, block.y, self.num_samples)[0]))
+                walk.keep(figures_of(weigh(self.program, block.x, block.y, self.num_samples)[0]))
         p_values = []
         for ours, theirs in zip(torch.cat(walk.kept, 1), figures, strict=True):
             low, high = theirs.min(), theirs.max()
@@ -434,47 +368,6 @@ class _Proving:
                     if chosen is None
                     else replace(found, names=[found.names[i] for i in chosen], values=found.values[..., chosen])
                 )
-
-
-class _Kept:
-    """What is kept of drawn rows."""
-
-    def __init__(self, blocks: Iterator[Simulated]) -> None:
-        self.blocks = list(blocks)
-        weights = [block.log_weight for block in self.blocks]
-        self.figures = torch.cat([_figures(w[1:]) for w in weights], 1)
-        log_weight = torch.cat(weights, 1)
-        self.rows = log_weight.shape[1]
-        self.blind_rows = [_blind(w).nonzero()[:, 0] for w in weights]
-        self.blind = sum(len(rows) for rows in self.blind_rows)
-        upper = log_weight.logsumexp(0) - math.log(len(log_weight))
-        self.looseness = float((upper.cpu() - self.figures[0]).mean())
-
-    def functions(self) -> tuple[list[str], Tensor, Tensor, int]:
-        """Names, p-values and variances of the functions, and of how many rows."""
-        log_weight, values = (
-            torch.cat([getattr(b, name) for b in self.blocks], 1) for name in ("log_weight", "values")
-        )
-        rows = places.usable(log_weight)
-        return self.blocks[0].names, *places.p_values(log_weight[:, rows], values[:, rows]), int(rows.sum())
-
-
-def _blind(log_weight: Tensor) -> Tensor:
-    """Which rows ``(rows,)`` are blind: the exact draw, the first, outweighs the others by far, and their k is good or none."""
-    found = torch.isposinf(log_weight[0]) | (log_weight.softmax(0)[0].nan_to_num(0.0) > DOMINATED)
-    far = found.nonzero()[:, 0]
-    khat = pareto_khat(log_weight[1:, far])
-    silent = khat.isnan() | (khat <= good_khat(len(log_weight) - 1))
-    found[far] = silent.to(found.device)
-    return found
-
-
-def _figures(log_weight: Tensor) -> Tensor:
-    """L, the effective sample size and the largest share of log-weights ``(K, rows)``, as ``(3, rows)``."""
-    log_weight = log_weight.detach().cpu().double()
-    weight = log_weight.softmax(0).nan_to_num(0.0)
-    bound = log_weight.logsumexp(0) - math.log(len(log_weight))
-    return torch.stack([bound, 1 / weight.square().sum(0), weight.amax(0)]).nan_to_num(0.0)
 
 
 def spread(total: int, number: int) -> Tensor:

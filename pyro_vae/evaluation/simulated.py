@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +12,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.errors import said
-from pyro_vae.evaluation.places import features
+from pyro_vae.evaluation.estimators import good_khat, pareto_khat
+from pyro_vae.evaluation.places import features, p_values, usable
 from pyro_vae.precision import wide
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.trace import Program, is_random, latent_sites, run, site_log_prob
 
+DOMINATED = 0.95  # of the weight
 SAME = 1e-3  # nats, and relative, by which a density may differ between two runs: they round in different ways
 
 
@@ -164,3 +168,44 @@ def _elements(site: Any, value: Tensor) -> Tensor:
     if (mask := counted(site)) is not None:
         value = torch.where(mask.to(value.device), value, torch.zeros_like(value))
     return wide(value.reshape(*value.shape[:2], -1))
+
+
+class DrawnRows:
+    """Blocks of drawn rows: which of them are blind, their figures, and the test of their weights."""
+
+    def __init__(self, blocks: Iterator[Simulated]) -> None:
+        self.blocks = list(blocks)
+        weights = [block.log_weight for block in self.blocks]
+        self.figures = torch.cat([figures_of(w[1:]) for w in weights], 1)
+        log_weight = torch.cat(weights, 1)
+        self.rows = log_weight.shape[1]
+        self.blind_rows = [blind(w).nonzero()[:, 0] for w in weights]
+        self.blind = sum(len(rows) for rows in self.blind_rows)
+        upper = log_weight.logsumexp(0) - math.log(len(log_weight))
+        self.looseness = float((upper.cpu() - self.figures[0]).mean())
+
+    def functions(self) -> tuple[list[str], Tensor, Tensor, int]:
+        """Names, p-values and variances of the functions, and of how many rows."""
+        log_weight, values = (
+            torch.cat([getattr(b, name) for b in self.blocks], 1) for name in ("log_weight", "values")
+        )
+        rows = usable(log_weight)
+        return self.blocks[0].names, *p_values(log_weight[:, rows], values[:, rows]), int(rows.sum())
+
+
+def blind(log_weight: Tensor) -> Tensor:
+    """Which rows ``(rows,)`` are blind: the exact draw, the first, outweighs the others by far, and their k is good or none."""
+    found = torch.isposinf(log_weight[0]) | (log_weight.softmax(0)[0].nan_to_num(0.0) > DOMINATED)
+    far = found.nonzero()[:, 0]
+    khat = pareto_khat(log_weight[1:, far])
+    silent = khat.isnan() | (khat <= good_khat(len(log_weight) - 1))
+    found[far] = silent.to(found.device)
+    return found
+
+
+def figures_of(log_weight: Tensor) -> Tensor:
+    """L, the effective sample size and the largest share of log-weights ``(K, rows)``, as ``(3, rows)``."""
+    log_weight = log_weight.detach().cpu().double()
+    weight = log_weight.softmax(0).nan_to_num(0.0)
+    bound = log_weight.logsumexp(0) - math.log(len(log_weight))
+    return torch.stack([bound, 1 / weight.square().sum(0), weight.amax(0)]).nan_to_num(0.0)

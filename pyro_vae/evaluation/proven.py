@@ -1,0 +1,79 @@
+"""What is known of a program's importance weights: its proof, asked where it is not known yet, and kept with the examination."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import Tensor
+
+from pyro_vae.evaluation.blind import discrete_sites
+from pyro_vae.evaluation.proof import MOST_ROWS, ROWS, SAMPLES, OwnRows, Proving
+from pyro_vae.evaluation.questions import Proof
+from pyro_vae.programs.trace import Program, Traces, latent_sites
+
+SHARE = 2000  # draws of a call for which one row more is asked: with those of data a tenth
+MORE = 4  # times the rows that a kept proof was made of: then it is made anew
+
+
+def proven(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> Proof | None:
+    """What is known of the weights of a program with data like these; None of a program without latents.
+
+    What is asked of the model's own rows is kept with the program's examination; what is asked of these rows is asked of them,
+    once: where the same tensors come again, unchanged, it is known.
+
+    Args:
+        program, x, y: as in :func:`prove`.
+        traces: of the examination.
+        draws: of the call, in all: more of them let more rows be asked, of the model's and of these.
+    """
+    if not latent_sites(traces.model):
+        return None
+    rows = min(MOST_ROWS, max(ROWS, draws // SHARE))
+    kept: _Known | None = traces.known.get(Proof)
+    if kept is not None and rows > MORE * kept.own.num_rows:
+        kept = None
+    if kept is not None and kept.same(x, y):
+        return kept.proof
+    asking = Proving(program, x, y, traces, SAMPLES, 0)
+    own = asking.of_model(rows) if kept is None else kept.own
+    found = asking.of_data(own, len(x) if kept is None else draws // SHARE)
+    traces.known[Proof] = _Known(own, found, x, y)
+    return found
+
+
+class _Known:
+    """A proof, and the data that it was last asked of."""
+
+    def __init__(self, own: OwnRows, proof: Proof, x: Tensor, y: Tensor | None) -> None:
+        self.own, self.proof = own, proof
+        self.data = [(None if t is None else weakref.ref(t), 0 if t is None else _version(t)) for t in (x, y)]
+
+    def same(self, x: Tensor, y: Tensor | None) -> bool:
+        """Whether these are the same tensors, unchanged."""
+        return all(
+            (ref is None and t is None) or (ref is not None and t is not None and ref() is t and version == _version(t))
+            for (ref, version), t in zip(self.data, (x, y), strict=True)
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def blind_spots(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> list[str]:
+    """What stands against all importance weights of a program: lines with figure, cause and remedy.
+
+    That is what its proof found (:mod:`pyro_vae.evaluation.proof`); and discrete latents, where it is not known that the guide
+    draws them all.
+    """
+    proof, discrete = proven(program, x, y, traces, draws), discrete_sites(traces)
+    found = [] if proof is None else [*proof.faults]
+    if discrete and proof is not None and not proof.reaches and not found:
+        sites = ", ".join(map(repr, discrete))
+        found.append(
+            f"{len(discrete)} of {len(latent_sites(traces.model))} latent sites ({sites}) are discrete: states that the guide "
+            "never draws are missing from log p(x), and neither Pareto k (not given) nor ESS nor the standard error tells; "
+            "use discrete latents alone, of 1,024 states or fewer, which log_likelihood sums over exactly, or a guide that draws "
+            "them all"
+        )
+    return found
