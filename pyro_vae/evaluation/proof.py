@@ -322,9 +322,9 @@ class Proving:
             ),
             p_value,
             f"the guide lives on less than the model does: of {rows:,} exact draws of the posterior {missed} have no density "
-            f"under it, or outweigh {MORE_DRAWS * self.num_samples:,} of its own, in rows where nothing else warns: {low:.1%} to {high:.1%} of "
-            "the posterior is left out of log p(x), and neither Pareto k nor the standard error tells; give the guide the modes "
-            "or the support that it lacks (a mixture, a wider support), or anneal from the prior",
+            f"under it, or outweigh {MORE_DRAWS * self.num_samples:,} of its own, in rows where nothing else warns: {low:.1%} to "
+            f"{high:.1%} of the posterior is left out of log p(x), and neither Pareto k nor the standard error tells; give the "
+            "guide the modes or the support that it lacks (a mixture, a wider support), or anneal from the prior",
         )
 
     def _like(self, figures: Tensor, num_rows: int) -> None:
