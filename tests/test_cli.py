@@ -16,6 +16,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae import __version__
 from pyro_vae.cli.app import run
+from pyro_vae.cli.evaluate import _corrected
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.seeding import seeded
 
@@ -89,6 +90,17 @@ def test_evaluate_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(["evaluate", str(out), "--samples", "30", "--limit", "5", "--quiet"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("NLL", "Monte Carlo error", "ELBO", "Pareto k", "bits per dimension"))
+
+
+def test_the_interval_stands_beside_the_estimate_it_is_of() -> None:
+    """To the same digits; and says where some k are bad."""
+    figures: dict[str, Any] = {
+        "nll_corrected": 83.98712345, "nll_interval_low": 83.9699, "nll_interval_high": 84.0043, "nll_mc_se": 0.0088,
+        "khat_bad_fraction": 0.0,
+    }  # fmt: skip
+    assert _corrected(figures) == "83.9871 (95 %: 83.9699 to 84.0043, of these images)"
+    assert "; 2.5% have a bad k, and may lie lower)" in _corrected(figures | {"khat_bad_fraction": 0.025})
+    assert _corrected(figures | {"nll_interval_low": None}) == "-"
 
 
 def test_ways_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,11 @@ def rare(z: Tensor) -> Tensor:
     return torch.where(z[..., 0] > 1.2815515655446004, math.log(10 / 1.9), math.log(1 / 1.9)).double()
 
 
+def seldom(z: Tensor) -> Tensor:
+    """200 times the weight once in 500."""
+    return torch.where(z[..., 0] > 2.878161739095476, math.log(200 / 1.398), math.log(1 / 1.398)).double()
+
+
 LAWS: dict[str, tuple[Law, int]] = {
     "lognormal 0.3": (lognormal(0.3), 1), "lognormal 0.6": (lognormal(0.6), 1), "lognormal 1": (lognormal(1.0), 1),
     "lognormal 1.3": (lognormal(1.3), 1), "lognormal 1.6": (lognormal(1.6), 1),
@@ -53,11 +58,17 @@ LAWS: dict[str, tuple[Law, int]] = {
     "narrow 0.85, 10": (gaussian(0.85), 10), "wide 1.5": (gaussian(1.5), 1), "wide 3": (gaussian(3.0), 1),
     "wide 2, 3": (gaussian(2.0), 3), "wide 1.3, 10": (gaussian(1.3), 10), "uniform": (uniform, 1), "rare": (rare, 1),
 }  # fmt: skip
+TAILS = (0.2, 0.4, 0.55, 0.65, 0.7)  # true k, as of a Pareto law and of a guide that is too narrow
+LAWS_OF_TAIL: dict[str, tuple[Law, int]] = {
+    **{f"Pareto {k}": (pareto(k, 1 / k), 1) for k in TAILS},
+    **{f"narrow guide {k}": (gaussian(math.sqrt(1 - k)), 1) for k in TAILS},
+    "200 in 500": (seldom, 1),
+}
 
 
 def simulated(law: str, num_samples: int, count: int, noise: str = "random", seed: int = 0) -> Estimate:
     """Estimates of log 1 = 0."""
-    of, dims = LAWS[law]
+    of, dims = (LAWS | LAWS_OF_TAIL)[law]
     block = max(1, min(count, 2_000_000 // (num_samples * dims)))
     length = length_of(num_samples) if noise == "sobol" else 1
     parts = []
@@ -72,10 +83,12 @@ def simulated(law: str, num_samples: int, count: int, noise: str = "random", see
     return Estimate(**joined)
 
 
-def covered(found: Estimate, truth: Tensor | float, num_samples: int | Tensor) -> tuple[float, int]:
-    """The share of intervals that hold the truth where k is good, and how many these are."""
+def covered(
+    found: Estimate, truth: Tensor | float, num_samples: int | Tensor, *, bad: bool = False
+) -> tuple[float, int]:
+    """The share of intervals that hold the truth where k is good, or of all, and how many these are."""
     draws = torch.as_tensor(num_samples).expand(len(found.khat)).tolist()
-    good = ~(found.khat > torch.tensor([good_khat(n) for n in draws], dtype=torch.float64))
+    good = ~(found.khat > torch.tensor([good_khat(n) for n in draws], dtype=torch.float64)) | bad
     holds = (found.interval[:, 0] <= truth) & (truth <= found.interval[:, 1])
     return float(holds[good].double().mean()), int(good.sum())
 
@@ -129,6 +142,35 @@ def test_it_covers_whatever_the_weights(noise: str, num_samples: int) -> None:
 def test_it_covers_at_five_thousand_draws() -> None:
     for law in ("lognormal 1.6", "pareto 0.5", "narrow 0.75, 4", "wide 1.3, 10"):
         assert as_stated(*covered(simulated(law, 5000, 2100), 0.0, 5000)), law
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_samples", "count"), [(100, 6000), (1000, 2000), (10_000, 1600)])
+def test_it_covers_whatever_the_tail_up_to_a_bad_k(num_samples: int, count: int) -> None:
+    """93 to 99.5 % of all intervals, and of those whose k looks good, which have missed the largest weights.
+
+    Held to two standard errors of a share, 0.2 to 1.1 points: the interval of 2.5 relative errors of k that this one replaced
+    held 80 to 93 % at a true k of 0.65 and 0.7 where k looked good. What is found stands in docs/evaluation.md.
+    """
+    wrong = {}
+    for law in LAWS_OF_TAIL:
+        found = simulated(law, num_samples, count)
+        both = [covered(found, 0.0, num_samples, bad=bad) for bad in (True, False)]
+        print(f"K = {num_samples} {law}: " + ", ".join(f"{share:.1%} of {number}" for share, number in both))
+        if law == "200 in 500":  # nothing tells of a large weight before one is drawn
+            ceiling = 1 - 0.998**num_samples
+            error = 2 * math.sqrt(ceiling * (1 - ceiling) / count)
+            if not min(0.93, ceiling) - error <= both[0][0] <= ceiling + error:
+                wrong[law] = both
+        elif any(not within(share, number, 0.93, 0.995) for share, number in both):
+            wrong[law] = both
+    assert not wrong
+
+
+def within(share: float, count: int, least: float, most: float) -> bool:
+    """Between these, to two standard errors."""
+    error = 2 * math.sqrt(share * (1 - share) / count)
+    return least - error <= share <= most + error
 
 
 # Probabilistic PCA, whose log p(x) is known
@@ -227,6 +269,8 @@ def test_that_of_one_image_is_that_of_the_mean() -> None:
     wide = float((found.interval[:, 1] - found.interval[:, 0]).mean())
     assert found.nll_interval[1] - found.nll_interval[0] < wide
     assert found.summary()["nll_interval_low"] == found.nll_interval[0]
+    assert found.nll_interval[0] < found.nll_corrected < found.nll_interval[1]
+    assert found.summary()["nll_corrected"] == found.nll - found.nll_bias
 
 
 # Monte Carlo noise is part of the spread over images

@@ -182,7 +182,7 @@ def _table(figures: dict[str, Any]) -> str:
     rows = [
         ("NLL", f"{supported('nll')} nats per image"),
         ("  Monte Carlo error", f"{number('nll_mc_se', 3)} ({samples}; bias {number('nll_bias', 3)})"),
-        ("  95 % interval", _interval(f["nll_interval_low"], f["nll_interval_high"], f["nll_mc_se"])),
+        ("  without the bias", _corrected(f)),
         ("  data error", f"{number('nll_data_se')} (N = {f['num_data']}, {f['split']}; Monte Carlo included)"),
         ("ELBO", f"{supported('elbo')} = reconstruction {supported('reconstruction')} - KL {kl}"),
         ("bits per dimension", number("bits_per_dim", 4)),
@@ -233,13 +233,18 @@ def _proof(found: dict[str, Any]) -> str:
     return "; ".join([*words, *([f"not so: {', '.join(open_)}"] if open_ else [])])
 
 
-def _interval(low: float | None, high: float | None, error: float | None) -> str:
-    """Where the mean -log p(x) of these images lies, with the decimals of its Monte Carlo error and one more."""
+def _corrected(f: dict[str, Any]) -> str:
+    """The corrected NLL and where that of these images lies, all with the decimals of its Monte Carlo error and one more."""
     from pyro_vae.evaluation.result import digits
 
-    if low is None or high is None or error is None:
+    named = [f[key] for key in ("nll_corrected", "nll_interval_low", "nll_interval_high")]
+    error = f["nll_mc_se"]
+    if None in named or error is None:
         return "-"
-    return f"{digits(low, error / 10)} to {digits(high, error / 10)} (of these images, without the bias)"
+    middle, low, high = (digits(value, error / 10) for value in named)
+    bad = f["khat_bad_fraction"]
+    but = f"; {bad:.1%} have a bad k, and may lie lower" if bad else ""
+    return f"{middle} (95 %: {low} to {high}, of these images{but})"
 
 
 def _effective(f: dict[str, Any], decimals: int) -> str:

@@ -32,7 +32,7 @@ class LogLikelihood:
         bias: jackknife estimate of its O(1/K) bias, at most about 0: ``log_likelihood - bias`` is the corrected estimate.
         mc_se: standard error of the corrected estimate over redrawn samples; too small for fewer than 25 draws.
         interval: ``(N, 2)``, where log p(x) of each image lies at 95 %, over redrawn samples; wider upwards, as weights
-            are skew. Where Pareto k is bad its upper end is too low by an unknown amount; for fewer than 25 draws it is NaN,
+            are skew. Where Pareto k is bad its upper end may be too low by an unknown amount; for fewer than 25 draws it is NaN,
             chains of annealing included. See :mod:`pyro_vae.evaluation.interval`.
         ess: effective sample size (sum w)^2 / sum w^2, out of an image's draws.
         khat: Pareto k of the largest weights; NaN for fewer than 25 draws; -inf where all are equal, and the guide is proved to
@@ -112,10 +112,11 @@ class LogLikelihood:
 
     @property
     def nll_interval(self) -> tuple[float, float]:
-        """Where the mean of -log p(x) of *these* images lies at 95 %, over redrawn samples; around ``nll - nll_bias``.
+        """Where the mean of -log p(x) of *these* images lies at 95 %, over redrawn samples; around ``nll_corrected``.
 
         The errors of images are independent: variances add, and what an image's interval reaches beyond 1.96 errors, which
-        stems from third cumulants, adds by variance. NaN where an image has no interval.
+        stems from third cumulants, adds by variance. NaN where an image has no interval. Where Pareto k of some is bad
+        (``khat_bad_fraction``), the mean may lie below the lower end, by what their weights have missed.
         """
         centre, half = self.log_likelihood - self.bias, NORMAL * self.mc_se
         total = half.square().sum()
@@ -133,6 +134,11 @@ class LogLikelihood:
     def nll_bias(self) -> float:
         """Estimated bias of ``nll``, at least about 0: the bound's looseness to first order in 1/K."""
         return -float(self.bias.mean())
+
+    @property
+    def nll_corrected(self) -> float:
+        """``nll - nll_bias``: the estimate that ``nll_mc_se`` and ``nll_interval`` are of."""
+        return self.nll - self.nll_bias
 
     @property
     def khat_threshold(self) -> float:
@@ -181,8 +187,8 @@ class LogLikelihood:
             found.append(
                 f"Pareto k is above {self._threshold()} for {self.khat_bad_fraction:.1%} of {len(self)} images "
                 f"(worst {_in_words(float(self.khat[~self.khat.isnan()].max()))}): the guide is too narrow for their posteriors, "
-                "and log p(x) is likely underestimated; use a more expressive guide or annealed importance sampling, more "
-                "samples alone help little"
+                "and log p(x) is likely underestimated; the interval leaves out what their weights have missed, and the NLL may "
+                "lie below it; use a more expressive guide or annealed importance sampling, more samples alone help little"
             )
         found += self._rounded()
         if self.few_samples:
@@ -225,6 +231,7 @@ class LogLikelihood:
             "nll_mc_se": self.nll_mc_se,
             "nll_data_se": self.nll_data_se,
             "nll_bias": self.nll_bias,
+            "nll_corrected": self.nll_corrected,
             "nll_interval_low": self.nll_interval[0],
             "nll_interval_high": self.nll_interval[1],
             "elbo": float(self.elbo.mean()),

@@ -35,10 +35,11 @@ INCHES = (7.2, 3.8)  # of the curve, with a legend beside it
 ROWS = (
     ("NLL (nats per image)", "nll"),
     ("  Monte Carlo error", "nll_mc_se"),
-    ("  95 % interval, lower end", "nll_interval_low"),
-    ("  95 % interval, upper end", "nll_interval_high"),
     ("  data error", "nll_data_se"),
     ("  bias of the bound", "nll_bias"),
+    ("NLL without the bias", "nll_corrected"),
+    ("  95 % interval, lower end", "nll_interval_low"),
+    ("  95 % interval, upper end", "nll_interval_high"),
     ("ELBO", "elbo"),
     ("  reconstruction", "reconstruction"),
     ("  KL", "kl"),
@@ -53,12 +54,13 @@ ROWS = (
     ("  gap", "bdmc_gap"),
 )
 TO_ERROR = ("nll", "elbo", "reconstruction", "kl")  # printed with the decimals that the NLL's error supports
-TO_TENTH = ("nll_interval_low", "nll_interval_high")  # and these with one more than the Monte Carlo error supports
+TO_TENTH = ("nll_corrected", "nll_interval_low", "nll_interval_high")  # with one decimal more
 SHARES = ("khat_bad_fraction",)
 LEAD = (
     "Importance-weighted log p(x) in nats per image. The Monte Carlo error is over redrawn samples; the data "
-    "error is over images and samples drawn anew, and holds it. The interval is for the mean of these images, without the "
-    "bias of the bound. Where Pareto k is bad, the number is a bound and neither error tells how loose."
+    "error is over images and samples drawn anew, and holds it. The interval is for the mean of these images, around the "
+    "estimate without the bias of the bound. Where Pareto k is bad, the number is a bound, and neither error nor interval tells "
+    "how loose."
 )
 
 
