@@ -25,7 +25,7 @@ def measured(
     """:func:`rounding_error`; at full precision once, while the program is the same and numbers do not become twice as large."""
     if precision != "full":
         return rounding_error(program, x, y, precision, seed, num_samples)
-    largest, known = float(x.abs().max().nan_to_num(0.0)), traces.known.get(rounding_error)
+    largest, known = float(x.detach().abs().max().nan_to_num(0.0)), traces.known.get(rounding_error)
     if known is None or largest > LARGER * known[0]:
         known = traces.known[rounding_error] = largest, rounding_error(program, x, y, precision, seed, num_samples)
     found: Tensor | None = known[1]
