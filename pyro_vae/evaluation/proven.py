@@ -11,7 +11,7 @@ from pyro_vae.evaluation.proof import MOST_ROWS, ROWS, SAMPLES, OwnRows, Proving
 from pyro_vae.evaluation.questions import Proof
 from pyro_vae.programs.trace import Program, Traces, latent_sites
 
-SHARE = 2000  # draws of a call for which one row more is asked: with those of data a tenth
+SHARE = 3000  # draws of a call for which one row more is asked: with those of data a fifteenth of them
 MORE = 4  # times the rows that a kept proof was made of: then it is made anew
 
 
