@@ -30,22 +30,22 @@ def proven(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws:
         return None
     rows = min(MOST_ROWS, max(ROWS, draws // SHARE))
     kept: _Known | None = traces.known.get(Proof)
-    if kept is not None and rows > MORE * kept.own.num_rows:
+    if kept is not None and rows > MORE * kept.rows:
         kept = None
     if kept is not None and kept.same(x, y):
         return kept.proof
     asking = Proving(program, x, y, traces, SAMPLES, 0)
     own = asking.of_model(rows) if kept is None else kept.own
     found = asking.of_data(own, len(x) if kept is None else draws // SHARE)
-    traces.known[Proof] = _Known(own, found, x, y)
+    traces.known[Proof] = _Known(own, found, x, y, rows if kept is None else kept.rows)
     return found
 
 
 class _Known:
-    """A proof, and the data that it was last asked of."""
+    """A proof, the data that it was last asked of, and for how many rows of the model's own it was meant."""
 
-    def __init__(self, own: OwnRows, proof: Proof, x: Tensor, y: Tensor | None) -> None:
-        self.own, self.proof = own, proof
+    def __init__(self, own: OwnRows, proof: Proof, x: Tensor, y: Tensor | None, rows: int) -> None:
+        self.own, self.proof, self.rows = own, proof, rows
         self.data = [(None if t is None else weakref.ref(t), 0 if t is None else _version(t)) for t in (x, y)]
 
     def same(self, x: Tensor, y: Tensor | None) -> bool:
