@@ -53,6 +53,7 @@ GROUPS = (
     "active units",
     "compare",
     "anomaly",
+    "claims",
     "proof of right programs",
     "proof of faults",
 )
@@ -61,12 +62,20 @@ GROUPS = (
 def all_cells() -> dict[str, Any]:
     """Every cell by its full name, in the order of the table."""
     import instruments_annealing
+    import instruments_claims
     import instruments_draws
     import instruments_proof
     import instruments_summaries
     import instruments_weights
 
-    modules = (instruments_weights, instruments_annealing, instruments_draws, instruments_summaries, instruments_proof)
+    modules = (
+        instruments_weights,
+        instruments_annealing,
+        instruments_draws,
+        instruments_summaries,
+        instruments_claims,
+        instruments_proof,
+    )
     found = sorted((cell for m in modules for cell in m.cells()), key=lambda c: GROUPS.index(c.group))
     return {f"{cell.group}: {cell.name}": cell for cell in found}
 

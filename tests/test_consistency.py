@@ -52,8 +52,8 @@ def test_sound_bounds_are_rarely_called_crossed(data: int, chains: int, spread: 
 
 def test_several_claims_share_one_level() -> None:
     """Five claims at the very edge of what theory allows, 2,000 times: at most 1 % of the families, at 1e-4."""
-    values = draws(2000, 5, 30)
-    zero = torch.zeros(30)
+    values = draws(2000, 5, 50)
+    zero = torch.zeros(50)
     alarms = sum(bool(forbidden([claim("a", "b", one, zero, "") for one in family], level=0.01)) for family in values)
     assert alarms <= scipy.stats.binom(2000, 0.01).ppf(1 - 1e-4)
     found = forbidden([claim("a", "b", values[0, i] + (2.0 if i in (1, 4) else 0.0), zero, "look") for i in range(5)])
@@ -72,7 +72,7 @@ def test_a_skewed_difference_is_no_reason(record_property: Any) -> None:
     assert alarms <= scipy.stats.binom(20_000, 1e-3).ppf(1 - 1e-4)
 
 
-@pytest.mark.parametrize(("data", "shift"), [(20, 4.0), (50, 1.5), (200, 0.6)])
+@pytest.mark.parametrize(("data", "shift"), [(50, 1.5), (200, 0.6)])
 def test_what_is_forbidden_is_found(data: int, shift: float) -> None:
     """Shifts in standard deviations of a difference: in 95 % of 400 results at the level of 1e-4 and two claims at least."""
     values = draws(400, data) + shift

@@ -58,8 +58,7 @@ def bidirectional(
         Lower and upper bounds per image.
 
     Warns:
-        InconsistentResultWarning: an upper bound below the lower one on the mean of 20 images or more, by more than chance
-            does once in 10,000 times.
+        InconsistentResultWarning: an upper bound below the lower one, by more than chance does once in 10,000 times.
 
     Raises:
         UserError: discrete latents, by name; ``start="guide"`` with a guide that cannot score other latents than its own; a
