@@ -26,6 +26,7 @@ _PUBLIC = {
     "load": "pyro_vae.training.run",
     "Run": "pyro_vae.training.run",
     "log_likelihood": "pyro_vae.evaluation.importance",
+    "score": "pyro_vae.evaluation.score",
     "LogLikelihood": "pyro_vae.evaluation.result",
     "annealed_log_likelihood": "pyro_vae.evaluation.ais",
     "bidirectional": "pyro_vae.evaluation.bdmc",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.proof import prove
     from pyro_vae.evaluation.questions import Proof
     from pyro_vae.evaluation.result import LogLikelihood
+    from pyro_vae.evaluation.score import score
     from pyro_vae.programs.adopted import adopt
     from pyro_vae.programs.export import export
     from pyro_vae.programs.latents import decode, encode, reconstruct, sample

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import sys
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -33,10 +35,15 @@ class NumericalError(UserError):
 
 
 _OURS = str(Path(__file__).parent)
+_KEPT = threading.local()
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the caller's that called the library, however deep in it the warning is."""
+    for categories, kept in reversed(getattr(_KEPT, "lists", ())):
+        if issubclass(category, categories):
+            kept.append(message)
+            return
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and (
         frame.f_code.co_filename.startswith(_OURS)
@@ -50,6 +57,20 @@ def tell(messages: Iterable[str], category: type[Warning]) -> None:
     """:func:`warn` of each line."""
     for message in messages:
         warn(message, category)
+
+
+@contextmanager
+def unsaid(*categories: type[Warning]) -> Iterator[list[str]]:
+    """While entered, what this thread would be warned of, of these categories, goes into the list that is given instead.
+
+    ``warnings.catch_warnings`` does that to all threads, and two that leave it crosswise leave it on.
+    """
+    lists, kept = _KEPT.__dict__.setdefault("lists", []), list[str]()
+    lists.append((categories, kept))
+    try:
+        yield kept
+    finally:
+        lists.pop()
 
 
 def said(error: BaseException, most: int = 200) -> str:

@@ -12,8 +12,7 @@ a little where it does not.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +23,12 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pyro_vae.analysis.drawing import drawn, image_grid
-from pyro_vae.errors import UserError, warn
+from pyro_vae.errors import UserError, unsaid, warn
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.consistency import FEW
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
+from pyro_vae.evaluation.score import VERDICTS
 from pyro_vae.programs.given import require_rows
 from pyro_vae.programs.trace import Program
 from pyro_vae.signatures import checked
@@ -88,6 +88,20 @@ class Anomalies:
         """The share of the others with a p-value of ``level`` or less; of normal images it would be about ``level``."""
         return float((self.other_p[score] <= level).mean())
 
+    def columns(self, rows: Sequence[int] | None = None, threshold: float | None = None) -> dict[str, list[Any]]:
+        """A line per row of the others, as columns: its number, scores, p-value by nll, and a verdict where there is a threshold.
+
+        Args:
+            rows: their numbers where they stand; from 0 where None.
+            threshold: nats of log p(x), below which a row is an anomaly.
+        """
+        found: dict[str, list[Any]] = {"row": list(range(len(self.other["nll"])) if rows is None else rows)}
+        found |= {name: values.tolist() for name, values in self.other.items()}
+        found["p_value"] = self.other_p["nll"].tolist()
+        if threshold is not None:
+            found["verdict"] = [VERDICTS[not -nll >= threshold] for nll in found["nll"]]
+        return found
+
     def summary(self) -> dict[str, Any]:
         """Plain numbers for a table or JSON."""
         rows = {
@@ -127,9 +141,7 @@ def scores(
         reference: scores of held-in data; without them there is no ``typicality``.
         progress: called with the number of images after every block.
     """
-    with warnings.catch_warnings():
-        # a loose bound is what an anomaly has: the score is none the worse
-        warnings.simplefilter("ignore", UnreliableEstimateWarning)
+    with unsaid(UnreliableEstimateWarning):  # a loose bound is what an anomaly has: the score is none the worse
         result = log_likelihood(program, x, y, num_samples=num_samples, seed=seed, progress=progress)
     found = {
         "nll": -result.log_likelihood.numpy(),

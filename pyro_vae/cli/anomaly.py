@@ -7,14 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, Seed, expand
+from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, Seed, expand, given
 
 
 def anomaly(
+    ctx: typer.Context,
     run: RunPath,
     data: Annotated[str, typer.Argument(metavar="DATA", help="The data set that may be anomalous, by name or path.")],
     samples: Annotated[int, typer.Option(min=1, help="Importance samples per image.")] = 500,
-    limit: Annotated[int, typer.Option(min=2, help="Images of each kind at most, by a fixed seed.")] = 1000,
+    limit: Annotated[
+        int, typer.Option(min=2, help="Rows of each kind at most, by a fixed seed; of a file all, unless it is given.")
+    ] = 1000,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -23,6 +26,18 @@ def anomaly(
             show_default=False,
             callback=expand,
         ),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            help="The .csv or .parquet file for a line per row of DATA [default: RUN/anomaly.csv].",
+            show_default=False,
+            callback=expand,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Nats of log p(x), below which a row is an anomaly.", show_default=False),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -34,13 +49,16 @@ def anomaly(
     """Score another data set against the run's own: AUROCs, and a picture of what is most surprising.
 
     Scores are calibrated on the run's validation split and compared with its test split. The other data are prepared as the
-    run's were (binarization, dequantization, levels); smaller images are put in the middle of a black background.
+    run's were (binarization, dequantization, levels); smaller images are put in the middle of a black background. Of a file that
+    is not filed in splits all rows are scored.
     """
     from pyro_vae.cli.pictures import destination
     from pyro_vae.data.names import require_known
+    from pyro_vae.tables import table_file, write_columns
 
     path = destination(run, out, "anomaly")
     require_known(data)
+    lines = table_file(scores if scores is not None else run / "anomaly.csv")
 
     import warnings
 
@@ -48,11 +66,13 @@ def anomaly(
     from pyro_vae.analysis.drawing import is_image, save
     from pyro_vae.cli.output import deliver
     from pyro_vae.cli.runs import open_run
-    from pyro_vae.data import load_data
+    from pyro_vae.data import DATA_SETS, load_data
     from pyro_vae.data.alike import observed_like
+    from pyro_vae.data.load import load_whole
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.evaluate import chosen_rows
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
+    from pyro_vae.evaluation.score import VERDICTS
     from pyro_vae.programs.labels import needs_y
     from pyro_vae.training.files import checksum_of, write_text
     from pyro_vae.training.progress import Progress
@@ -66,11 +86,11 @@ def anomaly(
     ours = loaded.load_data(data_root)
     if len(ours.validation) < 2 or len(ours.test) < 2:
         raise UserError(f"{ours.name} has no validation and test splits to calibrate on: train with --validation")
-    theirs = load_data(data, root=data_root)
-    pick = lambda source, split: observed_like(  # noqa: E731
-        ours, source, split, rows=chosen_rows(len(source.stored(split)), limit)
-    )
-    reference, normal, other = pick(ours, "validation"), pick(ours, "test"), pick(theirs, "test")
+    own_file = data not in DATA_SETS and str(expand(data).absolute()) != ours.source.get("name")
+    theirs = load_whole(data, data_root) if own_file else load_data(data, root=data_root)
+    chosen = chosen_rows(len(theirs.test), None if own_file and not given(ctx, "limit") else limit)
+    pick = lambda split: observed_like(ours, ours, split, rows=chosen_rows(len(ours.stored(split)), limit))  # noqa: E731
+    reference, normal, other = pick("validation"), pick("test"), observed_like(ours, theirs, "test", rows=chosen)
     total = len(reference) + len(normal) + len(other)
     with Progress(total, visible=not quiet, unit="image") as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
@@ -78,7 +98,10 @@ def anomaly(
             loaded.program, reference, normal, other, num_samples=samples, seed=seed, against_itself=_same(ours, theirs),
             progress=lambda n: bar.advance(n, f"K = {samples}"),
         )  # fmt: skip
-    figures = {"data": ours.name, "other": theirs.name, "seed": seed, **result.summary()}
+    columns = result.columns(chosen.tolist(), threshold)
+    figures = {"data": ours.name, "other": theirs.name, "seed": seed, **result.summary(), "rows": str(lines)}
+    if threshold is not None:
+        figures |= {"threshold": threshold, "num_anomalies": columns["verdict"].count(VERDICTS[True])}
     picture = most_surprising(result, normal, other) if is_image(loaded.event_shape) else None
     if picture is not None:
         figures["picture"] = str(path)
@@ -87,6 +110,7 @@ def anomaly(
 
     def write() -> None:
         write_text(where, text + "\n")
+        write_columns(lines, columns)
         if picture is not None:
             save(picture, path)
 
@@ -111,7 +135,7 @@ def _json(figures: dict[str, Any]) -> str:
 
 def _table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    from pyro_vae.cli.tables import markdown
+    from pyro_vae.tables import markdown
 
     rows = [
         [
@@ -126,5 +150,8 @@ def _table(figures: dict[str, Any]) -> str:
     ]
     ours, theirs = figures["data"], figures["other"]
     header = ["score", "AUROC", "found at 5 %", "false alarms at 5 %", f"median, {ours}", f"median, {theirs}"]
-    lines = [markdown(header, rows), *(f"warning: {w}" for w in figures["warnings"])]
-    return "\n".join([*lines, *([figures["picture"]] if "picture" in figures else [])])
+    count = f"{figures['num_other']} rows of {theirs} against {figures['num_normal']} of {ours}, K = {figures['num_samples']}"
+    if "threshold" in figures:
+        count += f"; {figures['num_anomalies']} with log p(x) below {figures['threshold']:g}"
+    lines = [count, "", markdown(header, rows), *(f"warning: {w}" for w in figures["warnings"])]
+    return "\n".join([*lines, figures["rows"], *([figures["picture"]] if "picture" in figures else [])])

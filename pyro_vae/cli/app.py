@@ -23,6 +23,7 @@ from pyro_vae.cli import (
     reconstruct,
     report,
     sample,
+    score,
     show,
     train,
 )
@@ -77,6 +78,7 @@ app.command("interpolate")(interpolate.interpolate)
 app.command("manifold")(manifold.manifold)
 app.command("posterior")(posterior.posterior)
 app.command("anomaly")(anomaly.anomaly)
+app.command("score")(score.score)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("list")(list_.list_)

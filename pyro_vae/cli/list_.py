@@ -33,8 +33,8 @@ def list_(
     """Print what can be named in a declaration or on the command line, with formulas and options."""
     import json as json_
 
-    from pyro_vae.cli.tables import markdown
     from pyro_vae.errors import UserError, nearest
+    from pyro_vae.tables import markdown
 
     if kind is None:
         print(

@@ -29,9 +29,9 @@ def prove(
     """
     from pyro_vae.cli.output import deliver
     from pyro_vae.cli.runs import open_run
-    from pyro_vae.cli.tables import markdown
     from pyro_vae.evaluation.evaluate import chosen_rows, y_of
     from pyro_vae.evaluation.proof import prove as prove_program
+    from pyro_vae.tables import markdown
 
     loaded = open_run(run, device, model)
     data = loaded.load_data(data_root)

@@ -83,8 +83,8 @@ def _declared(model: str, guide: str, assignments: list[str]) -> Spec:
 def _print_contents(program: Any) -> None:
     """Sites and parameters as tables."""
     from pyro_vae.analysis import describe
-    from pyro_vae.cli.tables import markdown
     from pyro_vae.programs.labels import needs_y
+    from pyro_vae.tables import markdown
 
     if needs_y(program):
         print("\nThe program is conditional, model(x, y): its sites depend on what y is.")

@@ -52,8 +52,6 @@ def from_array(name: str, x: np.ndarray, y: np.ndarray | None = None) -> Filed:
         )
     if x.size == 0:
         raise UserError(f"{name} has shape {x.shape}: expected an array that is not empty; check how it was saved")
-    if len(x) < 3:
-        raise UserError(f"{name} has {len(x)} rows: expected at least 3, one for each split; give more rows")
     levels = _levels(name, x)
     event_shape, channels_last = _layout(x.shape[1:], levels)
     dtype = torch.uint8 if levels is not None else torch.float32 if x.dtype.itemsize < 8 else torch.float64

@@ -81,6 +81,14 @@ class Content:
             labels=dict(state.get("labels", {})),
         )
 
+    def without_rows(self, event_shape: tuple[int, ...]) -> Data:
+        """A data set of no rows, prepared as these data were: what others are to be made like, where these are not at hand."""
+        levels = self.form.get("levels")
+        float_dtype = torch.float64 if self.form.get("dtype") == "float64" else torch.float32
+        none = torch.zeros(0, *event_shape, dtype=float_dtype if levels is None else torch.uint8)
+        how = {key: self.form.get(key, "none") for key in ("binarization", "dequantization")}
+        return Data("the data of the run", none, none, none, levels, **how)
+
     def require_same(self, now: Content, what: str) -> None:
         """:class:`Changed` that names the first difference, unless data at hand are those of the run."""
         require_form(self.form, now.form, what)

@@ -72,6 +72,17 @@ def load_data(
     return _load(os.fspath(name), root, binarization, dequantization, validation, None)
 
 
+def load_whole(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Data:
+    """All rows of a file or folder, or of a data set that is not filed in splits, in their order, as its ``test``: to be scored.
+
+    One that is filed with a test split gives that. Levels stay as they are stored.
+    """
+    filed = _read(os.fspath(name), root)
+    x, y = (filed.x, filed.labels) if filed.test is None else (filed.test, filed.test_labels)
+    labels = {"train": None, "validation": None, "test": y}
+    return Data(filed.name, filed.x[:0], filed.x[:0], x, filed.levels, labels=labels, label_names=filed.label_names)
+
+
 def load_again(source: dict[str, Any], recorded: Content, what: str) -> Data:
     """The data set of a run, with exactly the rows that it was trained, validated and tested on.
 

@@ -81,6 +81,8 @@ def split(filed: Filed, validation: int | None, source: dict[str, Any], recorded
             source=source,
             label_names=filed.label_names,
         )
+    if n < len(SPLITS):
+        raise UserError(f"{filed.name} has {n} rows: expected at least 3, one for each split; give more rows")
     if recorded is None:
         rest = n - _usual(filed.held_out, n)
         size = _validation_size(validation, _usual(filed.validation, n), rest, filed.name)

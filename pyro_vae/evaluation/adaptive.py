@@ -37,7 +37,8 @@ def adaptive(draws: Draws, block: Block, at_once: int, num_samples: int, target_
         num_samples: draws of an image at most.
         target_se: standard error of log p(x) that is small enough, in nats.
     """
-    of_pilot = lambda first: derive_seed("importance weights: pilot", draws.seed, block.first, first)  # noqa: E731
+    place = draws.place(block)
+    of_pilot = lambda first: derive_seed("importance weights: pilot", draws.seed, place, first)  # noqa: E731
     pilot = reduced(draws(block, PILOT, at_once, seeds=of_pilot))
     numbers = chosen(pilot, PILOT, num_samples, target_se)
     places, parts = [], []
@@ -46,7 +47,7 @@ def adaptive(draws: Draws, block: Block, at_once: int, num_samples: int, target_
 
         def seeds(first: int, number: int = number) -> int:
             """Images that get another number are in the same block, and draw other noise."""
-            return derive_seed("importance weights: after a pilot", draws.seed, block.first, number, first)
+            return derive_seed("importance weights: after a pilot", draws.seed, place, number, first)
 
         places.append(rows)
         parts.append(reduced(draws(block, number, at_once * len(block) // len(rows), seeds=seeds, rows=rows)))

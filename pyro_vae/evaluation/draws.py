@@ -16,7 +16,7 @@ from pyro_vae.evaluation.weights import Weighed, weigh
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.trace import Program
 from pyro_vae.programs.walk import Block, spans
-from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.seeding import derive_seed, digest, seeded
 
 
 class Draws:
@@ -29,7 +29,7 @@ class Draws:
 
     def __init__(self, program: Program, how: ImportanceSampling, samples: int, *, compiled: bool = False) -> None:
         self.program, self.samples, self.precision, self.wanted = program, samples, how.precision, compiled
-        self.seed = how.seed
+        self.seed, self.streams = how.seed, how.streams
         self.length = length_of(how.num_samples) if how.noise == "sobol" else None
         self.bound = OfProgram(program, weigh)
         self.graph: Captured | None = None
@@ -53,17 +53,21 @@ class Draws:
             seeds: of a part, by its first draw.
             rows: their places in the block; None for all.
         """
-        x, y = block.x, block.y
+        x, y, place = block.x, block.y, self.place(block)
         if rows is not None and len(rows) < len(block):
             x, y = x[rows], None if y is None else y[rows]
         found = []
         for part in spans(num_samples, at_once):
             first, number = part.start, part.stop - part.start
-            seed = derive_seed("importance weights", self.seed, block.first, first) if seeds is None else seeds(first)
-            even = SobolNoise(self.seed, block.first, first, number, self.length) if self.length else nullcontext()
+            seed = derive_seed("importance weights", self.seed, place, first) if seeds is None else seeds(first)
+            even = SobolNoise(self.seed, place, first, number, self.length) if self.length else nullcontext()
             with seeded(seed, x.device), even:
                 found.append(self._pass(x, y, number))
         return found
+
+    def place(self, block: Block) -> int:
+        """What a block's noise is seeded by: where its first row stands, or what the one row that it has holds."""
+        return block.first if self.streams == "place" else digest(block.x, block.y)
 
     def _pass(self, x: Tensor, y: Tensor | None, num_samples: int) -> Weighed:
         """One pass, compiled where it can be; a last one of another shape is not worth a graph of its own."""

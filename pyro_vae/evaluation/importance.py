@@ -51,14 +51,15 @@ def log_likelihood(
     compile: str = "auto",
     precision: str = "full",
     noise: str = "random",
+    streams: str = "place",
     progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
     """Log p(x) of every row of x, by importance sampling from the guide.
 
-    The work is cut into fixed blocks of images and samples, each seeded from (seed, first image, first sample): a
-    row's estimate depends on its place in x, and on nothing that was drawn before. Dropout is off. Where a process group is
-    joined (``torchrun``), every process calls this alike, computes its share of the blocks and gets the whole result. A block
-    that finds no memory is drawn anew with half as many samples, or images, at once.
+    The work is cut into fixed blocks of images and samples, each seeded from (seed, first image, first sample): a row's
+    estimate depends on its place in x (but see ``streams``), and on nothing that was drawn before. Dropout is off. Where a
+    process group is joined (``torchrun``), every process calls this alike, computes its share of the blocks and gets the whole
+    result. A block that finds no memory is drawn anew with half as many samples, or images, at once.
 
     Where all latents are discrete and have at most 1,024 joint values, log p(x) is summed over these instead of drawn: it is
     exact (``states`` in the result), its error 0, and Pareto k -inf. Other discrete latents, and a guide of a support within
@@ -83,6 +84,9 @@ def log_likelihood(
         noise: of the guide's normal and uniform draws: ``random``, or ``sobol`` for 16 randomisations of a Sobol sequence, from
             which the error is found (:mod:`pyro_vae.evaluation.quasi`); a smaller error, most so where latents are few;
             uncompiled, and not to be had together with ``target_se``.
+        streams: what a row's noise is seeded by, beside ``seed``: its ``place`` in x, or its ``content``, the bytes of its x and
+            y: then it is the same wherever, and beside whatever, the row stands, and rows are drawn one by one, which takes
+            longer where K is small.
         progress: called with the number of images after every block.
 
     Returns:
@@ -99,7 +103,7 @@ def log_likelihood(
         >>> result.log_likelihood.shape, result.num_samples
         (torch.Size([4]), 100)
     """
-    how = ImportanceSampling(num_samples, target_se, seed, chunk_size, compile, precision, noise)
+    how = ImportanceSampling(num_samples, target_se, seed, chunk_size, compile, precision, noise, streams)
     traces = admitted()
     require_weights(traces)
     require_precision(precision, device_of(program), dtype_of(program))
@@ -107,6 +111,8 @@ def log_likelihood(
     against = [] if states is not None else blind_spots(program, x, y, traces, len(x) * num_samples)
     proof = None if states is not None else proven(program, x, y, traces, len(x) * num_samples)
     images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size)
+    if streams == "content":
+        images = 1
     draws = Draws(program, how, samples, compiled=wants_compiling(how, len(x), device_of(program)))
     walk = Walk(program, x, y, rows=images, draws=samples, shared=True, progress=progress)
     for block in walk:

@@ -20,6 +20,7 @@ from pyro_vae.signatures import KINDS
 NAMED = {kind.__name__: held for kind, held in KINDS.items()}  # as annotations of fields are written
 F = TypeVar("F", bound=Callable[..., Any])
 
+STREAMS = ("place", "content")  # what a row's random numbers depend on
 SHARPNESS = 4.0  # of the sigmoidal schedule: the logits of beta run over +-4
 
 
@@ -39,6 +40,7 @@ class ImportanceSampling:
     compile: str = "auto"
     precision: str = "full"
     noise: str = "random"
+    streams: str = "place"
 
     def __post_init__(self) -> None:
         _hold(self, "num_samples", "chunk_size")
@@ -46,6 +48,8 @@ class ImportanceSampling:
             raise UserError(f"expected a target error (target_se, --target-error) above 0, got {self.target_se}")
         if self.noise not in NOISES:
             raise UserError(f"unknown noise {self.noise!r}: {nearest(self.noise, NOISES)}")
+        if self.streams not in STREAMS:
+            raise UserError(f"unknown streams {self.streams!r}: {nearest(self.streams, STREAMS)}")
         if self.noise == "sobol" and self.target_se is not None:
             raise UserError(
                 "target_se needs random noise: the error of Sobol noise is known when all randomisations are drawn"

@@ -47,7 +47,7 @@ from pyro_vae.training.files import (
     remove_temporaries,
     write_text,
 )
-from pyro_vae.training.kept import ROWS, load_kept, table, write_content
+from pyro_vae.training.kept import ROWS, load_kept, read_content, table, write_content
 from pyro_vae.training.metrics import METRICS, METRICS_CSV, read_metrics
 from pyro_vae.training.selection import Kept, kept
 from pyro_vae.training.settings import Settings
@@ -121,6 +121,13 @@ class Run:
         if root is None and self.data is not None and "name" not in self.record.get("data", {}):
             return as_data(self.data)
         return load_kept(self.path, self.record, self.content, root)
+
+    def prepared_like(self) -> Data:
+        """A data set of no rows, prepared as that of the run was, which need not be there: for rows that are to be scored."""
+        content = self.content if self.path is None else read_content(self.path, self.record)
+        if content is None or ("binarization" not in content.form and "name" in self.record.get("data", {})):
+            return self.load_data()  # of a run of 0.1, which kept less
+        return content.without_rows(self.event_shape)
 
     def __repr__(self) -> str:
         figure = f", {self.kept}" if self.metrics else ""
