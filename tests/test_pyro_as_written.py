@@ -260,3 +260,10 @@ def test_tokens_are_looked_up_as_whole_numbers() -> None:
     assert pv.sample(program, 4, event_shape=(5,)).shape == (4, 5)
     with pytest.raises(UserError, match="row 11 are no whole numbers, and this program takes nothing else"):
         pv.encode(program, torch.cat([tokens[:11].double(), tokens[:1] + 0.5]))
+
+
+def test_reading_data_that_are_zeros_and_ones_by_turns_is_seen() -> None:
+    """By which the data are replaced to see whether the model reads them (found by tests/test_random_programs.py)."""
+    program = like("Reads", decode=lambda s, z, x: z @ s.weight + 0.5 * x)()
+    with pytest.raises(UserError, match="reads x itself"):
+        pv.encode(program, torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, 4))
