@@ -8,11 +8,17 @@ kind other than ``ordinary`` run too, and are not counted. Some sources import w
 lightning with what they stand on, seaborn, scikit-image, lazy-loader, zuko (``PYTHONPATH`` is handed on).
 
     python benchmarks/published.py --sources ~/checkouts --json published.json
+    python benchmarks/published.py --sources ~/checkouts --json binary.json --binary --only pyroved
+    python benchmarks/published_page.py published.json --binary binary.json > docs/published.md
+
+``--binary`` hands over, in place of a program's data, whether each number of them is above 1/2: what the library tells its user
+to do whose grey levels stand under a Bernoulli. The list counts without it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -39,7 +45,9 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, default=Path(), help="the folder with the checkouts")
     parser.add_argument("--list", action="store_true", help="print the list and run nothing")
     parser.add_argument("--only", action="append", help="names, or the beginnings of names")
+    parser.add_argument("--counted", action="store_true", help="leave out what is not counted")
     parser.add_argument("--stages", choices=["pyro", "all"], default="all")
+    parser.add_argument("--binary", action="store_true", help="data above 1/2 or not, in place of the data")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one program")
     parser.add_argument("--json", type=Path, help="write all results there")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -47,12 +55,13 @@ def main() -> None:
     for module in MODULES:
         importlib.import_module(module)
     if given.child:
-        serve(ENTRIES[given.child], given.sources, given.stages)
+        serve(ENTRIES[given.child], given.sources, given.stages, given.binary)
         return
     if given.list:
         print(*map(described, ENTRIES.values()), sep="\n")
         return
     names = [name for name in ENTRIES if not given.only or name.startswith(tuple(given.only))]
+    names = [name for name in names if not given.counted or ENTRIES[name].kind == "ordinary"]
     results = {}
     for name in names:
         results[name] = run(name, given)
@@ -65,6 +74,7 @@ def main() -> None:
 def run(name: str, given: argparse.Namespace) -> dict[str, str]:
     """Every stage of one program, in a process of its own: a crash costs its row alone."""
     command = [sys.executable, __file__, "--sources", str(given.sources), "--stages", given.stages, "--child", name]
+    command += ["--binary"] if given.binary else []
     found: dict[str, str] = {}
     with tempfile.TemporaryFile("w+") as log:
         try:
@@ -83,11 +93,11 @@ def run(name: str, given: argparse.Namespace) -> dict[str, str]:
     return found
 
 
-def serve(entry: Entry, sources: Path, stages: str) -> None:
+def serve(entry: Entry, sources: Path, stages: str, binary: bool) -> None:
     """The child's side: every stage once, each reported when it is known."""
     warnings.simplefilter("ignore")
     checkout = Checkout(sources / entry.repository.replace("/", "+"), entry.path)
-    for stage, act in works(entry, lambda: fresh(entry, checkout)):
+    for stage, act in works(entry, lambda: fresh(entry, checkout, binary)):
         try:
             result = act() or "ok"
         except Exception as error:
@@ -99,8 +109,8 @@ def serve(entry: Entry, sources: Path, stages: str) -> None:
             return
 
 
-def fresh(entry: Entry, checkout: Checkout) -> Case:
-    """The program constructed anew, with nothing in Pyro's store."""
+def fresh(entry: Entry, checkout: Checkout, binary: bool) -> Case:
+    """The program constructed anew, with nothing in Pyro's store, and its data, binary ones in their place where asked."""
     import pyro
     import torch
 
@@ -108,7 +118,7 @@ def fresh(entry: Entry, checkout: Checkout) -> Case:
     torch.manual_seed(0)
     case = entry.build(checkout)
     pyro.clear_param_store()
-    return case
+    return dataclasses.replace(case, x=(case.x > 0.5).to(case.x.dtype)) if binary else case
 
 
 def works(entry: Entry, make: Callable[[], Case]) -> list[tuple[str, Callable[[], str | None]]]:

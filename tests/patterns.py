@@ -152,6 +152,31 @@ class Trainable(Base):
         return super().train(bool(mode))
 
 
+class CalledModel(pyro.nn.PyroModule):  # type: ignore[misc]
+    """A model that is a PyroModule's call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(W.clone())
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(ZEROS, ONES).expand([len(x), 2]).to_event(1))
+            pyro.sample("obs", dist.Normal(z @ self.weight, 1.0).to_event(1), obs=x)
+
+
+class CalledGuide(pyro.nn.PyroModule):  # type: ignore[misc]
+    """A guide that is one, with a constrained parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = pyro.nn.PyroParam(PRECISION.rsqrt(), dist.constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ W.T / PRECISION, self.scale).to_event(1))
+
+
 MODULES: dict[str, type[Base]] = {
     "the contract": Base,
     "another site": like("Obs", site="obs"),

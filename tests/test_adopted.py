@@ -12,7 +12,22 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from patterns import CONTEXT, ONES, PRECISION, ZEROS, Base, N, W, X, exact, our_loss, same_gradients, svi_loss
+from patterns import (
+    CONTEXT,
+    ONES,
+    PRECISION,
+    ZEROS,
+    Base,
+    CalledGuide,
+    CalledModel,
+    N,
+    W,
+    X,
+    exact,
+    our_loss,
+    same_gradients,
+    svi_loss,
+)
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -88,6 +103,7 @@ ADOPTED: dict[str, Callable[[], tuple[Any, Any, dict[str, Any], dict[str, Any]]]
         {"observed": "ys", "constants": {"scale": 1.0}},
         {"sizes": CONTEXT},
     ),
+    "PyroModules that are called": lambda: (CalledModel(), CalledGuide(), {}, {}),
     "any arguments": lambda: (any_model, param_guide, {}, {}),
     "partial": lambda: (functools.partial(shifted_model, 1.0), param_guide, {}, {}),
 }
@@ -194,6 +210,10 @@ def test_what_cannot_be_is_refused_by_name() -> None:
             lambda: pv.encode(pv.adopt(named_model, named_guide, observed="ys"), X, inputs={"other": X}),
             "no argument 'other'",
         ),  # type: ignore[call-arg]
+        (
+            lambda: pv.encode(pv.adopt(lambda x, a, b: param_model(x), param_guide), X, inputs={"a": X}),  # type: ignore[call-arg]
+            "nothing is given for its argument 'b'",
+        ),
     ):
         with pytest.raises(UserError, match=words) as caught:
             call()

@@ -16,7 +16,7 @@ import pyro_vae as pv
 from pyro_vae.analysis.imputation import WithMissing, impute
 from pyro_vae.errors import UserError
 from pyro_vae.programs.folding import FOLDS
-from pyro_vae.seeding import generator
+from pyro_vae.seeding import generator, seeded
 
 pytestmark = pytest.mark.usefixtures("pyro_store_put_back")
 
@@ -226,3 +226,44 @@ def test_missing_elements_are_filled_by_their_posterior(pattern: str) -> None:
         with pytest.raises(UserError, match=r"to_event") as caught:
             pv.log_likelihood(WithMissing(MODULES[pattern]()), X[:4], seen, num_samples=30)
         assert "\n" not in str(caught.value)
+
+
+class Tokens(nn.Module):
+    """Sentences of five words out of seven, whose encoder looks words up: z is one of three, so that log p(x) is a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with seeded(1):
+            self.table, self.words = nn.Embedding(7, 3).double(), nn.Parameter(torch.randn(3, 7, dtype=torch.float64))
+
+    def model(self, tokens: Tensor) -> None:
+        with pyro.plate("sentences", len(tokens)):
+            z = pyro.sample("z", dist.Categorical(self.words.new_ones(3)))
+            logits = self.words[z].unsqueeze(-2).expand(*z.shape, tokens.shape[1], 7)
+            pyro.sample("words", dist.Categorical(logits=logits).to_event(1), obs=tokens)
+
+    def guide(self, tokens: Tensor) -> None:
+        with pyro.plate("sentences", len(tokens)):
+            pyro.sample("z", dist.Categorical(logits=self.table(tokens).mean(1)))
+
+
+def test_tokens_are_looked_up_as_whole_numbers() -> None:
+    program = Tokens()
+    tokens = torch.randint(7, (N, 5), generator=generator("sentences"))
+    by_word = torch.log_softmax(program.words, -1)[:, tokens].sum(-1)
+    found = pv.log_likelihood(program, tokens).log_likelihood
+    torch.testing.assert_close(found, torch.logsumexp(by_word - math.log(3), 0).detach(), rtol=0, atol=1e-9)
+    theirs = svi_loss(program.model, program.guide, tokens)
+    ours, surrogate = our_loss(program, tokens.double())
+    torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-9)
+    same_gradients(program, theirs, list(program.parameters()), surrogate)
+    assert pv.sample(program, 4, event_shape=(5,)).shape == (4, 5)
+    with pytest.raises(UserError, match="row 11 are no whole numbers, and this program takes nothing else"):
+        pv.encode(program, torch.cat([tokens[:11].double(), tokens[:1] + 0.5]))
+
+
+def test_reading_data_that_are_zeros_and_ones_by_turns_is_seen() -> None:
+    """By which the data are replaced to see whether the model reads them (found by tests/test_random_programs.py)."""
+    program = like("Reads", decode=lambda s, z, x: z @ s.weight + 0.5 * x)()
+    with pytest.raises(UserError, match="reads x itself"):
+        pv.encode(program, torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, 4))

@@ -292,6 +292,13 @@ class _Part:
                 args.append(y)
         by_place = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_ONLY]
         args = [given.pop(n) for n in by_place if n in given] + args
+        lacking = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
+        if lacking and not args:
+            raise UserError(
+                f"{self.__name__}: nothing is given for its argument {lacking[0]!r}: constants={{{lacking[0]!r}: ...}} of "
+                "pv.adopt for what is the same for all rows, inputs= of the call for a tensor with a row for each, labels as y; "
+                "what follows from the data (their number), a function of yours around model and guide fills in"
+            )
         hidden: AbstractContextManager[Any] = (
             _Conditioned(program.conditioned, self.__name__ == "guide") if program.conditioned else nullcontext()
         )
@@ -308,7 +315,10 @@ class _Owned(Messenger):
 
     def _pyro_param(self, msg: Any) -> None:
         name = str(msg["name"])
-        if "$$$" in name:  # of pyro.module: parameters of a module that the program owns
+        of_module = (
+            getattr(msg["fn"], "__module__", "") == pyro.nn.module.__name__
+        )  # a PyroModule that is called says so
+        if "$$$" in name or of_module:  # of pyro.module: parameters of a module that the program owns
             return
         held, key = self.program.param, parameter_name(name)
         constraint = msg["kwargs"].get("constraint", constraints.real)

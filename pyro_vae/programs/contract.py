@@ -11,7 +11,7 @@ from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.programs.adopted import data_among, take_dtype
 from pyro_vae.programs.examination import SCANNED_ROWS, Examination, Rows, examined
 from pyro_vae.programs.given import require_rows, require_y
-from pyro_vae.programs.trace import Traces, latent_sites, to_program, y_to_program
+from pyro_vae.programs.trace import WHOLE, Traces, latent_sites, to_program, y_to_program
 from pyro_vae.programs.values import check_conditions, check_observed, range_of, refusal, require_range
 from pyro_vae.programs.walk import spans
 
@@ -85,7 +85,8 @@ def admit(
     found = _examined(program, x, y, part, rows, anew)
     if not values:
         return found.traces
-    for block in spans(len(x), SCANNED_ROWS) if support or rows.missing else ():
+    scans = support or rows.missing or getattr(program, WHOLE, False)
+    for block in spans(len(x), SCANNED_ROWS) if scans else ():
         check_observed(found.traces, *part(block), first=block.start, support=support)
     if not support and (bounds := range_of(found.traces)) is not None:
         require_range(bounds, x, rows.ends)

@@ -33,6 +33,7 @@ from pyro_vae.programs.rows import (
 )
 from pyro_vae.programs.sites import check_latents, check_log_probs, check_shapes, check_sites, raw_log_prob
 from pyro_vae.programs.trace import (
+    WHOLE,
     AtValues,
     Traced,
     Traces,
@@ -48,7 +49,7 @@ from pyro_vae.programs.trace import (
     run,
     trace,
 )
-from pyro_vae.programs.values import MOVES, blank, draw_like, moves_bounds, put_inside
+from pyro_vae.programs.values import MOVES, are_whole, blank, draw_like, moves_bounds, put_inside
 from pyro_vae.seeding import derive_seed, seeded
 
 NOISE = 0.05  # of a parameter's size (of 1 where it is zero), added to see what hides behind a zero
@@ -75,7 +76,19 @@ def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int =
     Raises:
         ProgramError, UserError: see :func:`pyro_vae.programs.examination.examined`.
     """
-    return _on_a_road(program, lambda: _look_at(program, x, y, guard, many))
+    own = vars(program)
+    own[WHOLE] = own.get(WHOLE, False) and are_whole(x)
+    try:
+        return _on_a_road(program, lambda: _look_at(program, x, y, guard, many))
+    except UserError as error:
+        if isinstance(error, ProgramError) or own[WHOLE] or not are_whole(x):
+            raise
+        own[WHOLE] = True  # tokens, or classes: what an embedding takes
+        try:
+            return _on_a_road(program, lambda: _look_at(program, x, y, guard, many))
+        except UserError as other:
+            own[WHOLE] = False
+            raise (other if isinstance(other, ProgramError) else error) from None
 
 
 def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int) -> Traces:

@@ -48,8 +48,10 @@ def check_reading(
     seen = observation(first)
     if seen in reading:
         raise DependenceError(
-            f"model: the distribution of {seen!r} reads x itself, and {RULE}: let it depend on latents, and on y; one over "
-            "earlier elements of x belongs inside a distribution's log_prob, as in the likelihood autoregressive-bernoulli"
+            f"model: the distribution of {seen!r} reads x itself, and {RULE}: let it depend on latents, and on y; what it is "
+            "to know of a row (a size factor) comes in as an argument of its own, pv.adopt(program) and inputs={'size': size}; "
+            "one over earlier elements of x belongs inside a distribution's log_prob, as in the likelihood "
+            "autoregressive-bernoulli"
         )
     if not reading:
         return

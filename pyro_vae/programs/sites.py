@@ -56,7 +56,8 @@ def check_sites(program: Any, traces: Traces, batch: int) -> None:
             if name != seen:
                 raise ProgramError(
                     f"model: a second observed site {name!r} beside {seen!r}: what would be reported is the density of both; "
-                    f"make them one site; or, for log p of {seen!r} given the other, pv.adopt(program, conditioned=({name!r},))"
+                    f"make them one site, that observes all of x; or, for log p of {seen!r} given the other, "
+                    f"pv.adopt(program, conditioned=({name!r},))"
                 )
 
 
@@ -100,8 +101,8 @@ def _check_place(part: str, name: str, site: dict[str, Any], batch: int) -> None
     frames = [f for f in site["cond_indep_stack"] if f.name != SAMPLE_PLATE]
     if not any(f.dim == -1 and f.size == batch for f in frames):
         raise AxesError(
-            f"{part}: the site {name!r} stands outside the data plate; write it inside "
-            f"pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1)"
+            f"{part}: the site {name!r} stands outside the data plate, so that all rows share it, and no row has a log p(x) of "
+            f"its own; write it inside pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1), or make it a parameter (pyro.param)"
         )
     if len(frames) > 1:
         extra = next(f for f in frames if not (f.dim == -1 and f.size == batch))

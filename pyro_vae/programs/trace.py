@@ -41,6 +41,7 @@ Traced = Any  # a poutine.Trace, whose nodes Pyro types more narrowly than they 
 OBSERVED = "x"
 DATA_PLATE = "data"
 SAMPLE_PLATE = "num_samples"
+WHOLE = "_pyro_vae_whole"  # in the __dict__ of a program that takes its data as whole numbers alone, which it looks up
 
 
 @runtime_checkable
@@ -251,6 +252,8 @@ def run(
         The trace: what was drawn and observed at each site, and from what.
     """
     owner = getattr(part, "__self__", None)
+    if owner is not None and vars(owner).get(WHOLE, False):
+        x = x.to(torch.int64)
     dims = None if owner is None else vars(owner).get(FOLDS)
     if isinstance(dims, dict):
         batch = num_samples or 1

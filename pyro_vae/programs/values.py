@@ -20,7 +20,7 @@ from pyro_vae.errors import DataError, said
 from pyro_vae.programs.folding import bounds
 from pyro_vae.programs.given import MISSING, first_lost
 from pyro_vae.programs.labels import needs_y
-from pyro_vae.programs.trace import Traces, evaluating, found_once, innermost, isolated, observation, trace
+from pyro_vae.programs.trace import WHOLE, Traces, evaluating, found_once, innermost, isolated, observation, trace
 from pyro_vae.seeding import derive_seed, seeded
 
 MOVES = "the data, as they are together, move the bounds of the likelihood"
@@ -48,8 +48,18 @@ def check_observed(
         bad = ~torch.isfinite(x).reshape(len(x), -1).all(1)
         if not knows_missing(traces.program, x[bad], None if y is None else y[bad]):
             raise DataError(MISSING.format(_number(first, first_lost(x))))
+    if getattr(traces.program, WHOLE, False) and not are_whole(x):
+        row = int((x != x.round()).reshape(len(x), -1).any(1).nonzero()[0])
+        raise DataError(
+            f"the data in row {_number(first, row)} are no whole numbers, and this program takes nothing else (it looks them up)"
+        )
     if support:
         _check_support(traces, x, y, first)
+
+
+def are_whole(x: Tensor) -> bool:
+    """Whether all data are whole numbers."""
+    return bool((x == x.round()).all())
 
 
 def require_range(bounds: tuple[float, float], x: Tensor, ends: tuple[float, float]) -> None:
@@ -220,6 +230,8 @@ def _draw_by_row(fn: Any, rows: int) -> Tensor:
 def blank(x: Tensor) -> Tensor:
     """Other data: rows of zeros and of ones by turns, one of which is not the mean, or whatever is read, of x; NaN stay."""
     turns = (torch.arange(len(x), device=x.device) % 2).to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+    if bool(((x == turns) | x.isnan()).all()):  # data that are these already
+        turns = 1 - turns
     return torch.where(x.isnan(), x, turns)
 
 
