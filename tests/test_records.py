@@ -30,7 +30,7 @@ def require_standard(z: Tensor) -> None:
     assert float(z.square().sum()) < high, float(z.square().mean())
 
 
-@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("draws", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_linear_gaussian_columns_with_holes(draws: bool) -> None:
     """log p of what is present of 500 rows, and of some columns given others, within their errors of the closed form."""
     program = JointGaussian(draws=draws)

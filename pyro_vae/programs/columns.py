@@ -149,10 +149,13 @@ class Columns(Messenger):
         x: the packed record ``(N, 1, ..., numbers)``, which the sites are held to.
         of_guide: whether it is the guide that runs.
         at: values of missing entries that the guide does not draw, by site; fresh draws where there are none.
+        trusting: whether sites have the values that the program itself hands over with ``obs=``, which it may move off an edge;
+            and not those of the columns.
     """
 
-    def __init__(self, layout: Layout, x: Tensor, of_guide: bool, at: Any = None) -> None:
+    def __init__(self, layout: Layout, x: Tensor, of_guide: bool, at: Any = None, trusting: bool = True) -> None:
         super().__init__()
+        self.trusting = trusting
         self.layout, self.of_guide, self.at = (
             layout,
             of_guide,
@@ -220,8 +223,9 @@ class Columns(Messenger):
         value = value.reshape(len(value), *event)
         known = self.record.present[msg["name"]]
         known = known.reshape(value.shape) if known.dim() > 1 else known.reshape(-1, *[1] * len(event))
-        if msg["name"] in self.given:
-            return value.to(self.given[msg["name"]].dtype), known
+        if (given := self.given.get(msg["name"])) is not None:
+            own = self.trusting and given.shape[given.dim() - len(event) :] == event
+            return given if own else value.to(given.dtype), known
         return value.to(_dtype(msg["fn"], value)), known
 
     def mark(self, traced: Any) -> None:
@@ -238,6 +242,10 @@ class Columns(Messenger):
                 traced.nodes[name] = _counting(site, ~known, drawn=True)
             elif site["is_observed"]:
                 traced.nodes[name] = _counting(site, known)
+            elif name + TWIN in traced.nodes:
+                raise UserError(
+                    f"the site {name + TWIN!r} has the name that what is observed of {name!r} is given: rename it"
+                )
             else:
                 traced.nodes[name] = _counting(site, ~known)
                 traced.nodes[name + TWIN] = {**_counting(site, known), "is_observed": True, "name": name + TWIN}

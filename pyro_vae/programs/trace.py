@@ -260,7 +260,7 @@ def run(
     if layout is not None:
         name = part.__name__
         at = latent_values(at) if isinstance(at, poutine.Trace) else at
-        columns = Columns(layout, x, name == "guide", at)
+        columns = Columns(layout, x, name == "guide", at, trusting=shown is None)
         part, x = columns.reading(part), x if shown is None else shown
         part.__name__ = name
     if isinstance(dims, dict):

@@ -163,6 +163,8 @@ def fit(
     with usable_cache(), nullcontext() if old else standardized(program, data, source, chosen.standardize, chosen.seed):
         event_shape, moving = admit(program, data, source, objective, batch)
         _require_possible(objective, chosen, ranks.size, batch, event_shape)
+        if layout_of(program, data) is not None:  # of its own x, or how many numbers a row of all columns has
+            event_shape = tuple(getattr(program, "event_shape", None) or event_shape[-1:])
         content = keep(data)
         record = make_record(program, event_shape, data, chosen, content)
         trainer = Trainer(program, source, chosen, objective, target, path, ranks, moving=moving)
