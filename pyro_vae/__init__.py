@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_data": "pyro_vae.data",
     "Data": "pyro_vae.data",
+    "Record": "pyro_vae.data.record",
     "build": "pyro_vae.spec",
     "Spec": "pyro_vae.spec",
     "fit": "pyro_vae.training.fit",
@@ -43,10 +44,12 @@ _PUBLIC = {
     "decode": "pyro_vae.programs.latents",
     "sample": "pyro_vae.programs.latents",
     "reconstruct": "pyro_vae.programs.latents",
+    "sample_columns": "pyro_vae.programs.drawn",
     "export": "pyro_vae.programs.export",
     "latent_information": "pyro_vae.evaluation.information",
     "LatentInformation": "pyro_vae.evaluation.information",
     "posterior": "pyro_vae.analysis.posterior",
+    "impute": "pyro_vae.analysis.imputation",
     "traversals": "pyro_vae.analysis.traversal",
     "embedding": "pyro_vae.analysis.embedding",
     "aggregate_posterior": "pyro_vae.analysis.aggregate",
@@ -64,12 +67,14 @@ __all__ = ["__version__", *_PUBLIC]
 if TYPE_CHECKING:
     from pyro_vae.analysis.aggregate import aggregate_posterior, unit_rates
     from pyro_vae.analysis.embedding import embedding
+    from pyro_vae.analysis.imputation import impute
     from pyro_vae.analysis.nearest import nearest_training
     from pyro_vae.analysis.posterior import posterior
     from pyro_vae.analysis.report import compare_report, report
     from pyro_vae.analysis.traversal import traversals
     from pyro_vae.analysis.uncertainty import reconstruction_uncertainty
     from pyro_vae.data import Data, load_data
+    from pyro_vae.data.record import Record
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.ais import annealed_log_likelihood
     from pyro_vae.evaluation.bdmc import bidirectional
@@ -85,6 +90,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.result import LogLikelihood
     from pyro_vae.evaluation.score import score
     from pyro_vae.programs.adopted import adopt
+    from pyro_vae.programs.drawn import sample_columns
     from pyro_vae.programs.export import export
     from pyro_vae.programs.latents import decode, encode, reconstruct, sample
     from pyro_vae.programs.trace import Program

@@ -34,6 +34,7 @@ def checked(
     function: Callable[P, R],
     looking: Callable[..., Any] | None = None,
     with_inputs: Callable[[Any, Any, Any], Any] | None = None,
+    with_columns: Callable[[str, Any, Any], Any] | None = None,
 ) -> Callable[P, R]:
     """The function, whose arguments annotated ``int``, ``float``, ``bool``, ``str`` and ``Callable`` are held to that.
 
@@ -44,6 +45,7 @@ def checked(
         function: to be checked.
         looking: takes the arguments by name, and whether the caller said ``examine=True``; gives what is entered around the call.
         with_inputs: makes y of the program, y and what the caller gave as ``inputs``.
+        with_columns: makes x of the function's name, the program and what the caller gave as x, where this is no tensor.
 
     Raises:
         UserError: in one line, which argument was to be what, and what came.
@@ -75,6 +77,8 @@ def checked(
         for name in tensors:
             if name in given:
                 given[name] = tensor_of(given[name], name)
+        if with_columns is not None and not hasattr(given["x"], "storage_offset"):
+            given["x"] = with_columns(function.__name__, given["program"], given["x"])
         if inputs is not None and with_inputs is not None:
             given["y"] = with_inputs(given["program"], given.get("y"), inputs)
         for name, (kind, optional) in kinds().items():

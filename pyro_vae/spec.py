@@ -116,7 +116,7 @@ class _Declared(BaseModel):
 class ModelSpec(_Declared):
     """p(z) p(x | z)."""
 
-    program: Literal["vae"] = "vae"
+    program: Annotated[Block, _of("programs")] = Block(name="vae")
     latent_dim: Annotated[int, Field(ge=1, le=100_000)] = 40
     prior: Annotated[Block, _of("priors")] = Block(name="standard-normal")
     likelihood: Annotated[Block, _of("likelihoods")] = Block(name="bernoulli")
@@ -321,13 +321,16 @@ def _assemble(spec: Spec, event_shape: Shape, encoder: nn.Module | None, decoder
 
     family = cast(type[Prior], registry.get("priors", spec.model.prior.name))
     latent_shape = family.latent_shape_of(spec.model.latent_dim, **spec.model.prior.options)
+    program = cast(type[VAE], registry.get("programs", spec.model.program.name))
+    options = registry.validate("programs", spec.model.program.name, spec.model.program.options)
+    decoded = program.decoder_shape(latent_shape, **options)
     enc = Wrapped(event_shape, encoder) if encoder else make("encoders", spec.guide.encoder, event_shape)
-    posterior = make("posteriors", spec.guide.posterior, enc.out_shape, latent_shape)
+    posterior = make("posteriors", spec.guide.posterior, program.features_shape(enc.out_shape, **options), latent_shape)
     prior = make("priors", spec.model.prior, latent_shape, *([event_shape] if family.needs_event_shape else []))
-    dec = Wrapped(latent_shape, decoder) if decoder else make("decoders", spec.model.decoder, latent_shape, event_shape)
+    dec = Wrapped(decoded, decoder) if decoder else make("decoders", spec.model.decoder, decoded, event_shape)
     likelihood = make("likelihoods", spec.model.likelihood, dec.out_shape, event_shape)
     require_fit(prior, posterior)
-    return cast(VAE, VAE(prior, dec, likelihood, enc, posterior))
+    return program(prior, dec, likelihood, enc, posterior, **options)
 
 
 def _with_levels(spec: Spec, data: Any) -> Spec:

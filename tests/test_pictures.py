@@ -17,6 +17,7 @@ from pyro_vae.analysis.manifold import latent_grid
 from pyro_vae.analysis.source import python_source
 from pyro_vae.declared import names
 from pyro_vae.errors import UserError
+from pyro_vae.programs.labels import needs_y
 from pyro_vae.programs.trace import draw_terms
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.spec import Spec, construct, read
@@ -371,9 +372,10 @@ def test_the_printed_python_is_the_program(pairs):
     assert all(torch.equal(own[n], state[n]) for n in state)  # the same seed gives the same weights
     moved = {n: v + 0.01 * torch.randn(v.shape, generator=torch.Generator().manual_seed(1)) for n, v in state.items()}
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(2)).round()
+    y = torch.arange(4) if needs_y(built) else None
     weights = []
     for p in (built, program):
         p.load_state_dict(moved)
         with seeded(3), torch.no_grad():
-            weights.append(draw_terms(p, x, num_samples=2).log_weight)
+            weights.append(draw_terms(p, x, y, num_samples=2).log_weight)
     assert torch.equal(*weights)

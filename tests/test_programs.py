@@ -331,7 +331,7 @@ def test_threads_wait_for_each_other() -> None:
 def test_data_that_cannot_be_evaluated_are_named() -> None:
     program = make("two layers")
     for x, message in [
-        ({"x": np.zeros((3, 6))}, "expected data as a torch tensor .*, got dict"),
+        ({"x": np.zeros((3, 6))}, "does not run on a record of the columns x .6,.: .* given a torch tensor"),
         (torch.zeros(0, 6), "at least one row"),
         (torch.full((3, 6), math.nan), "NaN or infinite values .first in row 0"),
     ]:

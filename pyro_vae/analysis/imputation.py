@@ -12,6 +12,7 @@ Frellsen 2018, https://arxiv.org/abs/1802.04826.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,14 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_vae.analysis.columns import impute_columns
+from pyro_vae.data.record import Record
 from pyro_vae.errors import UserError, warn
 from pyro_vae.evaluation.blind import require_weights
 from pyro_vae.evaluation.proven import blind_spots
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
+from pyro_vae.programs.columns import elements
 from pyro_vae.programs.contract import admit
-from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.given import require_rows, require_y
 from pyro_vae.programs.labels import needs_y
 from pyro_vae.programs.latents import mean_of
@@ -90,7 +93,7 @@ class _Masked(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_random(msg) and msg["is_observed"] and not is_factor(msg):
-            inner, axes = _elements(msg["fn"])
+            inner, axes = elements(msg["fn"])
             if inner.batch_shape[len(inner.batch_shape) - axes :].numel() * len(self.seen) != self.seen.numel():
                 raise UserError(
                     f"the elements of {msg['name']!r} stand in a plate of their own, where WithMissing cannot tell them apart: "
@@ -98,20 +101,6 @@ class _Masked(Messenger):
                 )
             seen = self.seen.reshape(len(self.seen), *msg["fn"].event_shape)
             msg["fn"] = dist.MaskedDistribution(inner, seen).to_event(axes)
-
-
-def _elements(fn: Any) -> tuple[Any, int]:
-    """The distribution of the elements, and how many axes they have; :class:`UserError` if they are not independent."""
-    own = fn.base_dist if isinstance(fn, ByRow) else fn  # whose other axes are plates: independent, too
-    inner, axes = own, 0
-    while isinstance(inner, torch.distributions.Independent):
-        inner, axes = inner.base_dist, axes + inner.reinterpreted_batch_ndims
-    if axes != len(own.event_shape):
-        raise UserError(
-            f"imputation needs a likelihood whose elements are independent given z, and {type(inner).__name__} has joint "
-            "axes"
-        )
-    return inner, axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,15 +138,18 @@ class Imputation:
 @checked
 def impute(
     program: Program,
-    x: Tensor,
-    seen: Tensor,
+    x: Any,
+    seen: Tensor | None = None,
     y: Tensor | None = None,
     *,
     num_chains: int = 16,
     num_rounds: int = 100,
     seed: int = 0,
-) -> Imputation:
+    **options: Any,
+) -> Any:
     """Fill the missing elements of x by the posterior of those seen.
+
+    Of a record this is :func:`pyro_vae.analysis.columns.impute_columns`, with its options and its result.
 
     Args:
         program: any Program whose likelihood has independent elements and whose guide can score latents that it did
@@ -168,6 +160,7 @@ def impute(
         num_chains: independent chains per image, each from a filling of its own.
         num_rounds: of proposing z and drawing x_miss; the first half is dropped.
         seed: of everything drawn; torch's generators are put back.
+        options: of a record, ``num_samples`` and ``num_draws``.
 
     Returns:
         The conditional mean, with its error, and complete images.
@@ -185,6 +178,10 @@ def impute(
         >>> impute(vae, torch.zeros(4, 3), torch.tensor([True, True, False])).mean.shape
         torch.Size([4, 3])
     """
+    if isinstance(x, Mapping | Record):
+        return impute_columns(program, x, y, seed=seed, **options)  # type: ignore[arg-type]
+    if options:
+        raise UserError(f"impute has no option {next(iter(options))!r} for a tensor: it is one of records")
     if num_chains < 2 or num_rounds < 2:
         raise UserError(f"expected at least 2 chains and 2 rounds, got {num_chains} and {num_rounds}")
     require_rows(x, program)
@@ -202,7 +199,7 @@ def impute(
     traces = admit(program, filled[:2], None if y is None else y[:2], values=False)
     if y is not None:
         check_conditions(program, y[: len(x)], lambda rows: (filled[rows], y[rows]))
-    _elements(traces.model.nodes[observation(traces.model)]["fn"])
+    elements(traces.model.nodes[observation(traces.model)]["fn"])
     require_weights(traces)
     own = sorted(set(latent_sites(traces.guide)) - set(latent_sites(traces.model)))
     if own:

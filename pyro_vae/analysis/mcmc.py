@@ -20,11 +20,11 @@ from pyro_vae.analysis.nuts import NUTS, Adapt, Report
 from pyro_vae.analysis.scoring import concatenated
 from pyro_vae.analysis.target import Record, Target
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.blind import discrete_sites
 from pyro_vae.evaluation.methods import rows_of_chains
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.programs.door import admitted, door
-from pyro_vae.programs.supports import is_discrete
-from pyro_vae.programs.trace import Program, Traces, device_of, latent_sites
+from pyro_vae.programs.trace import Program, Traces, device_of
 from pyro_vae.programs.walk import Block, Walk
 from pyro_vae.seeding import derive_seed, generator, seeded
 
@@ -62,7 +62,7 @@ class Chains:
     chunk_size: int
 
 
-@door(gradients=True)
+@door(gradients=True, records=True)
 def sample_chains(
     program: Program,
     x: Tensor,
@@ -147,12 +147,11 @@ def _moved(
 
 def require_continuous(traces: Traces) -> None:
     """:class:`UserError` for discrete latents, by name."""
-    for name, site in latent_sites(traces.model).items():
-        if is_discrete(site["fn"]):
-            raise UserError(
-                f"the latent {name!r} is discrete, and NUTS and HMC move latents along gradients: use source='guide' or 'psis' "
-                "(--mcmc none)"
-            )
+    for name in discrete_sites(traces):
+        raise UserError(
+            f"the latent {name!r} is discrete, and NUTS and HMC move latents along gradients: use source='guide' or 'psis' "
+            "(--mcmc none)"
+        )
 
 
 def starting_points(density: Unconstrained, num_chains: int, seed: int) -> tuple[Tensor, Tensor]:

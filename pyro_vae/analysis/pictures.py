@@ -60,6 +60,8 @@ def samples(
     mean: bool = True,
     y: Tensor | None = None,
     ax: Axes | None = None,
+    *,
+    drawn: Tensor | None = None,
 ) -> Axes:
     """Draw what the model makes: z from p(z), then the mean of p(x | z), or a draw from it.
 
@@ -70,12 +72,14 @@ def samples(
         mean: the mean of p(x | z), or a draw.
         y: what a conditional program is conditioned on, ``(num, ...)``.
         ax: where to draw; a new figure where None.
+        drawn: what was drawn already, of a program with columns (:func:`pyro_vae.sample_columns`).
 
     Returns:
         The axes.
     """
-    shape = _event_shape(program)
-    x = latents.sample(program, sample_count(shape) if num is None else num, y, mean=mean, seed=seed)
+    shape, x = _event_shape(program), drawn
+    if x is None:
+        x = latents.sample(program, sample_count(shape) if num is None else num, y, mean=mean, seed=seed)
     title = "Samples: " + ("the mean of $p(x \\mid z)$, " if mean else "$x \\sim p(x \\mid z)$, ") + "$z \\sim p(z)$"
     return _draw(x, shape, ax, title)
 

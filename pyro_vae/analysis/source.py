@@ -37,17 +37,23 @@ def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()
     """
     built: Any = construct(spec, event_shape)
     latent: Shape = built.prior.latent_shape
+    program = registry.get("programs", spec.model.program.name)
+    told = registry.validate("programs", spec.model.program.name, spec.model.program.options)
+    decoded, features = program.decoder_shape(latent, **told), program.features_shape(built.encoder.out_shape, **told)  # type: ignore[attr-defined]
     # in the order in which spec.construct draws their initial weights
     blocks: list[tuple[str, str, Block, tuple[Shape, ...]]] = [
         ("encoder", "encoders", spec.guide.encoder, (event_shape,)),
-        ("posterior", "posteriors", spec.guide.posterior, (built.encoder.out_shape, latent)),
+        ("posterior", "posteriors", spec.guide.posterior, (features, latent)),
         ("prior", "priors", spec.model.prior, (latent, event_shape) if built.prior.needs_event_shape else (latent,)),
-        ("decoder", "decoders", spec.model.decoder, (latent, event_shape)),
+        ("decoder", "decoders", spec.model.decoder, (decoded, event_shape)),
         ("likelihood", "likelihoods", spec.model.likelihood, (built.decoder.out_shape, event_shape)),
     ]
+    written = (
+        program is VAE
+    )  # whose model and guide are printed whole; any other program is imported, and made of its blocks
     methods = {n: textwrap.dedent(inspect.getsource(f)) for n, f in vars(VAE).items() if _is_own_method(n, f)}
     imports = {_import_line(name, VAE) for name in _globals_of(methods.values())}
-    lines = ["super().__init__()", f"self.event_shape = {event_shape!r}"]
+    lines = ["super().__init__()", f"self.event_shape = {event_shape!r}"] if written else []
     classes = [registry.get(kind, block.name) for _, kind, block, _ in blocks]
     for cls, (attribute, kind, block, shapes) in zip(classes, blocks, strict=True):
         # a Bernoulli prior, posterior and likelihood have one name between them
@@ -56,7 +62,22 @@ def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()
         imports.add(f"from {cls.__module__} import {cls.__name__}" + (f" as {name}" if shared else ""))
         options = registry.validate(kind, block.name, block.options)
         arguments = [*(repr(s) for s in shapes), *(f"{k}={v!r}" for k, v in options.items())]
-        lines.append(f"self.{attribute} = {name}({', '.join(arguments)})")
+        lines.append(f"{'self.' * written}{attribute} = {name}({', '.join(arguments)})")
+    if not written:
+        imports -= {_import_line(n, VAE) for n in _globals_of(methods.values())}
+        imports |= {f"from {program.__module__} import {program.__name__}"}
+        handed = ["prior", "decoder", "likelihood", "encoder", "posterior", *(f"{k}={v!r}" for k, v in told.items())]
+        made = [*lines, f"program = {program.__name__}({', '.join(handed)})"]
+        return "\n".join(
+            [
+                *(f"# {line}" for line in headings),
+                "from __future__ import annotations",
+                "",
+                *_sorted_imports(imports),
+                "",
+                *made,
+            ]
+        )
     imports |= {"from torch import nn"}
     body = ["def __init__(self) -> None:\n" + textwrap.indent("\n".join(lines), "    "), *methods.values()]
     return "\n".join(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, ProgramFile, RunPath, Seed, Split
+from pyro_vae.cli.options import DataRoot, Device, Given, ProgramFile, RunPath, Seed, Split
 from pyro_vae.cli.pictures import Out
 
 
@@ -18,6 +18,7 @@ def interpolate(
     path_: Annotated[
         str, typer.Option("--path", metavar="straight|slerp", help="Straight, or along the great circle.")
     ] = "straight",
+    given: Given = None,
     split: Split = "test",
     seed: Seed = 0,
     device: Device = "auto",
@@ -27,11 +28,13 @@ def interpolate(
     """Draw the way from one datum to another in latent space."""
     from pyro_vae.analysis.interpolation import find_path
     from pyro_vae.analysis.pictures import interpolations
-    from pyro_vae.cli.pictures import destination, finish, some_rows
+    from pyro_vae.cli.pictures import destination, finish, given_y, some_rows
     from pyro_vae.cli.runs import open_run
 
     find_path(path_)
     path = destination(run, out, "interpolate")
     loaded = open_run(run, device, model)
     x, y = some_rows(loaded, split, 2 * num, seed, data_root)
-    finish(interpolations(loaded.program, x, steps, None if y is None else y[:num], path=path_), path)
+    held = given_y(loaded.program, given, num)
+    y = held if held is not None else None if y is None else y[:num]
+    finish(interpolations(loaded.program, x, steps, y, path=path_), path)

@@ -37,6 +37,15 @@ ProgramFile = Annotated[
         "--model", metavar="FILE.py", help="The program of a run that was trained on a .py file.", show_default=False
     ),
 ]
+Given = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--given",
+        metavar="COLUMN=VALUE",
+        help="Hold a label, covariates (a,b,c) or a column of a record at a value; may be repeated.",
+        show_default=False,
+    ),
+]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 

@@ -55,6 +55,48 @@ def write_array(x: Tensor, path: Path) -> None:
     print(path)
 
 
+def given_values(given: list[str] | None) -> dict[str, Any]:
+    """Values by column, as written: whole numbers, numbers, or several of them with commas between.
+
+    >>> given_values(["label=7", "age=0.5,1"])
+    {'label': tensor(7), 'age': tensor([0.5000, 1.0000])}
+    """
+    import torch
+
+    from pyro_vae.errors import UserError
+
+    found: dict[str, Any] = {}
+    for text in given or []:
+        name, _, value = text.partition("=")
+        parts = [part.strip() for part in value.split(",")]
+        try:
+            numbers = [float(part) for part in parts]
+        except ValueError:
+            raise UserError(f"--given {text}: expected COLUMN=VALUE with numbers, label=7 or age=0.5,1") from None
+        whole = all(part.lstrip("+-").isdigit() for part in parts)
+        tensor = torch.tensor(numbers, dtype=torch.int64 if whole and len(parts) == 1 else torch.float32)
+        found[name.strip()] = tensor[0] if len(parts) == 1 else tensor
+    return found
+
+
+def given_y(program: Any, given: list[str] | None, num: int) -> Tensor | None:
+    """What ``--given`` makes of y of a conditional program, ``(num, ...)``; None where nothing is given."""
+    from pyro_vae.errors import UserError
+    from pyro_vae.programs.labels import takes_y
+
+    values = given_values(given)
+    if not values:
+        return None
+    if not takes_y(program) or len(values) != 1:
+        raise UserError(
+            f"--given {' '.join(given or [])}: expected one value for y of a conditional program, model(x, y), or values of "
+            f"columns of a program that reads them; {type(program).__name__} takes {'one y' if takes_y(program) else 'neither'}"
+        )
+    (value,) = values.values()
+    found: Tensor = value.expand(num, *value.shape)
+    return found
+
+
 def some_rows(
     run: Run, split: str, num: int, seed: int, data_root: str | None, *, repeat: bool = False
 ) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, ProgramFile, RunPath, Seed
+from pyro_vae.cli.options import DataRoot, Device, Given, ProgramFile, RunPath, Seed
 from pyro_vae.cli.pictures import Out
 
 
@@ -17,6 +17,7 @@ def sample(
         int | None,
         typer.Option(min=1, help="How many (default: 64 images, 2,000 points or 10 vectors).", show_default=False),
     ] = None,
+    given: Given = None,
     draws: Annotated[bool, typer.Option("--draws", help="Draw x from p(x | z) instead of showing its mean.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -25,18 +26,31 @@ def sample(
 ) -> None:
     """Draw what the model makes: z from p(z), then the mean of p(x | z).
 
-    What a conditional program is given are labels and covariates of test data. A name that ends in .npy gets the numbers.
+    What a conditional program is given are --given values, or labels and covariates of test data. A name that ends in .npy gets
+    the numbers.
     """
     from pyro_vae.analysis.pictures import sample_count, samples
-    from pyro_vae.cli.pictures import destination, finish, some_rows, write_array
+    from pyro_vae.cli.pictures import destination, finish, given_values, given_y, some_rows, write_array
     from pyro_vae.cli.runs import open_run
+    from pyro_vae.programs.drawn import sample_columns
     from pyro_vae.programs.labels import needs_y
     from pyro_vae.programs.latents import sample as draw
 
     path = destination(run, out, "sample", arrays=True)
     loaded = open_run(run, device, model)
     num = sample_count(loaded.event_shape) if num is None else num
-    y = some_rows(loaded, "test", num, seed, data_root, repeat=True)[1] if needs_y(loaded.program) else None
+    columns = getattr(loaded.program, "columns", None)
+    if columns is not None:
+        held = given_values(given)
+        x = sample_columns(loaded.program, num, given=held, mean=not draws, seed=seed)[next(iter(columns))]
+        if path.suffix.lower() == ".npy":
+            write_array(x, path)
+        else:
+            finish(samples(loaded.program, num, seed, mean=not draws, drawn=x), path)
+        return
+    y = given_y(loaded.program, given, num)
+    if y is None and needs_y(loaded.program):
+        y = some_rows(loaded, "test", num, seed, data_root, repeat=True)[1]
     if path.suffix.lower() == ".npy":
         write_array(draw(loaded.program, num, y, mean=not draws, seed=seed), path)
     else:

@@ -23,6 +23,8 @@ from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, taking
 from pyro_vae.evaluation.result import ROUNDED, LogLikelihood, UnreliableEstimateWarning, digits
+from pyro_vae.evaluation.subsets import of_columns
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.door import door
 from pyro_vae.programs.given import require_rows
 from pyro_vae.programs.trace import Program
@@ -35,17 +37,19 @@ AT_EDGE = 1e-3  # of the draws: about as many nats
 GOOD_ACCEPTANCE = (0.4, 0.9)
 
 
-@door(gradients=True)
+@door(gradients=True, records=True)
 @taking(Annealing)
 def annealed_log_likelihood(
     program: Program,
     x: Tensor,
     y: Tensor | None = None,
     *,
+    of: Any = None,
+    given: Any = None,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     **annealing: Any,
-) -> AnnealedLogLikelihood:
+) -> LogLikelihood:
     """log p(x) of every row of x, by annealed importance sampling.
 
     Each chain passes through ``num_distributions`` densities between the prior (or the guide) and the posterior, with one HMC
@@ -54,12 +58,14 @@ def annealed_log_likelihood(
     and an eighth more.
 
     The work is cut into fixed blocks of images, each seeded from (seed, first image). Dropout is off. Latents that are
-    constrained are moved on the real line; discrete ones are refused by name.
+    constrained are moved on the real line; discrete ones are refused by name, but for those of a record that are few enough to be
+    summed over.
 
     Args:
         program: any Program with continuous latents, on its device.
         x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is).
         y: what a conditional program is conditioned on, ``(N, ...)``.
+        of, given: names of columns of a record, as in :func:`~pyro_vae.evaluation.importance.log_likelihood`.
         annealing: the options of :class:`~pyro_vae.evaluation.methods.Annealing`.
         progress: called with images' worth of work done, a fraction at a time; adds up to N.
         checkpoint: where to keep unfinished work twice a minute, and to find it: the result is the same to the bit.
@@ -79,6 +85,10 @@ def annealed_log_likelihood(
         (torch.Size([4]), 16)
     """
     how = Annealing(**annealing)
+    if of is not None or given is not None:
+        options = {**vars(how), "progress": progress}
+        layout, seed = layout_of(program, x), options.pop("seed")
+        return of_columns(annealed_log_likelihood, program, x, y, layout, of, given, seed, **options)
     bound = guide_bound(program, x, y, how.seed)
     other = witness = None
     if how.start == "guide":  # whose own weights see what it sees: a few images are annealed from the prior as well

@@ -13,6 +13,7 @@ from pyro.distributions import Delta
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.auxiliary import is_delta
+from pyro_vae.programs.summing import few_states
 from pyro_vae.programs.supports import describe, is_discrete, narrower
 from pyro_vae.programs.trace import (
     Traces,
@@ -83,8 +84,9 @@ def point_masses(traces: Traces) -> list[str]:
 
 @found_once
 def discrete_sites(traces: Traces) -> list[str]:
-    """The names of the model's discrete latents."""
-    return [n for n, s in latent_sites(traces.model).items() if is_discrete(s["fn"])]
+    """The names of the model's discrete latents, but for those that are summed over."""
+    summed = traces.known.get(few_states) or ()
+    return [n for n, s in latent_sites(traces.model).items() if is_discrete(s["fn"]) and n not in summed]
 
 
 def _scores_outside(traces: Traces, ours: Any, theirs: Any) -> bool:

@@ -7,9 +7,7 @@ For programs all of whose latents are discrete and have at most 1,024 joint valu
 
 from __future__ import annotations
 
-import contextlib
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +16,8 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.estimators import GROUPS
 from pyro_vae.evaluation.weights import Reduced
 from pyro_vae.precision import casts
-from pyro_vae.programs.masks import counted
-from pyro_vae.programs.trace import AtValues, Program, Terms, Traces, innermost, isolated, latent_sites, run
+from pyro_vae.programs.summing import AsDrawn, counting
+from pyro_vae.programs.trace import Program, Terms, Traces, isolated, run
 from pyro_vae.programs.walk import spans
 
 LOST = 1e-3  # of a probability: where the guide's lies on states that the model lacks, its KL to the prior is infinite
@@ -90,21 +88,7 @@ def _terms(
     size, rows = len(next(iter(states.values()))[span]), len(x)
     values = {n: s[span, None].expand(size, rows, *s.shape[1:]) for n, s in states.items()}
     with casts(precision, x.device), isolated():
-        guide = run(program.guide, x, y, num_samples=size, at=_AsDrawn(values))
+        guide = run(program.guide, x, y, num_samples=size, at=AsDrawn(values))
         model = run(program.model, x, y, num_samples=size, at=values)
-    counts = torch.ones(size, rows, dtype=torch.bool, device=x.device)
-    for name, site in latent_sites(model).items():
-        if (mask := counted(site)) is not None:
-            other = (values[name] != states[name][0]) & ~mask.to(x.device)
-            counts &= ~other.reshape(*other.shape[:2], -1).any(-1)
+    counts = counting(model, values, {n: s[0] for n, s in states.items()})
     return Traces(model, guide).terms(size, rows), counts
-
-
-class _AsDrawn(AtValues):
-    """Give the guide's sites the model's values in the guide's dtype: class numbers are integers, and bits are floats."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        super()._pyro_sample(msg)
-        if msg["name"] in self.values and msg["done"]:
-            with contextlib.suppress(NotImplementedError):
-                msg["value"] = msg["value"].to(innermost(msg["fn"]).enumerate_support(expand=False).dtype)

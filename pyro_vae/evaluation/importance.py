@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.capture import CaptureWarning
-from pyro_vae.errors import tell, warn
+from pyro_vae.errors import UserError, tell, warn
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.blind import discrete_sites, require_weights
@@ -28,8 +29,10 @@ from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.proven import blind_spots, proven
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import measured
+from pyro_vae.evaluation.subsets import of_columns
 from pyro_vae.evaluation.weights import joined, reduced
 from pyro_vae.precision import products, require_precision
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.states import joint_states
 from pyro_vae.programs.trace import Program, device_of, dtype_of, latent_sites
@@ -38,12 +41,14 @@ from pyro_vae.programs.walk import Walk, at_once
 WORTH_COMPILING = 10_000_000  # draws: what a graph saves on them is about what it takes to compile it
 
 
-@door()
+@door(records=True)
 def log_likelihood(
     program: Program,
     x: Tensor,
     y: Tensor | None = None,
     *,
+    of: Any = None,
+    given: Any = None,
     num_samples: int = 5000,
     target_se: float | None = None,
     seed: int = 0,
@@ -65,10 +70,17 @@ def log_likelihood(
     exact (``states`` in the result), its error 0, and Pareto k -inf. Other discrete latents, and a guide of a support within
     the model's, have states that no draw tells of: the result warns of them, with what to do.
 
+    Of a record it is log p of what is present: missing columns that the guide draws are latents (discrete ones of few states are
+    summed over in every weight), and others are left out. With ``of`` and ``given`` it is log p(x_A | x_B) of the columns named,
+    a :class:`~pyro_vae.evaluation.subsets.ConditionalLogLikelihood`, whose error says how it was computed.
+
     Args:
         program: any Program, on its device.
-        x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is).
+        x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is); or a :class:`pyro_vae.Record`, or dict
+            of tensors.
         y: what a conditional program is conditioned on, ``(N, ...)``.
+        of: of a record, the names of the columns whose log p is asked for; others are missing. By default all.
+        given: names of columns that are conditioned on.
         num_samples: K, joint draws of all latents per image.
         target_se: nats; a pilot of 250 draws decides how many draws of its own an image gets for a standard error of about
             that (250, 500, 1,000, ..., at most K), which stand in the result's ``draws``. Only these are reported, so that the
@@ -104,13 +116,19 @@ def log_likelihood(
         (torch.Size([4]), 100)
     """
     how = ImportanceSampling(num_samples, target_se, seed, chunk_size, compile, precision, noise, streams)
-    traces = admitted()
+    traces, layout = admitted(), layout_of(program, x)
+    if of is not None or given is not None:
+        options = {**vars(how), "progress": progress}
+        return of_columns(log_likelihood, program, x, y, layout, of, given, options.pop("seed"), **options)
     require_weights(traces)
     require_precision(precision, device_of(program), dtype_of(program))
-    states = joint_states(latent_sites(traces.model))
+    states = joint_states(latent_sites(traces.model)) if layout is None or not layout.read else None
+    each = 1 if layout is None or not layout.states or states else len(next(iter(layout.states.values())))
+    if each > 1 and noise == "sobol":
+        raise UserError("sobol noise is not made where discrete latents are summed over: use noise='random'")
     against = [] if states is not None else blind_spots(program, x, y, traces, len(x) * num_samples)
     proof = None if states is not None else proven(program, x, y, traces, len(x) * num_samples)
-    images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size)
+    images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size, each)
     if streams == "content":
         images = 1
     draws = Draws(program, how, samples, compiled=wants_compiling(how, len(x), device_of(program)))
@@ -158,10 +176,13 @@ def log_likelihood(
     return result
 
 
-def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None) -> tuple[int, int]:
-    """Images and samples in one pass; all samples of an image are drawn before the next block of images begins."""
+def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None, states: int = 1) -> tuple[int, int]:
+    """Images and samples in one pass; all samples of an image are drawn before the next block of images begins.
+
+    ``states`` is how often the model is run for each sample.
+    """
     if chunk_size is None:
-        chunk_size = at_once("importance weights", math.prod(x.shape[1:]), 64)
+        chunk_size = at_once("importance weights", states * math.prod(x.shape[1:]), 64)
     passes = math.ceil(num_samples / chunk_size)
     samples = math.ceil(num_samples / passes)
     return max(1, min(len(x), chunk_size // samples)), samples

@@ -43,6 +43,7 @@ from pyro_vae.evaluation.simulated import (
     weighed_again,
 )
 from pyro_vae.evaluation.weights import weigh
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.contract import require_latents
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.masks import counted
@@ -167,6 +168,8 @@ class Proving:
 
     def _not_weighed(self) -> str:
         """Why there are no exact draws of the posterior; empty where there are."""
+        if layout_of(self.program, self.x) is not None:
+            return "no rows of records are simulated"
         model = self.traces.model.nodes.values()
         if any(is_random(s) and is_factor(s) for s in model):
             return "a pyro.factor weighs the model's draws"

@@ -18,7 +18,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,11 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.every_row import narrow_sites
+from pyro_vae.programs.columns import Layout, layout_of
 from pyro_vae.programs.contract import require_gradients, require_latents
+from pyro_vae.programs.folding import bounds
 from pyro_vae.programs.rows import DRAWS, ROWS
+from pyro_vae.programs.summing import AsDrawn, counting, states_of
 from pyro_vae.programs.supports import require_support
 from pyro_vae.programs.trace import (
     Traced,
@@ -69,25 +72,38 @@ class Unconstrained:
         program, self._traces = traces.program, traces
         require_gradients(program)
         require_latents(traces, "a Markov chain")
-        self._narrow = narrow_sites(traces)
-        self.has_edge = any(
-            has_edge(require_support(name, site["fn"])) for name, site in latent_sites(traces.model).items()
-        )
+        self._narrow, layout = narrow_sites(traces), layout_of(program, x)
+        if layout is not None and layout.read:
+            raise UserError(
+                f"missing entries of {layout.left_out()[0]!r} are read by later sites, and are drawn anew at every run: a Markov "
+                "chain needs a density; give the guide a site for them, or use importance weighting"
+            )
+        self._states = states_of(program, x)
+        moved = {n: s for n, s in latent_sites(traces.model).items() if n not in (self._states or ())}
+        self.has_edge = any(has_edge(require_support(name, site["fn"])) for name, site in moved.items())
         wide = _in_double(program, x, y) if self.has_edge and x.dtype == torch.float32 else None
         self._given: tuple[Any, Tensor, Tensor | None] = program, x, y
         self._wide = wide is not None
         self.program: Any
         self.program, self.x, self.y = self._given if wide is None else wide
         self._shapes: dict[str, torch.Size] = {}
-        for name, site in latent_sites(traces.model).items():
+        for name, site in moved.items():
             # asked of the whole shape: a support may itself have values per chain and image
             whole = torch.Size((DRAWS, ROWS)) + site["fn"].event_shape
             self._shapes[name] = _transform(name, site["fn"]).inverse_shape(whole)[2:]
         if not self._shapes:
             raise UserError(f"the program {type(program).__name__} has no latents: its log p(x) needs no sampling")
-        self._auxiliary = sorted(set(latent_sites(traces.guide)) - set(self._shapes))
+            if self._states and any(
+                bound.dim() > len(site["fn"].event_shape) for _, _, bound in bounds(site["fn"].support)
+            ):
+                raise UserError(
+                    f"the support of the latent {name!r} may depend on discrete latents, which are summed over: use importance "
+                    "weighting (--method iw)"
+                )
+        self._auxiliary = sorted(set(latent_sites(traces.guide)) - set(latent_sites(traces.model)))
         self.sites = list(self._shapes)
         self.dim = sum(math.prod(shape) for shape in self._shapes.values())
+        self._given_dims = None if layout is None else _given_dims(layout, self.x, self._shapes)
 
     def of(self, keep: Tensor) -> Unconstrained:
         """The same for some of the images, by their numbers."""
@@ -106,6 +122,8 @@ class Unconstrained:
 
     def densities(self, u: Tensor, *, guide: bool = False) -> Densities:
         """The log-densities at ``u`` ``(chains, batch, D)``, differentiable in u; the guide's only where asked for."""
+        if self._states is not None:
+            return self._summed(u, self._states, guide)
         with self._running():
             place = _Place(self._shapes, u.to(self.x.dtype))
             model = self._run("model", u.shape[0], place)
@@ -114,14 +132,54 @@ class Unconstrained:
                 traces = Traces(model, self._run("guide", u.shape[0], latent_values(model)))
             terms = traces.terms(*u.shape[:2])
         log_guide = terms.log_guide if guide else None
-        return Densities(terms.log_prior, terms.log_likelihood, place.log_jacobian, log_guide)
+        return self._proper(u, Densities(terms.log_prior, terms.log_likelihood, place.log_jacobian, log_guide))
+
+    def _summed(self, u: Tensor, states: dict[str, Tensor], guide: bool) -> Densities:
+        """The same, the discrete latents summed over."""
+        size, chains = len(next(iter(states.values()))), len(u)
+        values = {
+            n: s.to(u.device)[:, None, None].expand(size, chains, self.batch, *s.shape[1:]).flatten(0, 1)
+            for n, s in states.items()
+        }
+        with self._running():
+            place = _Place(self._shapes, u.to(self.x.dtype).repeat(size, 1, 1), values)
+            model = self._run("model", size * chains, place)
+            traces = Traces(model)
+            if guide:
+                at = AsDrawn({**latent_values(model), **values})
+                traces = Traces(model, self._run("guide", size * chains, at))
+            terms = traces.terms(size * chains, self.batch)
+            counts = counting(model, values, {n: s[0] for n, s in states.items()})
+
+        def total(values: Tensor) -> Tensor:
+            return torch.where(counts, values, -math.inf).reshape(size, chains, self.batch).logsumexp(0)
+
+        log_prior = total(terms.log_prior)
+        return self._proper(
+            u,
+            Densities(
+                log_prior,
+                total(terms.log_prior + terms.log_likelihood) - log_prior,
+                place.log_jacobian[:chains],
+                total(terms.log_guide) if guide else None,
+            ),
+        )
+
+    def _proper(self, u: Tensor, found: Densities) -> Densities:
+        """A normal density for what a record gives: u has no part in the model there, and chains are to stay somewhere."""
+        if self._given_dims is None:
+            return found
+        more = -0.5 * (u.square() * self._given_dims).sum(-1)
+        log_guide = None if found.log_guide is None else found.log_guide + more
+        return replace(found, log_prior=found.log_prior + more, log_guide=log_guide)
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents ``(chains, batch, *event)`` at ``u`` ``(chains, batch, D)``, by site, in the dtype of the x given."""
         program, x, y = self._given
         place = _Place(self._shapes, u.to(x.dtype))
         with isolated():
-            return latent_values(run(program.model, x, y, num_samples=u.shape[0], at=place))
+            found = latent_values(run(program.model, x, y, num_samples=u.shape[0], at=place))
+        return {name: found[name] for name in self._shapes}
 
     def at_edge(self, u: Tensor) -> Tensor:
         """At which ``u`` ``(chains, batch, D)`` latents cannot be told from others a step of 1 away: bool ``(chains, batch)``.
@@ -171,7 +229,7 @@ class Unconstrained:
 
     def _flatten(self, model: Traced, chains: int) -> Tensor:
         parts = []
-        for name, site in latent_sites(model).items():
+        for name, site in ((n, s) for n, s in latent_sites(model).items() if n in self._shapes):
             value = site["value"].expand(chains, self.batch, *site["fn"].event_shape)
             parts.append(_transform(name, site["fn"]).inv(value).reshape(chains, self.batch, -1))
         return torch.cat(parts, -1)
@@ -202,6 +260,15 @@ class Densities:
     def log_joint(self) -> Tensor:
         """log p(x, u): the posterior density of u up to p(x)."""
         return self.log_prior + self.log_likelihood + self.log_jacobian
+
+
+def _given_dims(layout: Layout, x: Tensor, shapes: dict[str, torch.Size]) -> Tensor:
+    """Which numbers of u a record gives ``(batch, D)``."""
+    present, parts = layout.unpacked(x).present, []
+    for name, shape in shapes.items():
+        part = torch.zeros(len(x), math.prod(shape), dtype=torch.bool, device=x.device)
+        parts.append(part | present[name].reshape(len(x), -1) if name in layout.guided and name in present else part)
+    return torch.cat(parts, 1)
 
 
 def has_edge(support: Any) -> bool:
@@ -243,13 +310,18 @@ def split_by_site(shapes: dict[str, torch.Size], u: Tensor) -> dict[str, Tensor]
 class _Place(Messenger):
     """Give every latent site its part of u, through the bijection to its support, and add up log |dz/du|."""
 
-    def __init__(self, shapes: dict[str, torch.Size], u: Tensor) -> None:
+    def __init__(self, shapes: dict[str, torch.Size], u: Tensor, values: dict[str, Tensor] | None = None) -> None:
         super().__init__()
+        self._values = values or {}
         self._parts = split_by_site(shapes, u)
         self.log_jacobian = u.new_zeros(u.shape[:-1])
 
     def _pyro_sample(self, msg: Any) -> None:
         if not is_random(msg) or msg["is_observed"]:
+            return
+        if msg["name"] not in self._parts:  # discrete, and summed over; or drawn, where only others are asked for
+            if msg["name"] in self._values:
+                msg["value"], msg["done"] = self._values[msg["name"]], True
             return
         part = self._parts[msg["name"]]
         transform = _transform(msg["name"], msg["fn"])

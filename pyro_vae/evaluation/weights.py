@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyro_vae.evaluation.estimators import Estimate, estimate
 from pyro_vae.precision import casts
-from pyro_vae.programs.trace import Program, draw_terms
+from pyro_vae.programs.summing import states_of, summed
+from pyro_vae.programs.trace import Program, draw_terms, isolated
 
 Weighed = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -21,6 +22,9 @@ def weigh(program: Program, x: Tensor, y: Tensor | None, num_samples: int, preci
     That is the sums of log p(x | z) and of log q(z | x) - log p(z), and the size of the largest terms, which says how far
     rounding can tell weights apart.
     """
+    states = states_of(program, x)
+    if states is not None:
+        return _summed(program, x, y, states, num_samples, precision)
     with casts(precision, x.device):
         terms = draw_terms(program, x, y, num_samples=num_samples)
     total = torch.float64 if x.device.type != "mps" else torch.float32
@@ -29,6 +33,20 @@ def weigh(program: Program, x: Tensor, y: Tensor | None, num_samples: int, preci
     # a draw where the model cannot be has a weight of 0, and no rounding
     size = torch.where(torch.isfinite(size), size, torch.zeros_like(size)).amax(0)
     return terms.log_weight, terms.log_likelihood.sum(0, dtype=total), kl, size
+
+
+def _summed(
+    program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tensor], num_samples: int, precision: str
+) -> Weighed:
+    """The same, the discrete latents summed over: a weight is that of the draws of all states together."""
+    with casts(precision, x.device), isolated():
+        found = summed(program, x, y, states, num_samples)
+        terms = found.terms()
+    total = torch.float64 if x.device.type != "mps" else torch.float32
+    kl = found.mean(terms.log_guide - terms.log_prior).sum(0, dtype=total)
+    size = terms.log_likelihood.abs() + terms.log_prior.abs() + terms.log_guide.abs()
+    size = torch.where(torch.isfinite(size), size, torch.zeros_like(size)).amax(0)
+    return found.log_weight(terms), found.mean(terms.log_likelihood).sum(0, dtype=total), kl, size
 
 
 @dataclass(frozen=True)

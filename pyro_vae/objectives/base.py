@@ -18,6 +18,7 @@ class Objective(ABC):
     formula: ClassVar[str]
     compares_images: ClassVar[bool] = False  # whether the loss is no mean over images, so that a batch cannot be cut
     enumerates: ClassVar[bool] = False  # whether discrete latents are summed over
+    records: ClassVar[bool] = False  # whether it is right for records
     is_elbo: bool = False  # whether its value is minus the ELBO of one draw
     warmup_steps: int = 0  # optimizer steps before the loss is the one that is meant
 

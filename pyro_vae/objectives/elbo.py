@@ -6,6 +6,7 @@ host, which neither a CUDA stream nor a captured graph can wait for.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Annotated, Any
 
@@ -18,7 +19,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError
-from pyro_vae.objectives.base import Objective
+from pyro_vae.objectives.base import LAST_STEP, Objective
+from pyro_vae.programs.columns import Layout, by_element, layout_of
+from pyro_vae.programs.summing import Summed, summed
 from pyro_vae.programs.trace import (
     Program,
     Traced,
@@ -122,6 +125,32 @@ def _same_weights(a: Any, b: Any) -> Tensor | None:
     return (scales[0] == scales[1]) & (masks[0] == masks[1])
 
 
+def summed_elbo(found: Summed, names: Iterable[str]) -> Tensor:
+    """The ELBO of records whose discrete latents ``names`` are summed over, summed over the other draws: its own surrogate."""
+    for name, site in latent_sites(found.guide).items():
+        if name not in names and not site["fn"].has_rsample:
+            raise UserError(
+                f"the discrete latents of records are summed over, and the guide's site {name!r} beside them is drawn and not "
+                "reparameterized: use wake-sleep, or a reparameterized distribution"
+            )
+    ours, theirs = (log_probs(traced, scale=True).values() for traced in (found.model, found.guide))
+    return found.mean((sum(ours) - sum(theirs)).expand(found.log_chance.flatten(0, 1).shape)).sum()  # type: ignore[union-attr]
+
+
+def labelled(guide: Traced, layout: Layout, x: Tensor) -> Tensor:
+    """log q of what is present of the columns that the guide draws elsewhere, mean over draws, summed over rows."""
+    record, found = layout.unpacked(x), x.new_zeros(())
+    for name in layout.guided:
+        site, known = guide.nodes[name], record.present[name]
+        if known.dim() > 1:
+            log_prob = by_element(site["whole"], known.reshape(len(x), *site["fn"].event_shape)).log_prob(site["value"])
+        else:
+            log_prob = site.get("whole", site["fn"]).log_prob(site["value"])
+            log_prob = torch.where(known, log_prob, torch.zeros_like(log_prob))
+        found = found + log_prob.reshape(-1, len(x)).mean(0).sum()
+    return found
+
+
 class _ScaleLatents(Messenger):
     """Multiply the log-densities of latent sites by ``beta``, and leave the observation alone."""
 
@@ -139,21 +168,55 @@ class _ELBO(Objective):
 
     estimator: Any
 
-    def __init__(self, num_particles: int, beta: float, warmup_steps: int) -> None:
+    records = True
+
+    def __init__(self, num_particles: int, beta: float, warmup_steps: int, label_weight: float = 0.0) -> None:
         self.num_particles, self.beta, self.warmup_steps = num_particles, beta, warmup_steps
-        self.is_elbo = beta == 1 and num_particles == 1
+        self.label_weight = label_weight
+        self.is_elbo = beta == 1 and num_particles == 1 and label_weight == 0
 
     def __call__(
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0
     ) -> tuple[Tensor, Tensor]:
         """Minus the (weighted) ELBO of a minibatch, and its surrogate."""
+        loss, surrogate, of_labels = self._losses(program, x, y, step)
+        return loss, surrogate if self.label_weight == 0 else surrogate + of_labels
+
+    def value(self, program: Program, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Minus the ELBO, and minus what labels weigh."""
+        loss, _, of_labels = self._losses(program, x, y, LAST_STEP)
+        return loss if self.label_weight == 0 else loss + of_labels.detach()
+
+    def _losses(
+        self, program: Program, x: Tensor, y: Tensor | None, step: Tensor | int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Minus the ELBO, its surrogate, and minus the weighted log q of labels, 0 where they have no weight."""
         num = self.num_particles if self.num_particles > 1 else None
         plain = self.beta == 1.0 and self.warmup_steps == 0
+        layout = layout_of(program, x)
         with isolated(), nullcontext() if plain else _ScaleLatents(self.weight(x, step)):
-            guide = run(program.guide, x, y, num_samples=num, once=self.estimator is not analytic)
-            elbo, surrogate = self.estimator(run(program.model, x, y, num_samples=num, at=guide), guide)
+            if layout is not None and layout.states is not None:
+                guide, elbo, surrogate = self._summed(program, x, y, layout.states)
+            else:
+                guide = run(program.guide, x, y, num_samples=num, once=self.estimator is not analytic)
+                elbo, surrogate = self.estimator(run(program.model, x, y, num_samples=num, at=guide), guide)
         loss, surrogate = (-t / self.num_particles / x.shape[0] for t in (elbo.detach(), surrogate))
-        return loss, surrogate
+        if self.label_weight == 0:
+            return loss, surrogate, loss
+        if layout is None:
+            raise UserError(
+                "label_weight weighs labels of a record, and the data are none: fit(program, {'x': x, 'label': y})"
+            )
+        return loss, surrogate, -self.label_weight * labelled(guide, layout, x) / x.shape[0]
+
+    def _summed(
+        self, program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tensor]
+    ) -> tuple[Traced, Tensor, Tensor]:
+        if self.estimator is analytic:
+            raise UserError("the objective analytic-elbo does not sum over the discrete latents of a record: use elbo")
+        found = summed(program, x, y, states, self.num_particles)
+        elbo = summed_elbo(found, states)
+        return found.guide, elbo, elbo
 
     def weight(self, like: Tensor, step: Tensor | int) -> Tensor:
         """The weight of the KL at a step, a scalar on the device of ``like``: beta * min(1, (step + 1) / warmup_steps)."""
@@ -164,6 +227,7 @@ class _ELBO(Objective):
 Particles = Annotated[int, Field(ge=1, le=100_000)]
 Beta = Annotated[float, Field(gt=0)]
 Steps = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 @register("objectives", "elbo")
@@ -177,13 +241,18 @@ class ELBO(_ELBO):
         num_particles: draws of z per image.
         beta: the weight of the KL.
         warmup_steps: the number of optimizer steps over which the weight rises from 0 to beta.
+        label_weight: of a record, alpha of what is added to the loss of rows in which columns that the guide draws elsewhere are
+            present: -alpha log q(label | x), so that the guide learns from labels (Kingma et al. 2014,
+            https://arxiv.org/abs/1406.5298, equation 9). It has no part in the reported loss, or in log p.
     """
 
     formula = "-E_q[log p(x | z) + beta (log p(z) - log q(z | x))]"
     estimator = staticmethod(sampled)
 
-    def __init__(self, *, num_particles: Particles = 1, beta: Beta = 1.0, warmup_steps: Steps = 0) -> None:
-        super().__init__(num_particles, beta, warmup_steps)
+    def __init__(
+        self, *, num_particles: Particles = 1, beta: Beta = 1.0, warmup_steps: Steps = 0, label_weight: Weight = 0.0
+    ) -> None:
+        super().__init__(num_particles, beta, warmup_steps, label_weight)
 
 
 @register("objectives", "analytic-elbo")

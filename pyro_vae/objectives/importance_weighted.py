@@ -37,6 +37,7 @@ class IWAE(Objective):
         num_particles: K, draws of z per image.
     """
 
+    records = True
     formula = "-E log (1/K) sum_k p(x, z_k) / q(z_k | x)"
 
     def __init__(self, *, num_particles: Particles = 5) -> None:

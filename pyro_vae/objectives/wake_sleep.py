@@ -23,6 +23,7 @@ class ReweightedWakeSleep(Objective):
         num_particles: K, draws of z per image; with one, the guide is not trained towards anything.
     """
 
+    records = True
     formula = "-E sum_k v_k [log p(x, z_k) + log q(z_k | x)], v_k = w_k / sum w held fixed"
 
     def __init__(self, *, num_particles: Particles = 10) -> None:

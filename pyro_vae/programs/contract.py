@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.programs.adopted import data_among, take_dtype
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.examination import SCANNED_ROWS, Examination, Rows, examined
 from pyro_vae.programs.given import require_rows, require_y
 from pyro_vae.programs.trace import WHOLE, Traces, latent_sites, to_program, y_to_program
@@ -81,14 +82,15 @@ def admit(
     def part(rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         return to_program(program, x[rows]), None if y is None else y_to_program(program, y[rows])
 
-    rows = Rows(x, y, count)
+    layout = layout_of(program, x)
+    rows = Rows(x, y, count, layout=layout)
     found = _examined(program, x, y, part, rows, anew)
     if not values:
         return found.traces
     scans = support or rows.missing or getattr(program, WHOLE, False)
     for block in spans(len(x), SCANNED_ROWS) if scans else ():
         check_observed(found.traces, *part(block), first=block.start, support=support)
-    if not support and (bounds := range_of(found.traces)) is not None:
+    if not support and layout is None and (bounds := range_of(found.traces)) is not None:
         require_range(bounds, x, rows.ends)
     if y is not None:
         check_conditions(program, y, part, found.taken)

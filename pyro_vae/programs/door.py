@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+from pyro_vae.data.record import Record, record_of
 from pyro_vae.errors import UserError
 from pyro_vae.programs.adopted import Adopted
+from pyro_vae.programs.columns import packed
 from pyro_vae.programs.contract import admit, require_gradients, require_latents, require_program
 from pyro_vae.programs.examination import examined_model
 from pyro_vae.programs.given import event_shape_of, require_y
@@ -21,7 +23,13 @@ _PASSED = threading.local()
 
 
 def door(
-    data: bool = True, *, scored: bool = True, latents: str = "", joint: str = "", gradients: bool = False
+    data: bool = True,
+    *,
+    scored: bool = True,
+    latents: str = "",
+    joint: str = "",
+    gradients: bool = False,
+    records: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator of functions of ``program``, of data ``x`` and ``y`` or of ``event_shape`` and ``y``.
 
@@ -34,6 +42,7 @@ def door(
         latents: what is about latents, as the message has it where there are none.
         joint: what needs draws z ~ p(z), x ~ p(x | z) of the joint density, which they are not where there is a ``pyro.factor``.
         gradients: whether derivatives pass through the program's tensors.
+        records: whether data may be a record, or a dict of tensors; refused else.
     """
 
     @contextmanager
@@ -63,7 +72,17 @@ def door(
         finally:
             stack.pop()
 
-    return lambda function: checked(function, looking, with_inputs)
+    def with_columns(name: str, program: Any, x: Any) -> Any:
+        if not isinstance(x, Mapping | Record):
+            return x
+        if not records:
+            raise UserError(
+                f"{name} takes no records: expected data as a torch tensor (N, *event), got {type(x).__name__}"
+            )
+        require_program(program)
+        return packed(program, record_of(x))
+
+    return lambda function: checked(function, looking, with_inputs, with_columns if data else None)
 
 
 def with_inputs(program: Any, y: Any, inputs: Any) -> Any:

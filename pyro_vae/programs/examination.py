@@ -30,6 +30,7 @@ from torch import Tensor
 
 from pyro_vae.errors import DataError, UserError
 from pyro_vae.guard import Guard
+from pyro_vae.programs.columns import Layout, layout_of
 from pyro_vae.programs.given import MISSING
 from pyro_vae.programs.look import look_at, look_at_model
 from pyro_vae.programs.rows import MANY, ORDER, ROWS, DependenceError
@@ -118,7 +119,7 @@ def examined(
             an observation that is other than x, a density of one row that depends on other rows or is random.
         UserError: the program cannot take a tensor of this shape, or values like these.
     """
-    rows = Rows(x, y) if rows is None else rows
+    rows = Rows(x, y, layout=layout_of(program, x)) if rows is None else rows
 
     def look(guard: Guard) -> Traces:
         few = rows.chosen
@@ -127,13 +128,13 @@ def examined(
         )
 
     try:
-        return _kept(program, ("data", tuple(x.shape[1:])), y, rows, look, anew)
+        return _kept(program, ("data", tuple(x.shape[1:]), *rows.patterns), y, rows, look, anew)
     except DependenceError:
         raise
     except UserError:
         lost = rows.lost
         of = None if y is None else y_to_program(program, y[lost])
-        if len(lost) and not knows_missing(program, to_program(program, x[lost]), of):
+        if layout_of(program, x) is None and len(lost) and not knows_missing(program, to_program(program, x[lost]), of):
             raise DataError(MISSING.format(int(lost[0]))) from None
         raise
 
@@ -202,9 +203,13 @@ class Rows:
         y: what a conditional program is conditioned on, ``(N, ...)``.
         count: of the rows that the program will see at once, where these are others than there are here.
         size: numbers in a row.
+        layout: of x, where it is a record.
     """
 
-    def __init__(self, x: Tensor | None, y: Tensor | None, count: int = 0, size: int = 1) -> None:
+    def __init__(
+        self, x: Tensor | None, y: Tensor | None, count: int = 0, size: int = 1, layout: Layout | None = None
+    ) -> None:
+        self._layout = layout
         self._x, self._y = None if x is None else x.detach(), None if y is None else y.detach()
         given = self._x if self._x is not None else self._y
         self._given = count if given is None else len(given)
@@ -234,6 +239,19 @@ class Rows:
         return max(len(ORDER), min(MANY, 1 << (self._count - 1).bit_length(), MANY_NUMBERS // self._size))
 
     @cached_property
+    def _known(self) -> list[Tensor]:
+        """Of each column of a record in which rows ``(N,)`` all of it is present, and in which some of it is missing."""
+        if self._layout is None or self._x is None:
+            return []
+        present = [known.reshape(len(known), -1).all(1) for known in self._layout.unpacked(self._x).present.values()]
+        return [where for known in present for where in (known, ~known)]
+
+    @cached_property
+    def patterns(self) -> tuple[bool, ...]:
+        """Of a record, which of its columns are present, and missing, in some row."""
+        return tuple(bool(where.any()) for where in self._known)
+
+    @cached_property
     def lost(self) -> Tensor:
         """The numbers of rows that are not finite."""
         if self._x is None or not self.missing:
@@ -248,6 +266,7 @@ class Rows:
         if self._y is not None and self._y.numel():
             column = self._y.reshape(count, -1)[:, 0].nan_to_num().float()
             first += [int(column.argmin()), int(column.argmax())]
+        first += [int(where.nonzero()[0]) for where in self._known if bool(where.any()) and not bool(where.all())]
         rows = list(dict.fromkeys([*first, *self.lost[:2].tolist(), *self._ends(), *range(self.most)]))[:ROWS]
         return torch.tensor(rows)[torch.arange(ROWS) % len(rows)]
 

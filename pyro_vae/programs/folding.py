@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import ExpandedDistribution, MaskedDistribution, TorchDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import constraints, kl_divergence
+from torch.distributions import Independent, constraints, kl_divergence
 from torch.distributions.kl import register_kl
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -302,3 +302,10 @@ def bounds(constraint: Any) -> list[tuple[Any, str, Tensor]]:
         parts = value if isinstance(value, (list, tuple)) else [value]
         found += [bound for part in parts if isinstance(part, constraints.Constraint) for bound in bounds(part)]
     return found
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside of ``Independent``, masks and expansions."""
+    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution, ByRow)):
+        fn = fn.base_dist
+    return fn

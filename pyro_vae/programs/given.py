@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import DataError, UserError, said
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.labels import accepts_y, needs_y
 
 MISSING = (
@@ -30,6 +31,8 @@ def require_rows(x: Any, program: Any = None) -> None:
     if not isinstance(x, Tensor):
         raise UserError(f"expected data as a torch tensor (N, *event), got {type(x).__name__}")
     require_dense(x, "the data")
+    if layout_of(program, x) is not None:
+        return
     shape, expected = tuple(x.shape), getattr(program, "event_shape", None)
     whole = f"(N, {', '.join(map(str, expected or ()))})"
     if expected is not None and shape == tuple(expected):
@@ -78,14 +81,20 @@ def require_dense(x: Tensor, what: str) -> None:
 
 def refuse_run(program: Any, x: Tensor, y: Tensor | None, error: Exception) -> NoReturn:
     """:class:`UserError` that says why a program does not run on data x, given y."""
-    if not torch.isfinite(x).all():
+    if layout_of(program, x) is None and not torch.isfinite(x).all():
         raise DataError(MISSING.format(first_lost(x))) from error
     if y is not None and y.is_floating_point() and not torch.isfinite(y).all():
         raise DataError(
             f"y has NaN or infinite values (first in row {first_lost(y)}), which the program does not take: impute them, or "
             "leave such rows out"
         ) from error
-    words = said(error, 300)
+    words, layout = said(error, 300), layout_of(program, x)
+    if layout is not None:
+        columns = ", ".join(f"{c.name} {c.shape}" for c in layout.columns)
+        raise UserError(
+            f"the program {type(program).__name__} does not run on a record of the columns {columns}: {words}; a program reads "
+            "them by name, x['NAME'], and one that does not is given a torch tensor"
+        ) from error
     kind = None if y is None else str(y.dtype).removeprefix("torch.")
     beside = "" if y is None else f" and y of shape {tuple(y.shape[1:])} per row, {kind}"
     raise UserError(

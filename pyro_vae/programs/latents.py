@@ -71,7 +71,7 @@ def point_of(fn: Any) -> Tensor:
     return mean_of(fn)
 
 
-@door(scored=False)
+@door(scored=False, records=True)
 def encode(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
 ) -> Latents:
@@ -79,7 +79,7 @@ def encode(
 
     Args:
         program: any Program.
-        x: data ``(N, *event)``.
+        x: data ``(N, *event)``, or a record, of which missing columns that the guide draws are latents.
         y: what a conditional program is conditioned on.
         num_samples: draws per image; None for the mean of each site given the means of those before it (of a site that draws
             class numbers, the most probable one; of angles, the direction of their mean, however little is known of it). Of a

@@ -14,6 +14,7 @@ from pyro_vae.errors import ProgramError, UserError, said
 from pyro_vae.guard import Guard
 from pyro_vae.programs.adopted import data_among
 from pyro_vae.programs.auxiliary import check_auxiliary
+from pyro_vae.programs.columns import layout_of, left_out_values
 from pyro_vae.programs.folding import FOLDS, ONCE
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.given import refuse_run
@@ -32,6 +33,7 @@ from pyro_vae.programs.rows import (
     rounding_of,
 )
 from pyro_vae.programs.sites import check_latents, check_log_probs, check_shapes, check_sites, raw_log_prob
+from pyro_vae.programs.summing import few_states
 from pyro_vae.programs.trace import (
     WHOLE,
     AtValues,
@@ -46,6 +48,7 @@ from pyro_vae.programs.trace import (
     isolated,
     latent_values,
     observation,
+    observations,
     run,
     trace,
 )
@@ -100,15 +103,18 @@ def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int)
             raise
         except Exception as error:
             refuse_run(program, x, y, error)
-        check_sites(program, traces, ROWS)
+        check_sites(program, traces, ROWS, x)
         check_latents(traces)
         check_shapes(traces, x)
+        if (layout := layout_of(program, x)) is not None:
+            layout.states = traces.known[few_states] = few_states(traces)
         for traced in (traces.model, traces.guide):
             for site in traced.nodes.values():
                 if is_random(site):
                     site["fn"] = unvalidated(site["fn"])
         with isolated():
-            put_inside(traces.model.nodes[observation(traces.model)])
+            for seen in observations(traces.model):
+                put_inside(traces.model.nodes[seen])
             check_log_probs(traces)
             check_auxiliary(program, traces, x, y)
             _Runs(program, x, y).hold(traces)
@@ -213,11 +219,15 @@ class _Runs:
     def __init__(self, program: Any, x: Tensor, y: Tensor | None, many: int = 0) -> None:
         self.program, self.x, self.y = program, x, y
         self.order, self.draws = in_order(many), list(MIXED if many <= len(ORDER) else FEW_DRAWS)
+        self.layout = layout_of(program, x)
+        self.kept = None if self.layout is None else self.layout.covariates(x)
 
     def hold(self, traces: Traces) -> None:
         """:class:`DependenceError` where a density depends on other rows or draws, or the model on x; inside of ``isolated``."""
         alone = not traces.guide.nodes
         latents = latent_values(traces.model if alone else traces.guide, DRAWS, ROWS)
+        if self.layout is not None:
+            latents |= left_out_values(self.layout, traces.model, DRAWS, ROWS)
         mixed = {n: v[self.draws][:, list(self.order)] for n, v in latents.items()}
         if not alone:
             self._hold_rows("guide", traces.guide, latents, mixed)
@@ -225,20 +235,30 @@ class _Runs:
         self._hold_conditioned(first, latents)
         if not factors(first):  # of which a likelihood may be written
             try:
-                second = self._mixed("model", mixed, blank(self.x))
+                second = self._mixed("model", mixed, blank(self.x, self.kept))
                 fns = [traced.nodes[observation(traced)]["fn"] for traced in (first, second)]
                 traces.known[MOVES] = moves_bounds(*fns)
                 if not differences("model", first, second, self.order, self.draws):
+                    self._look_for_readers(first, latents)
                     return
             except (ProgramError, RuntimeError, ValueError, IndexError):
                 pass  # other data that the program cannot be run on
 
         def again(x: Tensor, at: dict[str, Tensor]) -> Traced:
             with seeded(derive_seed("does the model read x"), x.device):
-                return run(self.program.model, x, self.y, num_samples=DRAWS, at=at)
+                return self._called("model", x, self.x, self.y, DRAWS, at)
 
-        check_reading(first, again, self.x, latents)
+        check_reading(first, again, self.x, latents, self.kept)
         self._hold_rows("model", first, latents, mixed)
+        self._look_for_readers(first, latents)
+
+    def _look_for_readers(self, first: Traced, latents: dict[str, Tensor]) -> None:
+        """Whether any site reads entries that are missing and that no guide draws."""
+        if self.layout is None or self.layout.read or not (names := self.layout.left_out()):
+            return
+        drawn = {n: v for n, v in latents.items() if n not in names}
+        second = self._run("model", self.x, self.y, drawn, DRAWS, "other missing entries")
+        self.layout.read = bool(differences("model", first, second, range(ROWS), range(DRAWS)))
 
     def _hold_conditioned(self, first: Traced, latents: dict[str, Tensor]) -> None:
         """What is conditioned on has the same density whatever latents and data are; else it is no log p(x | y) that is left."""
@@ -250,7 +270,7 @@ class _Runs:
             {n: v.flip(0) for n, v in latents.items()},
         ):
             try:
-                second = self._run("model", blank(self.x), self.y, at, DRAWS, "conditioned sites")
+                second = self._run("model", blank(self.x, self.kept), self.y, at, DRAWS, "conditioned sites")
             except ProgramError:  # latents that cannot be so far out
                 continue
             for name in named:
@@ -288,22 +308,30 @@ class _Runs:
 
     def _mixed(self, part: str, latents: dict[str, Tensor], x: Tensor) -> Traced:
         order = list(self.order)
-        return self._run(
-            part, x[order], None if self.y is None else self.y[order], latents, len(self.draws), "rows mixed"
-        )
+        y = None if self.y is None else self.y[order]
+        return self._run(part, x[order], y, latents, len(self.draws), "rows mixed", order)
 
     def _run(
-        self, part: str, x: Tensor, y: Tensor | None, latents: Mapping[str, Tensor], draws: int, stream: str
-    ) -> Traced:
+        self, part: str, x: Tensor, y: Tensor | None, latents: Mapping[str, Tensor], draws: int, stream: str,
+        order: list[int] | None = None,
+    ) -> Traced:  # fmt: skip
         seed = derive_seed("does each row stand for itself", stream)
         try:
             with seeded(seed, x.device):
-                return run(getattr(self.program, part), x, y, num_samples=draws, at=_Points(dict(latents)))
+                held = self.x if order is None else self.x[order]
+                return self._called(part, x, held, y, draws, _Points(dict(latents)))
         except (RuntimeError, ValueError, IndexError) as error:
             raise AxesError(
                 f"{part}: it does not run on {draws} draws of {len(x)} rows of data, though on {DRAWS} of {ROWS} "
                 f"({said(error)}): write the axis of rows as the last of the batch, (num_samples, batch, *event)"
             ) from error
+
+    def _called(self, part: str, x: Tensor, held: Tensor, y: Tensor | None, draws: int, at: Any) -> Traced:
+        """A run on x; of a record its sites are held to ``held``, whatever the program is shown."""
+        function = getattr(self.program, part)
+        if self.layout is None:
+            return run(function, x, y, num_samples=draws, at=at)
+        return run(function, held, y, num_samples=draws, at=at, shown=x)
 
 
 def _far(fn: Any, value: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def counted(site: dict[str, Any]) -> Tensor | None:
     masks = [] if site["mask"] is None else [(site["mask"], len(site["fn"].event_shape))]
     fn = site["fn"]
     while fn is not None:
-        if type(fn).__name__ == "MaskedDistribution":
+        if type(fn).__name__ in ("MaskedDistribution", "Clamped"):
             masks.append((fn._mask, len(fn.event_shape)))
         fn = getattr(fn, "base_dist", None)
     found: Tensor | None = None

@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from pyro_vae.programs.rows import DependenceError
-from pyro_vae.programs.trace import Traced, is_factor, is_random, observation, site_log_prob
+from pyro_vae.programs.trace import Traced, is_factor, is_random, observations, site_log_prob
 from pyro_vae.programs.values import blank
 
 RULE = "the model may use x for its shape, device and dtype alone"
 
 
 def check_reading(
-    first: Traced, again: Callable[[Tensor, dict[str, Tensor]], Traced], x: Tensor, latents: dict[str, Tensor]
+    first: Traced,
+    again: Callable[[Tensor, dict[str, Tensor]], Traced],
+    x: Tensor,
+    latents: dict[str, Tensor],
+    kept: Tensor | None = None,
 ) -> None:
     """:class:`DependenceError` where a site of the model depends on the values of x; to be called inside of ``isolated``.
 
@@ -33,9 +37,11 @@ def check_reading(
         again: runs it on other data, and with other latents, with the same random numbers at every call.
         x: a few rows of data; missing entries (NaN) stay missing.
         latents: values of every latent site, ``(num_samples, batch, *latent)``.
+        kept: the numbers of a row ``(*event)`` that a model may read: covariates of a record.
     """
     reading: set[str] = set()
-    for other in (blank(x), torch.where(x.isnan(), x, 0.0), torch.where(x.isnan(), x, 1.0)):
+    stays = x.isnan() if kept is None else x.isnan() | kept
+    for other in (blank(x, kept), torch.where(stays, x, 0.0), torch.where(stays, x, 1.0)):
         try:
             second = again(other, latents)
             reading = _changed(first, second)
@@ -45,8 +51,7 @@ def check_reading(
             break
         except (RuntimeError, ValueError, IndexError):  # data that this program cannot be run on: nothing can be said
             continue
-    seen = observation(first)
-    if seen in reading:
+    for seen in reading.intersection(observations(first)):
         raise DependenceError(
             f"model: the distribution of {seen!r} reads x itself, and {RULE}: let it depend on latents, and on y; what it is "
             "to know of a row (a size factor) comes in as an argument of its own, pv.adopt(program) and inputs={'size': size}; "

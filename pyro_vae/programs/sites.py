@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.columns import TWIN, Layout, layout_of
 from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.rows import DRAWS, ROWS, AxesError, log_prob_of
@@ -27,7 +28,7 @@ OBSERVED_SLACK = (
 )
 
 
-def check_sites(program: Any, traces: Traces, batch: int) -> None:
+def check_sites(program: Any, traces: Traces, batch: int, x: Tensor | None = None) -> None:
     """Where the sites stand, and which are observed."""
     own = {id(p) for p in program.parameters()}
     for part, traced in (("model", traces.model), ("guide", traces.guide)):
@@ -44,7 +45,7 @@ def check_sites(program: Any, traces: Traces, batch: int) -> None:
                 _check_plate(part, name, site, batch)
             if is_random(site):
                 _check_place(part, name, site, batch)
-    seen = observation(traces.model)
+    seen, layout = observation(traces.model), layout_of(program, x)
     for part, traced in (("model", traces.model), ("guide", traces.guide)):
         for name, site in traced.nodes.items():
             if not is_random(site) or not site["is_observed"] or is_factor(site):
@@ -53,11 +54,11 @@ def check_sites(program: Any, traces: Traces, batch: int) -> None:
                 raise ProgramError(
                     f"guide: the site {name!r} is observed, and q(z | x) has none; leave obs out, or the site"
                 )
-            if name != seen:
+            if name != seen and layout is None:
                 raise ProgramError(
                     f"model: a second observed site {name!r} beside {seen!r}: what would be reported is the density of both; "
-                    f"make them one site, that observes all of x; or, for log p of {seen!r} given the other, "
-                    f"pv.adopt(program, conditioned=({name!r},))"
+                    "make them one site that observes all of x, or columns of a record (pv.Record); or, for log p of "
+                    f"{seen!r} given the other, pv.adopt(program, conditioned=({name!r},))"
                 )
 
 
@@ -111,6 +112,9 @@ def _check_place(part: str, name: str, site: dict[str, Any], batch: int) -> None
 
 def check_shapes(traces: Traces, x: Tensor) -> None:
     """The observation is x, and has the shape of its distribution without broadcasting."""
+    if (layout := layout_of(traces.program, x)) is not None:
+        check_columns(traces, layout, x)
+        return
     seen = observation(traces.model)
     site = traces.model.nodes[seen]
     fn, value = site["fn"], site["value"]
@@ -144,6 +148,37 @@ def check_shapes(traces: Traces, x: Tensor) -> None:
             f"model: the site {seen!r} observes {float(seen[off][0]):.4g} where the data hold {float(given[off][0]):.4g}: "
             "what would be reported is the density of other data; write obs=x, and prepare the data before they are handed over"
         )
+
+
+def check_columns(traces: Traces, layout: Layout, x: Tensor) -> None:
+    """What sites of the model observe are columns; :class:`ProgramError` for anything else."""
+    record, names = layout.unpacked(x), {column.name for column in layout.columns}
+    for name, site in traces.model.nodes.items():
+        twin = name.removesuffix(TWIN) in names
+        if not is_random(site) or not site["is_observed"] or is_factor(site) or name in names or twin:
+            continue
+        raise ProgramError(
+            f"model: the site {name!r} is observed, and the record has the columns {', '.join(sorted(names))}: call a column "
+            "like the site that it is the observation of"
+        )
+    for name in layout.sites:
+        given = traces.model.nodes[name].get("given")
+        if given is None:
+            continue
+        known, column = record.present[name], record[name]
+        if given.shape[:1] != column.shape[:1]:  # once for each sample
+            given = given[0]
+        if given.numel() != column.numel():
+            raise AxesError(
+                f"model: the site {name!r} observes a tensor of shape {tuple(given.shape)}, and its column is "
+                f"{tuple(column.shape)}; write obs=x[{name!r}], or leave obs out"
+            )
+        off = (given.reshape(column.shape).to(record.dtype) - column.to(record.dtype)).abs()
+        wide = known.reshape(known.shape + (1,) * (column.dim() - known.dim()))
+        if bool((off.where(wide, torch.zeros_like(off)) > OBSERVED_SLACK * float(column.abs().max())).any()):
+            raise AxesError(
+                f"model: the site {name!r} observes other numbers than its column holds: write obs=x[{name!r}], or leave obs out"
+            )
 
 
 def check_log_probs(traces: Traces) -> None:

@@ -22,16 +22,17 @@ import pyro
 import pyro.nn.module
 import torch
 from pyro import poutine
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
+from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import Independent
 
 from pyro_vae.errors import ProgramError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.precision import no_denormals, products
-from pyro_vae.programs.folding import FOLDS, ONCE, ByRow, folded, require_no_statistics, without_plates
+from pyro_vae.programs.columns import Columns, layout_of
+from pyro_vae.programs.folding import FOLDS, ONCE, folded, require_no_statistics, without_plates
+from pyro_vae.programs.folding import innermost as innermost
 from pyro_vae.programs.masks import unmasked
 from pyro_vae.seeding import ONE_THREAD
 
@@ -236,6 +237,7 @@ def run(
     num_samples: int | None = None,
     at: Any = None,
     once: bool = True,
+    shown: Tensor | None = None,
 ) -> Traced:
     """Run a program's model or guide; inside :func:`isolated`.
 
@@ -247,6 +249,7 @@ def run(
         at: where the latent sites are put: values by name, the trace of another run, or a handler of Pyro that is entered
             around the run. A site that it does not name is drawn.
         once: whether a guide of one site, whose samples are folded into rows, may be run once for all of them.
+        shown: of a record, what the program is called with in place of x, to which its sites are held all the same.
 
     Returns:
         The trace: what was drawn and observed at each site, and from what.
@@ -255,6 +258,14 @@ def run(
     if owner is not None and vars(owner).get(WHOLE, False):
         x = x.to(torch.int64)
     dims = None if owner is None else vars(owner).get(FOLDS)
+    layout = layout_of(owner, x)
+    columns: Columns | None = None
+    if layout is not None:
+        name = part.__name__
+        at = latent_values(at) if isinstance(at, poutine.Trace) else at
+        columns = Columns(layout, x, name == "guide", at, trusting=shown is None)
+        part, x = columns.reading(part), x if shown is None else shown
+        part.__name__ = name
     if isinstance(dims, dict):
         batch = num_samples or 1
         alone = once and batch > 1 and part.__name__ == "guide" and dims.get(ONCE, False)
@@ -269,11 +280,14 @@ def run(
         part, at = poutine.replay(part, trace=at), None
     handler = AtValues(at) if isinstance(at, dict) else nullcontext() if at is None else at
     plate = nullcontext() if num_samples is None else pyro.plate(SAMPLE_PLATE, num_samples, dim=-2)
-    with plate, handler:
+    with plate, handler, nullcontext() if columns is None else columns:
         try:
-            return poutine.trace(part).get_trace(*arguments(x, y))
+            traced = poutine.trace(part).get_trace(*arguments(x, y))
         except UserError as error:  # without the shapes that Pyro adds to its text
             raise (error.__cause__ if isinstance(error.__cause__, UserError) else error) from None
+    if columns is not None:
+        columns.mark(traced)
+    return traced
 
 
 def draw_terms(program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int) -> Terms:
@@ -306,10 +320,15 @@ def latent_values(traced: Traced, num_samples: int | None = None, batch: int = 1
 
 def observation(traced: Traced) -> str:
     """The name of the site of a model's trace that observes the data; :class:`ProgramError` where there is none."""
-    found = next((n for n, s in traced.nodes.items() if is_random(s) and s["is_observed"] and not is_factor(s)), None)
-    if found is None:
+    return observations(traced)[0]
+
+
+def observations(traced: Traced) -> list[str]:
+    """The names of all sites that observe data: several, where these are the columns of a record."""
+    found = [str(n) for n, s in traced.nodes.items() if is_random(s) and s["is_observed"] and not is_factor(s)]
+    if not found:
         raise ProgramError(f"model: no observed site; write pyro.sample({OBSERVED!r}, ..., obs=x)")
-    return str(found)
+    return found
 
 
 def factors(traced: Traced) -> list[str]:
@@ -320,13 +339,6 @@ def factors(traced: Traced) -> list[str]:
 def is_factor(site: dict[str, Any]) -> bool:
     """Whether a random site is a ``pyro.factor``: a log-density of nothing."""
     return isinstance(innermost(site["fn"]), Unit)
-
-
-def innermost(fn: Any) -> Any:
-    """The distribution inside of ``Independent``, masks and expansions."""
-    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution, ByRow)):
-        fn = fn.base_dist
-    return fn
 
 
 def site_log_prob(
@@ -342,7 +354,7 @@ def site_log_prob(
     """
     fn, value = site["fn"] if mask else unmasked(site["fn"]), site["value"] if value is None else value
     log_prob: Tensor = fn.log_prob(value, *site["args"], **site["kwargs"])
-    kept = site["mask"] if mask else None
+    kept = site["mask"] if mask else site.get("drawn")  # what was given was not drawn
     kept = kept.to(log_prob.device) if isinstance(kept, Tensor) else kept
     found: Tensor = scale_and_mask(log_prob, site["scale"] if scale else 1.0, kept)
     return found

@@ -39,6 +39,16 @@ class VAE(nn.Module):
         self.encoder, self.posterior = encoder, posterior
         self.event_shape = likelihood.event_shape
 
+    @classmethod
+    def decoder_shape(cls, latent: tuple[int, ...], **options: Any) -> tuple[int, ...]:
+        """Of what the decoder takes, from the shape of the latents and the options declared for the program."""
+        return latent
+
+    @classmethod
+    def features_shape(cls, features: tuple[int, ...], **options: Any) -> tuple[int, ...]:
+        """Of what the posterior takes, from the shape of the encoder's features."""
+        return features
+
     def model(self, x: Tensor) -> None:
         """p(z) p(x | z)."""
         with pyro.plate("data", x.shape[0], dim=-1):

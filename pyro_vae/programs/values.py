@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.errors import DataError, said
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.folding import bounds
 from pyro_vae.programs.given import MISSING, first_lost
 from pyro_vae.programs.labels import needs_y
@@ -44,6 +45,10 @@ def check_observed(
         DataError: values outside the support of the site ``x``; missing or infinite ones (NaN), unless the program gives rows
             with such a finite density: it knows what to do with them.
     """
+    if (layout := layout_of(traces.program, x)) is not None:  # what is missing has been said
+        for name, column in layout.columns_of(x).items() if support else ():
+            _check_support(traces, x, y, first, name, column)
+        return
     if not bool(torch.isfinite(x).all()):
         bad = ~torch.isfinite(x).reshape(len(x), -1).all(1)
         if not knows_missing(traces.program, x[bad], None if y is None else y[bad]):
@@ -54,7 +59,7 @@ def check_observed(
             f"the data in row {_number(first, row)} are no whole numbers, and this program takes nothing else (it looks them up)"
         )
     if support:
-        _check_support(traces, x, y, first)
+        _check_support(traces, x, y, first, observation(traces.model), x)
 
 
 def are_whole(x: Tensor) -> bool:
@@ -112,10 +117,10 @@ def knows_missing(program: Any, x: Tensor, y: Tensor | None) -> bool:
     return bool(torch.isfinite(terms.log_weight).all()) and bool(torch.isfinite(terms.log_guide).all())
 
 
-def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Tensor) -> None:
-    seen = observation(traces.model)
+def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Tensor, seen: str, value: Tensor) -> None:
+    """Hold what the site ``seen`` observes of these rows, ``value``, to its support."""
     fn = traces.model.nodes[seen]["fn"]
-    value = x.reshape(len(x), *fn.event_shape) if fn.event_shape.numel() == x[0].numel() else x
+    value = value.reshape(len(x), *fn.event_shape) if fn.event_shape.numel() == value[0].numel() else value
     try:
         support = _of_one_row(fn.support)
         if support is None or traces.known.get(MOVES) or (y is not None and _has_rows(fn.support)):
@@ -227,12 +232,15 @@ def _draw_by_row(fn: Any, rows: int) -> Tensor:
     return drawn.expand(torch.broadcast_shapes(drawn.shape, (1, rows, *fn.event_shape)))[0]
 
 
-def blank(x: Tensor) -> Tensor:
-    """Other data: rows of zeros and of ones by turns, one of which is not the mean, or whatever is read, of x; NaN stay."""
+def blank(x: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Other data: rows of zeros and of ones by turns, one of which is not the mean, or whatever is read, of x; NaN stay.
+
+    So does what is ``kept`` ``(*event)``: covariates, which a model may read.
+    """
     turns = (torch.arange(len(x), device=x.device) % 2).to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
     if bool(((x == turns) | x.isnan()).all()):  # data that are these already
         turns = 1 - turns
-    return torch.where(x.isnan(), x, turns)
+    return torch.where(x.isnan() if kept is None else x.isnan() | kept, x, turns)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.blind import require_scores
 from pyro_vae.evaluation.degenerate import DegenerateFitWarning, ignored_marks
 from pyro_vae.programs import contract
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.labels import takes_y
 from pyro_vae.programs.trace import Traces, innermost, observation, to_program, y_to_program
 from pyro_vae.programs.values import check_conditions, check_observed
@@ -50,6 +51,7 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
         x, y = source.batch(torch.arange(min(FIRST_ROWS, source.num_rows)))
         traces = _checked(program, x, y, data if isinstance(data, Data) else None, batch)
         require_scores(traces)
+        _require_records(program, x, traces, objective)
         if marks := ignored_marks(traces, objective):
             warn(marks, DegenerateFitWarning)
         if isinstance(source, DatasetSource):
@@ -67,6 +69,21 @@ def admit(program: Any, data: Any, source: Source, objective: Any, batch: int) -
         if not support.is_discrete:
             _warn_lattice(data)
     return tuple(x.shape[1:]), moving
+
+
+def _require_records(program: Any, x: Tensor, traces: Traces, objective: Any) -> None:
+    """:class:`UserError` for records that an objective, or its gradient, would not be right for."""
+    layout = layout_of(program, x)
+    if layout is None:
+        return
+    if not objective.records:
+        raise UserError("the objective is not made for records: use elbo, analytic-elbo, iwae or wake-sleep")
+    for name in layout.left_out() if layout.read else ():
+        if not traces.model.nodes[name]["fn"].has_rsample:
+            raise UserError(
+                f"missing entries of {name!r} are read by later sites and drawn from a distribution that is not reparameterized: "
+                f"its gradient is not made; give the guide a site {name!r}, or leave such rows out"
+            )
 
 
 def _checked(program: Any, x: Tensor, y: Tensor | None, data: Data | None, batch: int) -> Traces:

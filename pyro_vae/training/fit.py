@@ -13,13 +13,16 @@ import torch
 from torch.utils.data import TensorDataset
 
 from pyro_vae import memory, registry
+from pyro_vae.data import Data
 from pyro_vae.data.given import given
+from pyro_vae.data.record import Record, record_of
 from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.degenerate import DegenerateFitWarning, degenerate
 from pyro_vae.inductor import usable_cache
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.adopted import take_dtype
+from pyro_vae.programs.columns import layout_of, packed
 from pyro_vae.programs.contract import require_gradients, require_program
 from pyro_vae.programs.door import with_inputs
 from pyro_vae.programs.given import require_rows
@@ -79,7 +82,8 @@ def fit(
         program: any Program: what :func:`pyro_vae.build` returns, or a module of yours with ``model(x)`` and ``guide(x)``.
         data: a data set of :func:`pyro_vae.load_data`, or its path; a tensor ``(N, *event)``, array, DataFrame, sparse matrix or
             list, or ``(x, y)`` of two, all of whose rows train; or a map-style ``torch.utils.data.Dataset`` (or a DataLoader of
-            one) whose items are x, or start with x.
+            one) whose items are x, or start with x; or a :class:`pyro_vae.Record`, a dict of tensors, or a Dataset of dicts of
+            columns, which is read whole.
         epochs: passes over the training rows, 50 unless ``steps`` is given.
         steps: optimizer steps, instead of epochs.
         out: the run directory to write; None to keep everything in memory.
@@ -122,6 +126,7 @@ def fit(
     """
     require_program(program)
     require_gradients(program)
+    data = _packed(program, data)
     if inputs is not None:
         data = _beside(program, data, inputs)
     take_dtype(program, data.tensors[0] if isinstance(data, TensorDataset) else data)
@@ -158,6 +163,8 @@ def fit(
     with usable_cache(), nullcontext() if old else standardized(program, data, source, chosen.standardize, chosen.seed):
         event_shape, moving = admit(program, data, source, objective, batch)
         _require_possible(objective, chosen, ranks.size, batch, event_shape)
+        if layout_of(program, data) is not None:  # of its own x, or how many numbers a row of all columns has
+            event_shape = tuple(getattr(program, "event_shape", None) or event_shape[-1:])
         content = keep(data)
         record = make_record(program, event_shape, data, chosen, content)
         trainer = Trainer(program, source, chosen, objective, target, path, ranks, moving=moving)
@@ -179,7 +186,8 @@ def fit(
             resume_from(path, trainer)
         elif path is not None and ranks.first:
             create(path, record, content, lambda: save_checkpoint(path, trainer))
-        remember_shape(program, event_shape)
+        if layout_of(program, data) is None:
+            remember_shape(program, event_shape)
         take_recorded(program, record)
         try:
             with Progress(trainer.total_steps, trainer.step, visible=progress and ranks.first) as bar:
@@ -188,9 +196,20 @@ def fit(
             if path is not None and ranks.first and not resume and not trainer.metrics:
                 discard(path)
             raise
-    if ranks.first and trainer.step >= SETTLED:
+    if ranks.first and trainer.step >= SETTLED and layout_of(program, data) is None:
         _say_what_degenerated(program, source, target, chosen.seed)
     return Run(program, path, record, trainer.metrics, content, trainer.noise, data)
+
+
+def _packed(program: Any, data: Any) -> Any:
+    """A record, a dict of tensors, or a Dataset of dicts without an x among them, as the tensor that stands for it."""
+    found = record_of(data)
+    if isinstance(data, Data | str | os.PathLike) and (columns := getattr(program, "columns", None)):
+        raise UserError(
+            f"{type(program).__name__} reads the columns {', '.join(columns)}: give fit a record of them, "
+            "pv.Record({'x': x, 'label': y}, present={'label': labelled})"
+        )
+    return packed(program, found) if isinstance(found, Record) else data
 
 
 def _say_what_degenerated(program: Any, source: Source, device: torch.device, seed: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data import Data
 from pyro_vae.errors import warn
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.vae import VAE
 from pyro_vae.seeding import generator
 from pyro_vae.training.source import Source
@@ -51,6 +52,8 @@ def standardized(program: Any, data: Any, source: Source, setting: str, seed: in
 
 def _takes(program: Any, data: Any, setting: str) -> bool:
     if not isinstance(program, VAE) or program.trained or setting == "off":
+        return False
+    if layout_of(program, data) is not None:  # columns have units of their own
         return False
     levels = isinstance(data, Data) and data.levels is not None
     return not levels and program.likelihood.standardizes is not None and len(program.event_shape) in (1, 2)
