@@ -321,10 +321,14 @@ def _assemble(spec: Spec, event_shape: Shape, encoder: nn.Module | None, decoder
 
     family = cast(type[Prior], registry.get("priors", spec.model.prior.name))
     latent_shape = family.latent_shape_of(spec.model.latent_dim, **spec.model.prior.options)
-    enc = Wrapped(event_shape, encoder) if encoder else make("encoders", spec.guide.encoder, event_shape)
+    enc = Wrapped(event_shape, encoder) if encoder is not None else make("encoders", spec.guide.encoder, event_shape)
     posterior = make("posteriors", spec.guide.posterior, enc.out_shape, latent_shape)
     prior = make("priors", spec.model.prior, latent_shape, *([event_shape] if family.needs_event_shape else []))
-    dec = Wrapped(latent_shape, decoder) if decoder else make("decoders", spec.model.decoder, latent_shape, event_shape)
+    dec = (
+        Wrapped(latent_shape, decoder)
+        if decoder is not None
+        else make("decoders", spec.model.decoder, latent_shape, event_shape)
+    )
     likelihood = make("likelihoods", spec.model.likelihood, dec.out_shape, event_shape)
     require_fit(prior, posterior)
     return cast(VAE, VAE(prior, dec, likelihood, enc, posterior))

@@ -152,7 +152,7 @@ def make_record(
     spec: Spec | None = getattr(program, "spec", None)
     dtype = next((p.dtype for p in program.parameters()), torch.float32)
     identity = {
-        "class": type(program).__name__,
+        "class": type(getattr(program, "_orig_mod", program)).__name__,
         "event_shape": list(event_shape),
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -309,7 +309,8 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
         match(program.state_dict(), found, str(path / WEIGHTS))
 
     tensors, said = read_tensors(path / WEIGHTS, fits)
-    program.load_state_dict(tensors)
+    own = {_plain(name): name for name in program.state_dict()}
+    program.load_state_dict({own[_plain(name)]: tensor for name, tensor in tensors.items()})
     remember_shape(program, shape)
     metrics = read_metrics(path)
     if not metrics:  # weights are kept after an epoch, and so is a line of metrics
@@ -350,7 +351,12 @@ def take_recorded(program: Any, record: dict[str, Any]) -> None:
 
 
 def match(state: dict[str, Tensor], found: dict[str, Outline], where: str) -> None:
-    """:class:`UserError` unless the tensors of a file are those of a program by name, shape and dtype."""
+    """:class:`UserError` unless the tensors of a file are those of a program by name, shape and dtype.
+
+    Names are the same with and without what ``torch.compile`` puts around a module.
+    """
+    state = {_plain(name): tensor for name, tensor in state.items()}
+    found = {_plain(name): outline for name, outline in found.items()}
     missing, extra = sorted(set(state) - set(found)), sorted(set(found) - set(state))
     if missing or extra:
         what = f"no {missing[0]!r}" if missing else f"{extra[0]!r}, which the program lacks"
@@ -361,6 +367,11 @@ def match(state: dict[str, Tensor], found: dict[str, Outline], where: str) -> No
                 f"{where}: {name!r} is {have}, the program's is {Outline.of(state[name])}: it holds the weights of "
                 "another program"
             )
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the wrapper of ``torch.compile``."""
+    return name.replace("_orig_mod.", "")
 
 
 def remember_shape(program: Any, shape: tuple[int, ...]) -> None:
