@@ -59,16 +59,19 @@ class Block(BaseModel):
 
 def parse_block(kind: str, value: Any) -> Block:
     """A validated block from ``"name"``, ``"name:key=value,..."``, ``{"name": ..., key: value}`` or a :class:`Block`."""
+    block = read_block(kind, value)
+    return Block(name=block.name, options=registry.validate(kind, block.name, block.options))
+
+
+def read_block(kind: str, value: Any) -> Block:
+    """The same with names and options as they come."""
     if isinstance(value, Block):
-        name, options = value.name, dict(value.options)
-    elif isinstance(value, (str, dict)):
-        options = _table(value) if isinstance(value, str) else dict(value)
-        name = options.pop("name", None)
-        if not isinstance(name, str):
-            raise UserError(f"{kind[:-1]}: expected a name, or a table with a name; got {value!r}")
-    else:
+        return value
+    options = _table(value) if isinstance(value, str) else dict(value) if isinstance(value, dict) else {}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
         raise UserError(f"{kind[:-1]}: expected a name, or a table with a name; got {value!r}")
-    return Block(name=name, options=registry.validate(kind, name, options))
+    return Block(name=name, options=options)
 
 
 def _table(text: str) -> dict[str, Any]:

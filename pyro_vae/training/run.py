@@ -40,6 +40,7 @@ from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.files import (
     Outline,
+    checksum_of,
     damaged,
     outline_of,
     read_tensors,
@@ -54,10 +55,11 @@ from pyro_vae.training.settings import Settings
 
 SPEC, WEIGHTS, CHECKPOINT = "spec.toml", "weights.safetensors", "checkpoint.safetensors"
 FILES = (SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV, ROWS)
-TABLES = ("program", "model", "guide", "data", "rows", "training", "versions")
+TABLES = ("program", "model", "guide", "data", "rows", "training", "lineage", "versions")
 DATA_KEYS = {"name": str, "root": str, "binarization": str, "dequantization": str, "validation": int}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DRAWN_AT_ONCE = 64  # data that the pictures of a run hold at least
+LINEAGE = "_pyro_vae_lineage"  # attribute of a program that came out of a run: which, and the checksum of its weights
 RECORDED = (
     "pyro-vae",
     "torch",
@@ -166,6 +168,8 @@ def make_record(
         record["data"] = {k: v for k, v in data.source.items() if v is not None}
     record["rows"] = table(content)
     record["training"] = settings.to_dict()
+    if (parent := getattr(program, LINEAGE, None)) is not None:
+        record["lineage"] = dict(parent)
     record["versions"] = versions()
     return record
 
@@ -312,6 +316,7 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
     own = {_plain(name): name for name in program.state_dict()}
     program.load_state_dict({own[_plain(name)]: tensor for name, tensor in tensors.items()})
     remember_shape(program, shape)
+    remember_parent(program, path)
     metrics = read_metrics(path)
     if not metrics:  # weights are kept after an epoch, and so is a line of metrics
         raise damaged(path / METRICS, "it holds no whole line")
@@ -372,6 +377,11 @@ def match(state: dict[str, Tensor], found: dict[str, Outline], where: str) -> No
 def _plain(name: str) -> str:
     """A tensor's name without the wrapper of ``torch.compile``."""
     return name.replace("_orig_mod.", "")
+
+
+def remember_parent(program: Any, path: Path) -> None:
+    """Let a program know the run that its weights are of: what is trained from it says so."""
+    setattr(program, LINEAGE, {"parent": str(path), "weights_crc32": str(checksum_of(path / WEIGHTS))})
 
 
 def remember_shape(program: Any, shape: tuple[int, ...]) -> None:
