@@ -45,7 +45,7 @@ _PUBLIC = {
     "sample": "pyro_vae.programs.latents",
     "reconstruct": "pyro_vae.programs.latents",
     "sample_columns": "pyro_vae.programs.drawn",
-    "export": "pyro_vae.programs.export",
+    "export": "pyro_vae.evaluation.export",
     "latent_information": "pyro_vae.evaluation.information",
     "LatentInformation": "pyro_vae.evaluation.information",
     "posterior": "pyro_vae.analysis.posterior",
@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.compare import compare
     from pyro_vae.evaluation.curve import bound_curve
     from pyro_vae.evaluation.evaluate import evaluate
+    from pyro_vae.evaluation.export import export
     from pyro_vae.evaluation.gaps import inference_gaps
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.information import LatentInformation, latent_information
@@ -91,7 +92,6 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.score import score
     from pyro_vae.programs.adopted import adopt
     from pyro_vae.programs.drawn import sample_columns
-    from pyro_vae.programs.export import export
     from pyro_vae.programs.latents import decode, encode, reconstruct, sample
     from pyro_vae.programs.trace import Program
     from pyro_vae.spec import Spec, build

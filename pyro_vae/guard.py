@@ -17,12 +17,13 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import itemgetter
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import nn
 
 from pyro_vae.looks import ABSENT, LIBRARIES, Look, look, of_library, plain_part, short, unchanging
@@ -33,6 +34,12 @@ _Named = tuple[str, Callable[[], Any]]  # what something is called, and how it i
 STRUCTURE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "__class__", "__dict__")
 # torch has no public way to ask for these
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _uncompiled(program: nn.Module) -> Any:
+    """Where ``torch.compile`` wraps a part of the program, let it run as Python: what compiles it reads all that is noted."""
+    wrapped = any("_orig_mod" in module._modules for module in program.modules())
+    return torch.compiler.set_stance("force_eager") if wrapped else nullcontext()
 
 
 class Guard:
@@ -69,7 +76,7 @@ class Guard:
     def watching(self) -> Iterator[None]:
         """While entered, what this thread reads is noted."""
         free = self.saw_all = sys.getprofile() is None  # a profiler at work is left there
-        with ONE_THREAD, _noting(self, {type(thing) for thing in self._objects}):
+        with ONE_THREAD, _uncompiled(self.program), _noting(self, {type(thing) for thing in self._objects}):
             if free:
                 sys.setprofile(self._called)
             try:

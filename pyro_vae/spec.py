@@ -59,16 +59,19 @@ class Block(BaseModel):
 
 def parse_block(kind: str, value: Any) -> Block:
     """A validated block from ``"name"``, ``"name:key=value,..."``, ``{"name": ..., key: value}`` or a :class:`Block`."""
+    block = read_block(kind, value)
+    return Block(name=block.name, options=registry.validate(kind, block.name, block.options))
+
+
+def read_block(kind: str, value: Any) -> Block:
+    """The same with names and options as they come."""
     if isinstance(value, Block):
-        name, options = value.name, dict(value.options)
-    elif isinstance(value, (str, dict)):
-        options = _table(value) if isinstance(value, str) else dict(value)
-        name = options.pop("name", None)
-        if not isinstance(name, str):
-            raise UserError(f"{kind[:-1]}: expected a name, or a table with a name; got {value!r}")
-    else:
+        return value
+    options = _table(value) if isinstance(value, str) else dict(value) if isinstance(value, dict) else {}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
         raise UserError(f"{kind[:-1]}: expected a name, or a table with a name; got {value!r}")
-    return Block(name=name, options=registry.validate(kind, name, options))
+    return Block(name=name, options=options)
 
 
 def _table(text: str) -> dict[str, Any]:
@@ -324,10 +327,12 @@ def _assemble(spec: Spec, event_shape: Shape, encoder: nn.Module | None, decoder
     program = cast(type[VAE], registry.get("programs", spec.model.program.name))
     options = registry.validate("programs", spec.model.program.name, spec.model.program.options)
     decoded = program.decoder_shape(latent_shape, **options)
-    enc = Wrapped(event_shape, encoder) if encoder else make("encoders", spec.guide.encoder, event_shape)
+    enc = Wrapped(event_shape, encoder) if encoder is not None else make("encoders", spec.guide.encoder, event_shape)
     posterior = make("posteriors", spec.guide.posterior, program.features_shape(enc.out_shape, **options), latent_shape)
     prior = make("priors", spec.model.prior, latent_shape, *([event_shape] if family.needs_event_shape else []))
-    dec = Wrapped(decoded, decoder) if decoder else make("decoders", spec.model.decoder, decoded, event_shape)
+    dec = (
+        Wrapped(decoded, decoder) if decoder is not None else make("decoders", spec.model.decoder, decoded, event_shape)
+    )
     likelihood = make("likelihoods", spec.model.likelihood, dec.out_shape, event_shape)
     require_fit(prior, posterior)
     return program(prior, dec, likelihood, enc, posterior, **options)

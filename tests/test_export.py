@@ -15,6 +15,7 @@ from small import digits, small_vae
 
 import pyro_vae as pv
 from pyro_vae.cli.app import run as command
+from pyro_vae.evaluation.export import noise_of
 from pyro_vae.seeding import generator, seeded
 
 
@@ -29,6 +30,52 @@ def test_what_is_exported_computes_what_the_program_does(overrides: dict[str, An
         z = encoder(x)
         torch.testing.assert_close(z["z"], pv.encode(vae, x))
         torch.testing.assert_close(decoder(z), pv.decode(vae, z["z"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guide", ["diagonal", "coupling"])
+def test_an_exported_density_is_the_score(guide: str, tmp_path: Path) -> None:
+    """log p(x) of the graph, given the noise that pv.score draws, to 1e-5 relative, for other numbers of rows too."""
+    vae = pv.build("mlp", guide, (1, 4, 4), latent_dim=3, encoder="mlp:hidden=[16]", decoder="mlp:hidden=[16]")
+    exported = pv.export(vae, tmp_path, parts=["density"], num_samples=20)
+    assert exported["density"].graph_signature.user_outputs == ("log_likelihood", "elbo")
+    density = torch.export.load(tmp_path / "density.pt2").module()
+    for rows in (1, 7):
+        x = torch.rand(rows, 1, 4, 4, generator=generator(rows)).round()
+        found = density(x, noise_of(vae, x, num_samples=20))
+        scores = pv.score(vae, x, num_samples=20, warn=False)
+        torch.testing.assert_close(found["log_likelihood"], scores.log_likelihood, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found["elbo"], scores.result.elbo, rtol=1e-5, atol=0)
+
+
+def test_outputs_are_called_as_what_they_are() -> None:
+    vae = small_vae((1, 4, 4))
+    exported = pv.export(vae, parts=["encoder", "decoder", "posterior"])
+    named = {part: one.graph_signature.user_outputs for part, one in exported.items()}
+    assert named == {"encoder": ("z",), "decoder": ("mean",), "posterior": ("z_mean", "z_scale")}
+    x = torch.rand(5, 1, 4, 4, generator=generator(0)).round()
+    found = exported["posterior"].module()(x)
+    torch.testing.assert_close(found["z_mean"], pv.encode(vae, x))
+    assert found["z_scale"].shape == (5, 3)
+    assert bool((found["z_scale"] > 0).all())
+    with pytest.raises(pv.UserError, match=r"draws by .*, and only normal and uniform numbers can be an input"):
+        pv.export(pv.build("binary-latents", "score-bernoulli", (1, 4, 4), latent_dim=3), parts=["density"])
+
+
+def test_what_torch_compile_wraps_loads_again(tmp_path: Path) -> None:
+    """Names in files are those of the module inside, so that runs load into either, and a declared program from its record."""
+    x = torch.rand(40, 5, generator=generator(1))
+    with seeded(0):
+        linear = [torch.nn.Linear(5, 6) for _ in range(2)]
+    wrapped = torch.compile(small_vae((5,), "ppca"))
+    pv.fit(wrapped, x, epochs=1, compile="off", out=tmp_path / "whole")
+    torch.testing.assert_close(pv.load(tmp_path / "whole").program.state_dict(), wrapped._orig_mod.state_dict())
+    again = torch.compile(small_vae((5,), "ppca"))
+    assert pv.load(tmp_path / "whole", program=again).program is again
+    part = pv.build("ppca", "linear", (5,), latent_dim=3, encoder=torch.compile(linear[0], backend="eager"))
+    pv.fit(part, x, epochs=1, compile="off", out=tmp_path / "part")
+    plain = pv.build("ppca", "linear", (5,), latent_dim=3, encoder=linear[1])
+    assert pv.encode(pv.load(tmp_path / "part", program=plain).program, x).shape == (40, 3)
 
 
 class Conditional(torch.nn.Module):

@@ -194,7 +194,7 @@ class TestAtTheCommandLine:
         assert "--model" in typed.err
 
     def test_13_and_only_if_it_is_the_one_that_was_trained(self, typed: Typed, folder: Path) -> None:
-        (folder / "other.py").write_text(PROGRAM + "\n# changed\n")
+        (folder / "other.py").write_text(PROGRAM + "\nCHANGED = True\n")
         typed("evaluate runs/own --samples 50 --quiet --model other.py", status=2)
         assert "other.py" in typed.err
 

@@ -54,7 +54,7 @@ def require_one_line(err: str, *words: str) -> None:
 
 
 def test_training(small_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_vae.training.loop.CHECKPOINT_SHARE", math.inf)  # a checkpoint after every epoch
+    monkeypatch.setattr("pyro_vae.training.due.SHARE", math.inf)  # a checkpoint after every epoch
     path = small_disk / "run"
     assert command([*TRAIN, "--out", str(path)]) == 2
     require_one_line(capsys.readouterr().err, NO_SPACE, "checkpoint.safetensors", "what stood there before is whole")

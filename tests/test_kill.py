@@ -20,8 +20,8 @@ EPOCHS = 8
 # Writing a file passes through these; a process that counts to the n-th dies in the middle of it.
 DIE_WRITING = """
 import math, os, signal, tempfile
-from pyro_vae.training import files, loop
-loop.CHECKPOINT_SHARE = math.inf  # one after every epoch
+from pyro_vae.training import due, files, loop
+due.SHARE = math.inf  # one after every epoch
 left = {count}
 def die(*a, **k):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -118,7 +118,7 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
     pv.fit(small_vae(data), data, epochs=1, out=out)
     for change, message in (
         ({"lr": 0.1}, r"training\.lr was 0\.002 and is now 0\.1"),
-        ({"epochs": 2}, r"training\.epochs was 1 and is now 2"),
+        ({"batch_size": 64}, r"training\.batch_size was 128 and is now 64"),
     ):
         with pytest.raises(UserError, match=message):
             pv.fit(small_vae(data), data, **{"epochs": 1, **change}, out=out, resume=True)

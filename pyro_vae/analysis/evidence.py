@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.analysis.drawing import drawn, finish, new_figure, plain
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.compare import Comparison
 from pyro_vae.evaluation.result import LogLikelihood
 
 KHAT_RANGE = (-1.0, 2.0)  # k outside of it is drawn at its ends: equal weights have k = -inf
@@ -69,6 +70,29 @@ def predictive_intervals(check: xr.Dataset) -> Figure:
         ends = [float(observed.min()), float(observed.max())]
         ax.plot(ends, ends, color="0.3", linewidth=1.0, zorder=3)
         finish(ax, plain(name), "T(x) of the data", "T(x) replicated")
+    return figure
+
+
+@drawn
+def differences(comparisons: Sequence[Comparison]) -> Figure:
+    """Draw what each program has over the one that it is compared with: 95 % intervals, and a dot for each seed.
+
+    Args:
+        comparisons: with one baseline, the second of their names.
+    """
+    figure = new_figure((6.2, 1.1 + 0.35 * len(comparisons)))
+    ax = figure.add_subplot()
+    at = np.arange(len(comparisons))[::-1]
+    for place, one in zip(at, comparisons, strict=True):
+        low, high = np.nan_to_num(one.interval, nan=one.mean)
+        ax.plot([low, high], [place, place], color="tab:blue", linewidth=1.5)
+        ax.plot([one.mean], [place], "o", color="tab:blue", markersize=6)
+        if one.by_seed is not None and len(one.by_seed) > 1:
+            ax.plot(one.by_seed.numpy(), [place - 0.22] * len(one.by_seed), ".", color="0.5", markersize=5)
+    ax.axvline(0.0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    ax.set_yticks(at, [plain(one.names[0]) for one in comparisons])
+    ax.set_ylim(-0.6, len(comparisons) - 0.4)
+    finish(ax, None, f"log p(x) less that of {plain(comparisons[0].names[1])} (nats per datum), higher is better", "")
     return figure
 
 

@@ -62,6 +62,10 @@ def anomaly(
 
     import warnings
 
+    from pyro_vae.evaluation.score import require_threshold
+
+    require_threshold(threshold)
+
     from pyro_vae.analysis.anomaly import detect, most_surprising
     from pyro_vae.analysis.drawing import is_image, save
     from pyro_vae.cli.output import deliver

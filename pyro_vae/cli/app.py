@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from pyro_vae.cli import (
     anomaly,
+    catalogue,
     compare,
     evaluate,
     export,
@@ -27,6 +29,7 @@ from pyro_vae.cli import (
     show,
     train,
 )
+from pyro_vae.cli.options import trusting
 from pyro_vae.cli.output import OutputError, abandon, streams
 from pyro_vae.errors import UserError
 
@@ -68,21 +71,26 @@ def _root(
     pass
 
 
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("prove")(prove.prove)
-app.command("compare")(compare.compare)
-app.command("sample")(sample.sample)
-app.command("reconstruct")(reconstruct.reconstruct)
-app.command("interpolate")(interpolate.interpolate)
-app.command("manifold")(manifold.manifold)
-app.command("posterior")(posterior.posterior)
-app.command("anomaly")(anomaly.anomaly)
-app.command("score")(score.score)
-app.command("report")(report.report)
-app.command("export")(export.export)
-app.command("list")(list_.list_)
-app.command("show")(show.show)
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "prove": prove.prove,
+    "compare": compare.compare,
+    "sample": sample.sample,
+    "reconstruct": reconstruct.reconstruct,
+    "interpolate": interpolate.interpolate,
+    "manifold": manifold.manifold,
+    "posterior": posterior.posterior,
+    "anomaly": anomaly.anomaly,
+    "score": score.score,
+    "report": report.report,
+    "export": export.export,
+    "runs": catalogue.runs,
+    "list": list_.list_,
+    "show": show.show,
+}
+for name, function in COMMANDS.items():
+    app.command(name)(function if name in ("list", "show", "runs") else trusting(function))
 
 
 def run(args: list[str]) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, Seed, Split, expand
+from pyro_vae.cli.options import DataRoot, Device, Json, Seed, Split, expand
 
 METHODS = ("iw", "ais")
 
@@ -24,11 +23,46 @@ def compare(
     seed: Seed = 0,
     device: Device = "auto",
     data_root: DataRoot = None,
-    model: ProgramFile = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="FILE.py",
+            help="The program of runs that were trained on a .py file; once for each file.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(help="iw (importance weighting), or ais (annealing: where Pareto k is bad; choose a --limit)."),
     ] = "iw",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="What the others are compared with [default: the first; of two, the second].",
+            show_default=False,
+        ),
+    ] = None,
+    group: Annotated[
+        bool,
+        typer.Option(
+            "--group", help="Take runs that differ in nothing but their seed together: mean, spread, paired over seeds."
+        ),
+    ] = False,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="markdown, latex, csv or json [default: markdown].", show_default=False),
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            "--figure",
+            help="Also draw the differences: a PNG, PDF or SVG file.",
+            show_default=False,
+            callback=expand,
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", help="Also write one HTML page over all runs.", show_default=False, callback=expand),
@@ -36,34 +70,44 @@ def compare(
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Which run describes the data better: paired differences of log p(x) on the same images.
+    """Which run describes the data better: a table of NLLs, and of paired differences of log p(x) on the same images.
 
     Differences of log p(x), corrected for the bound's bias, in nats per image.
     """
-    import itertools
-    import json as json_
-
+    from pyro_vae import tables
+    from pyro_vae.cli import standings
     from pyro_vae.cli.output import show_or_say
     from pyro_vae.errors import UserError, nearest
-    from pyro_vae.evaluation.compare import compare as compare_results
-    from pyro_vae.evaluation.compare import together
+    from pyro_vae.training.run import read_record
 
+    shape = tables.format_of(format_, json)
     if method not in METHODS:
         raise UserError(f"unknown --method {method!r}: {nearest(method, METHODS)}")
     if len(runs) < 2:
         raise UserError(f"expected two runs or more to compare, got {len(runs)}: pyro-vae compare RUN RUN")
-    names = [str(run) for run in runs]
-    if report is not None:
-        _require_report(report, names)
+    _require_places(report, figure, [str(run) for run in runs])
+    lines = standings.entries(runs, [read_record(run) for run in runs], group=group)
+    base = standings.baseline_of(lines, baseline)
     opened, results, same = _results(
-        runs, device, model, data_root, method=method, samples=samples, limit=limit, split=split, seed=seed, quiet=quiet
+        runs,
+        device,
+        model or [],
+        data_root,
+        method=method,
+        samples=samples,
+        limit=limit,
+        split=split,
+        seed=seed,
+        quiet=quiet,
     )
-    pairs = together([
-        compare_results(results[i], results[j], (names[i], names[j]))
-        for i, j in itertools.combinations(range(len(runs)), 2)
-    ])  # fmt: skip
+    by_run = dict(zip(map(str, runs), results, strict=True))
+    for line in lines:
+        line.results = [by_run[run] for run in line.runs]
+    pairs = standings.against(lines, base, group=group)
     figures = {
-        "runs": [{"run": n, **r.summary()} for n, r in zip(names, results, strict=True)],
+        "runs": [{"run": str(run), **r.summary()} for run, r in zip(runs, results, strict=True)],
+        **({"groups": [line.summary() for line in lines]} if group else {}),
+        "baseline": lines[base].name,
         "comparisons": [pair.summary() for pair in pairs],
         "num_data": len(results[0]),
         "num_samples": results[0].num_samples,
@@ -72,19 +116,36 @@ def compare(
         "seed": seed,
         **same,
     }
-    show_or_say(json_.dumps(figures, indent=2) if json else _tables(figures))
+    show_or_say(_written(shape, figures, lines, base, group))
+    if figure is not None:
+        _draw(figure, pairs)
     if report is not None:
-        _write_report(report, names, opened, results, pairs, figures, seed)
+        _write_report(report, [str(run) for run in runs], opened, results, pairs, figures, seed)
 
 
-def _require_report(path: Path, names: list[str]) -> None:
-    """Refuse a page that cannot be written, before any work is done."""
-    from pyro_vae.analysis.report.page import destination
+def _require_places(report: Path | None, figure: Path | None, names: list[str]) -> None:
+    """Refuse a page or a picture that cannot be written, before any work is done."""
     from pyro_vae.errors import UserError
 
-    destination(path)
-    if len(set(names)) < len(names):
-        raise UserError(f"--report needs runs of different names, got {', '.join(names)}")
+    if report is not None:
+        from pyro_vae.analysis.report.page import destination
+
+        destination(report)
+        if len(set(names)) < len(names):
+            raise UserError(f"--report needs runs of different names, got {', '.join(names)}")
+    if figure is not None:
+        from pyro_vae.analysis.drawing import destination as picture
+
+        picture(figure)
+
+
+def _draw(path: Path, pairs: list[Any]) -> None:
+    """The differences as a picture."""
+    from pyro_vae.analysis.drawing import save
+    from pyro_vae.analysis.evidence import differences
+    from pyro_vae.cli.runs import say
+
+    say(f"figure: {save(differences(pairs), path)}")
 
 
 def _write_report(
@@ -111,7 +172,7 @@ def _write_report(
 def _results(
     runs: list[Path],
     device: str,
-    model: str | None,
+    model: list[str],
     data_root: str | None,
     *,
     method: str,
@@ -126,20 +187,18 @@ def _results(
 
     import torch
 
-    from pyro_vae.cli.runs import open_run
+    from pyro_vae.cli.runs import file_of, open_run
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.ais import annealed_log_likelihood
     from pyro_vae.evaluation.evaluate import chosen_rows, gives_probabilities, y_of
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
     from pyro_vae.training.progress import Progress
-    from pyro_vae.training.run import read_record
 
     opened: list[Any] = []
     kept: list[tuple[Any, Any]] = []
     for path in runs:  # everything that can be refused is, before the first evaluation
-        from_file = "sha256" in read_record(path)["program"]
-        loaded = open_run(path, device, model if from_file else None)
+        loaded = open_run(path, device, file_of(path, model))
         data = loaded.load_data(data_root)
         rows = chosen_rows(len(data.stored(split)), limit)
         x = data.observed(split, rows=rows)
@@ -173,43 +232,31 @@ def _results(
     return kept, results, {"binarization": data.binarization, "dequantization": data.dequantization}
 
 
-def _tables(figures: dict[str, Any]) -> str:
-    """Every run's NLL, every pair's difference, and a sentence on each pair."""
-    from pyro_vae.cli.evaluate import markdown
-    from pyro_vae.evaluation.result import digits, total_error
+def _written(shape: str, figures: dict[str, Any], lines: list[Any], base: int, group: bool) -> str:
+    """The figures in a format: one table, and in Markdown what is to be said of it."""
+    import json
 
-    def number(value: float | None, decimals: int = 3) -> str:
-        return "-" if value is None else f"{value:.{decimals}f}"
+    from pyro_vae import tables
+    from pyro_vae.cli import standings
+    from pyro_vae.cli.runs import say
 
-    def nll(run: dict[str, Any]) -> str:
-        known = (math.nan if run[key] is None else run[key] for key in ("nll_mc_se", "nll_data_se"))
-        return "-" if run["nll"] is None else digits(run["nll"], total_error(*known))
-
-    weights = lambda r: r["proof"]["verdict"] if "proof" in r else "-"  # noqa: E731
-    runs = [
-        [r["run"], nll(r), number(r["nll_mc_se"]), number(r["nll_data_se"], 2), weights(r)] for r in figures["runs"]
-    ]
-    pairs = [
-        [
-            " - ".join(c["runs"]),
-            number(c["difference"]),
-            number(c["difference_se"]),
-            number(c["difference_mc_se"]),
-            f"{number(c['interval_low'])} to {number(c['interval_high'])}",
-            "-" if c["p_value_together"] is None else f"{c['p_value_together']:.1g}",
-        ]
-        for c in figures["comparisons"]
-    ]
-    count = f"{figures['num_data']} {figures['split']} images, K = {figures['num_samples']}"
-    lines = [
-        *markdown(["run", f"NLL (nats, {count})", "Monte Carlo error", "data error", "weights"], runs),
-        "",
-        *markdown(["log p(x), paired", "difference (nats)", "error", "of it Monte Carlo", "95 % interval", "p"], pairs),
-        "",
-        "Differences are of log p(x) without the bias of the bound, which the NLL of a run has in it.",
-        *(c["verdict"] + "." for c in figures["comparisons"]),
+    if shape == "json":
+        return json.dumps(figures, indent=2)
+    said = [f"warning: {r['run']}: {w}" for r in figures["runs"] for w in r["warnings"]]
+    if shape != "markdown":
+        for line in said:
+            say(line)
+        if shape == "csv":
+            return tables.comma_separated(*standings.numbers(lines)).rstrip()
+        return tables.latex(*standings.cells(lines, base, group=group, plain=True))
+    pairs = [line.against for line in lines if line.against is not None]
+    about = [
+        f"{figures['num_data']} {figures['split']} images, K = {figures['num_samples']}. Differences are of log p(x) without the "
+        "bias of the bound, which the NLL of a run has in it, with their standard error.",
+        *(pair.verdict + "." for pair in pairs if len(pairs) == 1 or pair.few),
     ]
     if len(pairs) > 1:
-        lines.append(f"The {len(pairs)} p-values are corrected for being several, by Holm's rule.")
-    lines += [f"warning: {r['run']}: {w}" for r in figures["runs"] for w in r["warnings"]]
-    return "\n".join(lines)
+        about.append(f"The {len(pairs)} p-values are corrected for being several, by Holm's rule.")
+    if group:
+        about.append("Errors of differences are over images, samples and seeds; differences are paired over seeds.")
+    return "\n".join([tables.markdown(*standings.cells(lines, base, group=group, plain=False)), "", *about, *said])

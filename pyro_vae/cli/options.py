@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +49,12 @@ Given = Annotated[
         show_default=False,
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-program", help="Let the file that --model names have the weights of a run that was trained on another."
+    ),
+]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 
@@ -60,3 +69,25 @@ def refuse_given(ctx: typer.Context, names: Collection[str], why: str) -> None:
     found = [p.opts[0] for p in ctx.command.params if p.name in names and p.name is not None and given(ctx, p.name)]
     if found:
         raise UserError(f"{why}: leave out {', '.join(found)}")
+
+
+def trusting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that takes ``--trust-program`` beside ``--model``."""
+
+    @functools.wraps(function)
+    def call(*args: Any, trust_program: bool = False, **kwargs: Any) -> Any:
+        from pyro_vae.cli.runs import TRUST
+
+        before = TRUST.set(trust_program)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            TRUST.reset(before)
+
+    hints = {**typing.get_type_hints(function, include_extras=True), "trust_program": Trust}
+    signature = inspect.signature(function)
+    shown = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+    shown.append(inspect.Parameter("trust_program", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Trust))
+    call.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    call.__annotations__ = hints
+    return call

@@ -33,9 +33,9 @@ def show(
     event_shape = _shape(shape)
     path = find("models", model)
     if path.suffix == ".py":
-        if guide is not None or set_:
-            raise UserError(f"{model} is a whole Pyro program with its own guide: a guide and --set do not apply")
-        _show_file(path, event_shape, python)
+        if guide is not None:
+            raise UserError(f"{model} is a whole Pyro program with its own guide: leave {guide} out")
+        _show_file(path, event_shape, python, set_ or [])
         return
     guide = guide or DEFAULT_GUIDE
     headings = (heading(path), heading(find("guides", guide)))
@@ -56,19 +56,26 @@ def show(
     print(f"\n## The Python that it stands for\n\n```python\n{source}\n```")
 
 
-def _show_file(path: Any, event_shape: tuple[int, ...], python: bool) -> None:
-    """A whole Pyro program in a file of its own."""
+def _show_file(path: Any, event_shape: tuple[int, ...], python: bool, assignments: list[str]) -> None:
+    """A whole Pyro program in a file of its own: what it says of itself, what can be set, and what it does."""
     from pyro_vae.declared import heading
-    from pyro_vae.programs.file import load_program
+    from pyro_vae.programs.file import load_program, options
+    from pyro_vae.spec import parse_assignment
+    from pyro_vae.tables import markdown
     from pyro_vae.training.run import remember_shape
 
     source = path.read_text(encoding="utf-8").rstrip()
     if python:
         print(source)
         return
-    program = load_program(path, event_shape)
+    chosen = dict(parse_assignment(text) for text in assignments)
+    program, known = load_program(path, event_shape, settings=chosen), options(path)
     remember_shape(program, event_shape)
     print(f"# {path.stem}\n\n{heading(path)}")
+    if known:
+        print("\n## Arguments, for --set\n")
+        rows = [[name, repr(default), repr(chosen.get(name, default))] for name, default in known.items()]
+        print(markdown(["argument", "default", "here"], rows))
     _print_contents(program)
     print(f"\n## The Python that it is\n\n```python\n{source}\n```")
 

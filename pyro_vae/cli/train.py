@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from pyro_vae.data import Data
 
 BLOCKS = ("prior", "likelihood", "posterior", "encoder", "decoder")
-RESUMED = {"out", "model", "data", "data_root", "device", "resume", "quiet", "tensorboard"}  # what --resume is told
+RESUMED = {  # what --resume is told
+    "out", "model", "trust_program", "data", "data_root", "device", "resume", "quiet", "tensorboard", "epochs",
+    "checkpoint_epochs", "checkpoint_minutes",
+}  # fmt: skip
 
 
 def train(
@@ -33,7 +36,12 @@ def train(
     encoder: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the guide's.")] = None,
     decoder: Annotated[str | None, typer.Option(metavar="NAME[:key=value,...]", help="Instead of the model's.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="dotted.key=value", help="Any key of the two specs.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="dotted.key=value",
+            help="Any key of the two specs, or an argument of a .py file's program.",
+        ),
     ] = None,
     objective: Annotated[str, typer.Option(metavar="NAME[:key=value,...]", help="What is minimised.")] = "elbo",
     epochs: Annotated[
@@ -43,13 +51,21 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Images per step [default: 128].", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="Peak step size [default: 0.002].", show_default=False)] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="one-cycle, cosine or constant [default: one-cycle].", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NAME[:key=value,...]",
+            help="one-cycle, cosine, constant, exponential or stages [default: one-cycle].",
+            show_default=False,
+        ),
     ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help="adam, adamw, adamax, rmsprop, adagrad or sgd [default: adam].", show_default=False),
+        typer.Option(metavar="NAME[:key=value,...]", help="One of torch.optim [default: adam].", show_default=False),
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient.", show_default=False)] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts that a minibatch is computed in [default: 1].", show_default=False)
+    ] = None,
     average: Annotated[
         float | None,
         typer.Option(help="Decay of the averaged weights, 0 for none [default: 0.999].", show_default=False),
@@ -83,6 +99,7 @@ def train(
         str | None,
         typer.Option(help="full, tf32 (CUDA) or bf16: of matrix products [default: full].", show_default=False),
     ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64: of the weights, and of all arithmetic.")] = "float32",
     binarization: Annotated[
         str | None,
         typer.Option(help="none, static, dynamic or threshold [default: the data set's].", show_default=False),
@@ -96,10 +113,32 @@ def train(
         Path | None,
         typer.Option(help="The run directory [default: runs/DATA-MODEL-GUIDE].", show_default=False, callback=expand),
     ] = None,
+    checkpoint_epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs between two checkpoints [default: what costs little].", show_default=False),
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None, typer.Option(help="Minutes between two checkpoints at most.", show_default=False)
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the metrics to RUN/tensorboard too.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it was declared.")] = False,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Begin with the weights of a run; its model, guide and data where none are given.",
+            show_default=False,
+            callback=expand,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in --out, as it was declared; with more --epochs beyond its end."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train a model and a guide on DATA, and write a run directory."""
@@ -108,16 +147,27 @@ def train(
 
     require_known(data)
     from pyro_vae.training.distributed import launched
+    from pyro_vae.training.run import load, read_record
 
     if resume:
-        _resume(ctx, data if given(ctx, "data") else None, out, model, data_root, device, quiet, tensorboard)
+        how = {
+            "device": device, "progress": not quiet, "tensorboard": tensorboard, "checkpoint_epochs": checkpoint_epochs,
+            "checkpoint_minutes": checkpoint_minutes,
+        }  # fmt: skip
+        _resume(ctx, data if given(ctx, "data") else None, out, model, data_root, epochs, how)
         return
+    parent = None if from_ is None else read_record(from_)
+    if parent is not None and not given(ctx, "data"):
+        data = parent.get("data", {}).get("name", data)
     if out is None and launched():
         raise UserError("--out is needed under torchrun: every process must name the same run directory")
+    if dtype not in ("float32", "float64"):
+        raise UserError(f"--dtype {dtype}: expected float32 or float64")
     if epochs is not None and epochs < 1:
         raise UserError(f"--epochs {epochs}: expected at least 1")
     settings: dict[str, Any] = {
-        "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip_norm": clip_norm,
+        "batch_size": batch_size, "accumulate": accumulate,
+        "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip_norm": clip_norm,
         "patience": patience,
         "keep": keep,
         "standardize": standardize,
@@ -128,17 +178,23 @@ def train(
     if average is not None:
         settings["average"] = average or None
     blocks = dict(zip(BLOCKS, (prior, likelihood, posterior, encoder, decoder), strict=True))
-    overrides = {k: v for k, v in blocks.items() if v is not None} | _assignments(set_ or [])
+    overrides = {k: v for k, v in blocks.items() if v is not None}
     program, prepared, names = _declare(
         data,
         model,
         guide,
         overrides,
+        _assignments(set_ or []),
         seed,
         data_root,
         {"binarization": binarization, "validation": validation},
         dequantization,
+        parent,
     )
+    if dtype == "float64":
+        program.double()
+    if from_ is not None:
+        load(from_, program=program)  # which fills the program, and lets it remember
     path = out if out is not None else _free_name(prepared.name, *names)
     _train(
         program,
@@ -148,6 +204,8 @@ def train(
         out=path,
         device=device,
         tensorboard=tensorboard,
+        checkpoint_epochs=checkpoint_epochs,
+        checkpoint_minutes=checkpoint_minutes,
         progress=not quiet,
         objective=objective,
         seed=seed,
@@ -155,17 +213,13 @@ def train(
     )
 
 
-def _train(program: Any, data: Data, *, out: Path, tensorboard: bool, **arguments: Any) -> None:
+def _train(program: Any, data: Data, *, out: Path, **arguments: Any) -> None:
     """Fit and report, once however many processes there are; a signal ends it with the status that is usual for it."""
     from pyro_vae.cli.runs import say
     from pyro_vae.training.distributed import is_first
     from pyro_vae.training.fit import fit
     from pyro_vae.training.interrupts import Interrupted
 
-    if tensorboard and is_first():
-        from pyro_vae.training.tensorboard import tensorboard as writer
-
-        arguments["callback"] = writer(out / "tensorboard")
     try:
         run = fit(program, data, out=out, **arguments)
     except Interrupted as interrupted:
@@ -180,11 +234,13 @@ def _declare(
     name: str,
     model: str | None,
     guide: str | None,
-    overrides: dict[str, Any],
+    blocks: dict[str, Any],
+    assigned: dict[str, Any],
     seed: int,
     root: str | None,
     preparation: dict[str, Any],
     dequantization: str | None,
+    parent: dict[str, Any] | None,
 ) -> tuple[Any, Data, tuple[str, str]]:
     """The program, the data prepared for its likelihood, and the names the two were declared by."""
     from pyro_vae import registry
@@ -194,16 +250,21 @@ def _declare(
     from pyro_vae.programs.file import load_program
     from pyro_vae.spec import DEFAULT_GUIDE, DEFAULT_MODEL, Spec, build, read
 
+    inherited = parent if model is None and guide is None else None
+    if inherited is not None and "model" not in inherited:
+        raise UserError("--from: the run was trained on a program of its own file: name it by --model FILE.py")
     model, guide_name = model or DEFAULT_MODEL, guide or DEFAULT_GUIDE
     path = find("models", model)
     if path.suffix == ".py":
-        if guide is not None or overrides:
-            raise UserError(
-                f"{model} is a whole Pyro program with its own guide: --guide, blocks and --set do not apply"
-            )
+        if guide is not None or blocks:
+            raise UserError(f"{model} is a whole Pyro program with its own guide: --guide and blocks do not apply")
         data = load_data(name, root, dequantization=dequantization or "none", **preparation)
-        return load_program(model, data.event_shape, seed=seed), data, (path.stem, "own")
-    spec = Spec(model=read("models", model), guide=read("guides", guide_name)).override(overrides)
+        return load_program(model, data.event_shape, seed=seed, settings=assigned), data, (path.stem, "own")
+    if inherited is None:
+        spec = Spec(model=read("models", model), guide=read("guides", guide_name))
+    else:
+        spec, model, guide_name = Spec.from_dict({k: inherited[k] for k in ("model", "guide")}), "from", "run"
+    spec = spec.override(blocks | assigned)
     kind = registry.get("likelihoods", spec.model.likelihood.name).data  # type: ignore[attr-defined]
     if kind != "binary" and preparation["binarization"] is None:
         preparation = {**preparation, "binarization": "none"}
@@ -221,9 +282,8 @@ def _resume(
     out: Path | None,
     model: str | None,
     root: str | None,
-    device: str,
-    quiet: bool,
-    tensorboard: bool,
+    epochs: int | None,
+    how: dict[str, Any],
 ) -> None:
     from pyro_vae.cli.runs import named_program
     from pyro_vae.errors import UserError
@@ -245,7 +305,9 @@ def _resume(
     data = Run(program, out, record).load_data(root)
     if data.source != record["data"] and root is not None:
         data.source.update(record["data"])  # moved to another root: the same data all the same
-    _train(program, data, out=out, tensorboard=tensorboard, device=device, resume=True, progress=not quiet, **settings)
+    if epochs is not None:
+        settings["epochs"] = epochs
+    _train(program, data, out=out, resume=True, **how, **settings)
 
 
 def _assignments(texts: list[str]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 from pathlib import Path
 from typing import Literal
 
@@ -40,9 +42,22 @@ def find(kind: Kind, source: str | Path) -> Path:
 
 
 def heading(path: Path) -> str:
-    """The first line of a declared file without its comment mark: its mathematics and reference."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        text = line.strip().lstrip("#").strip().strip('"').strip()
-        if text:
-            return text
+    """What a declared file says of itself, in a line: its mathematics and reference, the comment that it begins with.
+
+    Of a ``.py`` file the first paragraph of its docstring, or else of its ``program``'s, or else of a class's.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        with contextlib.suppress(SyntaxError, ValueError):
+            tree = ast.parse(text)
+            named = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "program"]
+            classes = [n for n in tree.body if isinstance(n, ast.ClassDef)]
+            nodes: tuple[ast.Module | ast.FunctionDef | ast.ClassDef, ...] = (tree, *named, *classes)
+            for node in nodes:
+                if found := ast.get_docstring(node):
+                    return " ".join(found.partition("\n\n")[0].split())
+    for line in text.splitlines():
+        said = line.strip().lstrip("#").strip()
+        if said and (path.suffix != ".py" or line.lstrip().startswith("#")):
+            return said
     return ""

@@ -5,6 +5,7 @@ log p(x) of each row, by importance sampling with noise that is seeded by (seed,
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae import tables
-from pyro_vae.errors import unsaid
+from pyro_vae.errors import UserError, unsaid
 from pyro_vae.errors import warn as warn_of
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
@@ -74,6 +75,12 @@ class Scores:
         return tables.write_columns(path, self.columns())
 
 
+def require_threshold(threshold: float | None) -> None:
+    """:class:`UserError` for a threshold that is no number: nothing is below it."""
+    if threshold is not None and math.isnan(threshold):
+        raise UserError("threshold is NaN: expected nats of log p(x), below which a row is an anomaly")
+
+
 @door()
 def score(
     program: Program,
@@ -116,6 +123,7 @@ def score(
         >>> whole.columns()["verdict"]
         ['normal', 'normal', 'normal']
     """
+    require_threshold(threshold)
     with unsaid(UserWarning):
         result = log_likelihood(program, x, y, num_samples=num_samples, seed=seed, streams=streams, progress=progress)
     found = Scores(result, threshold)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from pyro_vae.training.files import Outline, damaged, read_tensors, remove_temporaries, write_tensors
 from pyro_vae.training.metrics import METRICS, read_metrics, write_metrics
+from pyro_vae.training.optimizers import state_of_one
 from pyro_vae.training.run import CHECKPOINT, FILES, WEIGHTS, match
 from pyro_vae.training.selection import with_kept
-from pyro_vae.training.settings import OPTIMIZER_STATE
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer
@@ -163,7 +163,7 @@ def resume_from(path: Path, trainer: Trainer) -> None:
 
 def _place(trainer: Trainer, parameter: Tensor, key: str) -> torch.device:
     group = trainer.optimizer.param_groups[0]
-    on_device = key != "step" or group.get("fused") or group.get("capturable")
+    on_device = key not in ("step", "mu_product") or group.get("fused") or group.get("capturable")
     return parameter.device if on_device else torch.device("cpu")
 
 
@@ -183,10 +183,11 @@ def _admit(trainer: Trainer, found: dict[str, Outline], state: Any, where: Path)
     match(trainer.program.state_dict(), program, str(where))
     expected: dict[str, Outline] = {}
     for index, p in enumerate(trainer.program.parameters()):
-        keys = OPTIMIZER_STATE[trainer.settings.optimizer]
-        if any(f"optimizer.{index}.{key}" in found for key in keys):  # none for a parameter without a gradient so far
-            for key in keys:
-                expected[f"optimizer.{index}.{key}"] = Outline((), torch.float32) if key == "step" else Outline.of(p)
+        if any(
+            name.startswith(f"optimizer.{index}.") for name in found
+        ):  # none for a parameter without a gradient so far
+            kept = state_of_one(trainer.settings, p)
+            expected |= {f"optimizer.{index}.{key}": outline for key, outline in kept.items()}
         # a callback may have trained what is frozen to begin with
         if trainer.average is not None and (p.requires_grad or f"average.{index}" in found):
             expected[f"average.{index}"] = Outline.of(p)

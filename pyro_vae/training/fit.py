@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 from torch.utils.data import TensorDataset
 
@@ -19,6 +20,7 @@ from pyro_vae.data.record import Record, record_of
 from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.degenerate import DegenerateFitWarning, degenerate
 from pyro_vae.inductor import usable_cache
+from pyro_vae.objectives.own import OwnObjective
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.adopted import take_dtype
@@ -30,30 +32,35 @@ from pyro_vae.programs.labels import needs_y, takes_y
 from pyro_vae.programs.trace import dtype_of
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
-from pyro_vae.spec import parse_block, validated
+from pyro_vae.spec import validated
 from pyro_vae.training.admission import admit
 from pyro_vae.training.checkpoint import resume_from, save_checkpoint
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.distributed import join, restarted
+from pyro_vae.training.due import Due
+from pyro_vae.training.files import write_text
 from pyro_vae.training.kept import keep, read_content
 from pyro_vae.training.loop import Trainer
 from pyro_vae.training.progress import Progress
 from pyro_vae.training.rehearsal import require_kept
 from pyro_vae.training.run import (
     SPEC,
+    WEIGHTS,
     Run,
     claimed,
     create,
     discard,
     make_record,
     read_record,
+    remember_parent,
     remember_shape,
     require_free,
     take_recorded,
 )
-from pyro_vae.training.settings import BEFORE, Settings
+from pyro_vae.training.settings import BEFORE, FUNCTION, Settings, parse_objective
 from pyro_vae.training.source import Source, make_source
 from pyro_vae.training.standardize import standardized
+from pyro_vae.training.tensorboard import tensorboard as event_files
 
 Callback = Callable[[dict[str, Any]], Any]
 LOOKED_AT = 500  # training rows, evenly spaced
@@ -74,6 +81,9 @@ def fit(
     progress: bool = False,
     inputs: Any = None,
     validation: float | None = None,
+    checkpoint_epochs: int | None = None,
+    checkpoint_minutes: float | None = None,
+    tensorboard: bool | str | Path = False,
     **settings: Any,
 ) -> Run:
     """Train a program in place by stochastic variational inference, and keep its best weights, or the last.
@@ -89,15 +99,18 @@ def fit(
         out: the run directory to write; None to keep everything in memory.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``mps``, or a ``torch.device``; the program is moved
             there and stays.
-        resume: go on from the checkpoint in ``out``, which must have been made with the same settings.
+        resume: go on from the checkpoint in ``out``, which must have been made with the same settings; but with more ``epochs``
+            a run goes on beyond its end, with the rates that the schedule has in a run of that length.
         callback: called with the metrics of every epoch; training stops early where it returns True. It may change the
             program (an attribute, what requires a gradient, a submodule): the next epoch trains it as it then is.
         progress: draw a progress bar with the current ELBO on standard error.
         inputs: of an adopted program, tensors with a row for each row of data by the name of their argument.
         validation: of a tensor or array, how many rows, or which share of them, are held back to choose the weights by.
+        checkpoint_epochs, checkpoint_minutes: how often a checkpoint is made; as often as it costs little where both are None.
+        tensorboard: write the metrics as TensorBoard event files into ``out/tensorboard``, or into the folder given.
         settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
-            ``optimizer``, ``clip_norm``, ``average``, ``patience``, ``keep``,
-            ``standardize``, ``compile``, ``precision``, ``seed``.
+            ``optimizer``, ``clip_norm``, ``accumulate``, ``average``, ``patience``, ``keep``, ``standardize``, ``compile``,
+            ``precision``, ``seed``. ``objective`` and ``schedule`` may be functions.
 
     Returns:
         The run; ``run.program is program``.
@@ -132,11 +145,13 @@ def fit(
     take_dtype(program, data.tensors[0] if isinstance(data, TensorDataset) else data)
     if callback is not None and not callable(callback):
         raise UserError(f"expected callback to be a function of an epoch's metrics, got {type(callback).__name__}")
+    due = Due(checkpoint_epochs, checkpoint_minutes)
     if out is not None and not isinstance(out, (str, os.PathLike)):
         raise UserError(f"expected out to be the path of a run directory, got {type(out).__name__}")
     if epochs is not None and steps is not None:
         raise UserError("give epochs or steps, not both")
     ranks, path = join(), expanded(out).absolute() if out is not None else None
+    callback = _watching(callback, tensorboard, path) if ranks.first else callback
     if path is not None and restarted() and ranks.shared((path / SPEC).is_file()):
         resume = True
     if resume and path is None:
@@ -144,7 +159,7 @@ def fit(
     old = read_record(path) if resume and path is not None else {}
     settings = {**{k: v for k, v in BEFORE.items() if old and k not in old.get("training", {})}, **settings}
     if "objective" in settings:
-        settings["objective"] = parse_block("objectives", settings["objective"])
+        parse_objective(settings["objective"])  # whose errors name the objective
     chosen = validated(
         Settings, {"epochs": None if steps else epochs if epochs is not None else 50, "steps": steps, **settings}, "fit"
     )
@@ -155,7 +170,8 @@ def fit(
     if isinstance(data, torch.Tensor):
         require_rows(data, program)
     source = make_source(data, takes_y(program), target, dtype_of(program), needs_y(program))
-    objective = _objective(chosen)
+    objective = _objective(chosen, settings.get("objective"))
+    schedule = _schedule(chosen, settings.get("schedule"))
     batch = max(1, min(chosen.batch_size, source.num_rows) // ranks.size)
     program.to(target)
     if old:
@@ -167,7 +183,10 @@ def fit(
             event_shape = tuple(getattr(program, "event_shape", None) or event_shape[-1:])
         content = keep(data)
         record = make_record(program, event_shape, data, chosen, content)
-        trainer = Trainer(program, source, chosen, objective, target, path, ranks, moving=moving)
+        trainer = Trainer(
+            program, source, chosen, objective, target, path, ranks, moving=moving, schedule=schedule,
+            due=due,
+        )  # fmt: skip
         if chosen.patience is not None and trainer.validation is None:
             raise UserError(
                 f"patience = {chosen.patience} needs a validation split to watch, and these data have none: leave patience out, "
@@ -179,11 +198,15 @@ def fit(
             if recorded is not None:
                 recorded.require_same(content, f"cannot resume {path}: the data given")
                 content, record["rows"] = recorded, old.get("rows", record["rows"])
+            record.pop("lineage", None)
+            record |= {"lineage": old["lineage"]} if "lineage" in old else {}
         elif path is not None and ranks.first:
             require_free(path)
     with usable_cache(), claimed(path) if path is not None and ranks.first else nullcontext():
         if path is not None and resume:
             resume_from(path, trainer)
+            if old and ranks.first and extended(record, old):
+                write_text(path / SPEC, tomli_w.dumps(record))
         elif path is not None and ranks.first:
             create(path, record, content, lambda: save_checkpoint(path, trainer))
         if layout_of(program, data) is None:
@@ -196,6 +219,8 @@ def fit(
             if path is not None and ranks.first and not resume and not trainer.metrics:
                 discard(path)
             raise
+    if path is not None and ranks.first and (path / WEIGHTS).is_file():
+        remember_parent(program, path)
     if ranks.first and trainer.step >= SETTLED and layout_of(program, data) is None:
         _say_what_degenerated(program, source, target, chosen.seed)
     return Run(program, path, record, trainer.metrics, content, trainer.noise, data)
@@ -230,26 +255,67 @@ def _beside(program: Any, data: Any, inputs: Any) -> TensorDataset:
 
 
 def _require_possible(objective: Any, chosen: Settings, size: int, batch: int, event_shape: tuple[int, ...]) -> None:
-    if size > 1 and objective.compares_images:
+    if (size > 1 or chosen.accumulate > 1) and objective.compares_images:
         raise UserError(
             f"the objective {chosen.objective.name!r} compares the images of a batch with each other, and cannot be cut into "
-            "slices: train it in one process"
+            "slices: train it in one process, without accumulate"
         )
     rows = batch * int(getattr(objective, "num_particles", 1))
     memory.require(4 * rows * math.prod(event_shape), f"a step of {rows:,} images times particles")
 
 
-def _objective(settings: Settings) -> Any:
+def _objective(settings: Settings, given: Any) -> Any:
     block = settings.objective
+    if block.name == FUNCTION:
+        if not callable(given):
+            raise UserError(f"the objective was a function, {block.options['of']}: hand it over, objective=")
+        return OwnObjective(given)
     return registry.get("objectives", block.name)(**registry.validate("objectives", block.name, block.options))
+
+
+def _schedule(settings: Settings, given: Any) -> Callable[[int], float] | None:
+    if settings.schedule.name != FUNCTION:
+        return None
+    if not callable(given):
+        raise UserError(f"the schedule was a function, {settings.schedule.options['of']}: hand it over, schedule=")
+    return given
+
+
+def _watching(callback: Callback | None, tensorboard: bool | str | Path, path: Path | None) -> Callback | None:
+    """The callback, and one that writes event files."""
+    if tensorboard is False:
+        return callback
+    if tensorboard is True and path is None:
+        raise UserError("tensorboard=True writes into the run directory: give out, or a folder, tensorboard=...")
+    write = event_files(
+        path / "tensorboard" if tensorboard is True and path is not None else expanded(str(tensorboard))
+    )
+
+    def both(metrics: dict[str, Any]) -> Any:
+        write(metrics)
+        return None if callback is None else callback(metrics)
+
+    return both
+
+
+def extended(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """Whether a run is to go on beyond its end; the lengths that it had before are then in its record."""
+    before, now = (record.get("training", {}).get("epochs") for record in (old, new))
+    if before is None or now is None or before == now:
+        return False
+    lineage = old.get("lineage", {})
+    new["lineage"] = {**lineage, "epochs_before": [*lineage.get("epochs_before", []), before]}
+    return True
 
 
 def _require_same(new: dict[str, Any], old: dict[str, Any], path: Path) -> None:
     for table in ("program", "model", "guide", "data", "training"):
         now, then = new.get(table) or {}, {**(BEFORE if table == "training" else {}), **(old.get(table) or {})}
+        longer = table == "training" and (then.get("epochs") or math.inf) < (now.get("epochs") or 0)
         for key in sorted(set(now) | set(then)):
-            if now.get(key) != then.get(key):
+            if now.get(key) != then.get(key) and not (longer and key == "epochs"):
                 raise UserError(
                     f"cannot resume {path}: {table}.{key} was {then.get(key)!r} and is now {now.get(key)!r}; give the same "
-                    "settings, or another --out"
+                    "settings (more epochs are taken), or another --out; the program of pv.load (--from) "
+                    "begins with the weights"
                 )

@@ -39,21 +39,21 @@ from pyro_vae.training.checkpoint import (
 )
 from pyro_vae.training.compiling import Compiling
 from pyro_vae.training.distributed import ALONE, Ranks, parallel, told
+from pyro_vae.training.due import Due
 from pyro_vae.training.faults import ADVICE, Fault, all_finite, examine
 from pyro_vae.training.interrupts import Interrupted, Interrupts, stops
 from pyro_vae.training.launch import Launches
 from pyro_vae.training.metrics import append_metrics
 from pyro_vae.training.modes import in_training
+from pyro_vae.training.optimizers import make_optimizer
 from pyro_vae.training.progress import Progress
 from pyro_vae.training.schedule import Schedule, share_of_newest
 from pyro_vae.training.selection import Validation
-from pyro_vae.training.settings import Settings, make_optimizer
-from pyro_vae.training.source import Batch, Source
+from pyro_vae.training.settings import Settings
+from pyro_vae.training.source import Batch, Source, in_parts
 
 LOGS_PER_EPOCH = 10  # how often an epoch's losses are read to the host
 COPY_SECONDS = 60  # how old the copy of the state may be from which a fault is looked for
-CHECKPOINT_SECONDS = 600  # how long an epoch may go on without a checkpoint within it
-CHECKPOINT_SHARE = 0.005  # of the time of training goes into checkpoints after epochs, where these are short
 STATISTICS_ROWS = 4096  # of an epoch, from which the averaged weights get running statistics
 
 
@@ -71,34 +71,31 @@ class Trainer:
         ranks: Ranks = ALONE,
         *,
         moving: Sequence[str] = (),
+        schedule: Callable[[int], float] | None = None,
+        due: Due | None = None,
     ) -> None:
         self.program, self.source, self.settings, self.objective = program, source, settings, objective
-        self.device, self.path, self.ranks = device, path, ranks
+        self.device, self.path, self.ranks, self.due = device, path, ranks, due or Due()
         self.steps_per_epoch, self.total_steps = settings.length(source.num_rows)
         self.all_parameters = self._flags()
         self.parameters = [p for p in program.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(settings, self.parameters)
-        self.schedule = Schedule(settings, self.total_steps)
+        self.schedule = Schedule(settings, self.total_steps, schedule)
         self.average = Average(program, moving) if settings.average else None
         split, judge = source.validation(), None if settings.keep == "elbo" else objective
         self.validation = None if split is None else Validation(split, judge, settings.batch_size)
         self.noise: float | None = None  # that draws leave in the value by which epochs compare
         self.step, self.epoch = 0, 0  # steps taken, epochs completed
         self.metrics: list[dict[str, Any]] = []
-        self.best_loss, self.best_epoch = math.inf, 0
+        self.best_loss, self.best_epoch, self.checkpoint_epoch = math.inf, 0, 0  # the last: of the newest checkpoint
         self.best: dict[str, Tensor] | None = None
         self.best_written = True  # whether the run's weights are the best ones
-        self.checkpoint_epoch = 0  # the epoch that the last checkpoint was made after
-        self.checkpoint_due = -math.inf  # when it is worth the time to make another
-        self.within: Within | None = None  # where the first epoch goes on, if not at its beginning
+        self.within: Within | None = None  # where the first epoch goes on
         self.captured: CapturedStep | None = None
-        self.compiling = Compiling(self)
         self.launches: Launches | None = None
-        self.interrupts = Interrupts()
-        self.finite = torch.zeros(
-            (), dtype=torch.int64, device=device
-        )  # steps after which the sum of losses was finite
-        self.counted_from = 0  # the step that this count began with
+        self.compiling, self.interrupts = Compiling(self), Interrupts()
+        # steps after which the sum of losses was finite, and the step that their count began with
+        self.finite, self.counted_from = torch.zeros((), dtype=torch.int64, device=device), 0
         self.minibatches: Iterator[Batch] = iter(())  # that a compiled step is to take
         self.compute: Any = None  # (x, y, step) -> (loss, surrogate)
         self.copy: tuple[State, float] | None = None  # of the state a fault is looked for from, and when it was made
@@ -123,7 +120,7 @@ class Trainer:
                 self.metrics.append(metrics)
                 if self.path is not None and self.ranks.first:
                     append_metrics(self.path, metrics)
-                if callback is not None or self.finished or time.perf_counter() >= self.checkpoint_due:
+                if self.finished or self.due.after(self.epoch, callback is not None):
                     self._save()
                 if self.ranks.shared(callback is not None and self.ranks.first and stops(callback(dict(metrics)))):
                     break
@@ -187,7 +184,7 @@ class Trainer:
                 within.seconds = now - began
                 if logging or self.ranks.size == 1:
                     self._heed(within)
-                if logging and self.ranks.shared(now - saved_at > CHECKPOINT_SECONDS):
+                if logging and self.ranks.shared(now - saved_at > self.due.seconds):
                     saved_at = now
                     self._save(within)
                 if logging and self.copy is not None and now - self.copy[1] > COPY_SECONDS:
@@ -289,11 +286,14 @@ class Trainer:
         return self.source.batch(self.ranks.own(rows))
 
     def _gradients(self, batch: Batch) -> Tensor:
-        with casts(self.settings.precision, self.device):
-            loss, surrogate = self.compute(*batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        surrogate.backward()
-        return loss
+        total: Any = 0.0
+        for part, share in in_parts(batch, self.settings.accumulate):
+            with casts(self.settings.precision, self.device):
+                loss, surrogate = self.compute(*part, self.step)
+            (surrogate if share == 1 else surrogate * share).backward()
+            total = loss if share == 1 else total + loss.detach() * share
+        return total
 
     def _apply(self) -> None:
         if self.settings.clip_norm is not None:
@@ -331,8 +331,8 @@ class Trainer:
             save_weights(self.path, self.best)
             self.best_written = True
         save_checkpoint(self.path, self, within)
-        self.checkpoint_epoch, ended = self.epoch, time.perf_counter()
-        self.checkpoint_due = ended + (ended - began) / CHECKPOINT_SHARE
+        self.checkpoint_epoch = self.epoch
+        self.due.made(began)
 
     def _copy_state(self, within: Within) -> None:
         within.random = random_state(self.device)

@@ -40,6 +40,7 @@ from pyro_vae.spec import Spec, construct, outline, parse_toml
 from pyro_vae.training.devices import resolve_device
 from pyro_vae.training.files import (
     Outline,
+    checksum_of,
     damaged,
     outline_of,
     read_tensors,
@@ -54,10 +55,11 @@ from pyro_vae.training.settings import Settings
 
 SPEC, WEIGHTS, CHECKPOINT = "spec.toml", "weights.safetensors", "checkpoint.safetensors"
 FILES = (SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV, ROWS)
-TABLES = ("program", "model", "guide", "data", "rows", "training", "versions")
+TABLES = ("program", "model", "guide", "data", "rows", "training", "lineage", "versions")
 DATA_KEYS = {"name": str, "root": str, "binarization": str, "dequantization": str, "validation": int}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DRAWN_AT_ONCE = 64  # data that the pictures of a run hold at least
+LINEAGE = "_pyro_vae_lineage"  # attribute of a program that came out of a run: which, and the checksum of its weights
 RECORDED = (
     "pyro-vae",
     "torch",
@@ -152,7 +154,7 @@ def make_record(
     spec: Spec | None = getattr(program, "spec", None)
     dtype = next((p.dtype for p in program.parameters()), torch.float32)
     identity = {
-        "class": type(program).__name__,
+        "class": type(getattr(program, "_orig_mod", program)).__name__,
         "event_shape": list(event_shape),
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -166,6 +168,8 @@ def make_record(
         record["data"] = {k: v for k, v in data.source.items() if v is not None}
     record["rows"] = table(content)
     record["training"] = settings.to_dict()
+    if (parent := getattr(program, LINEAGE, None)) is not None:
+        record["lineage"] = dict(parent)
     record["versions"] = versions()
     return record
 
@@ -309,8 +313,10 @@ def load(path: str | Path, program: Any = None, device: str | torch.device = "cp
         match(program.state_dict(), found, str(path / WEIGHTS))
 
     tensors, said = read_tensors(path / WEIGHTS, fits)
-    program.load_state_dict(tensors)
+    own = {_plain(name): name for name in program.state_dict()}
+    program.load_state_dict({own[_plain(name)]: tensor for name, tensor in tensors.items()})
     remember_shape(program, shape)
+    remember_parent(program, path)
     metrics = read_metrics(path)
     if not metrics:  # weights are kept after an epoch, and so is a line of metrics
         raise damaged(path / METRICS, "it holds no whole line")
@@ -350,7 +356,12 @@ def take_recorded(program: Any, record: dict[str, Any]) -> None:
 
 
 def match(state: dict[str, Tensor], found: dict[str, Outline], where: str) -> None:
-    """:class:`UserError` unless the tensors of a file are those of a program by name, shape and dtype."""
+    """:class:`UserError` unless the tensors of a file are those of a program by name, shape and dtype.
+
+    Names are the same with and without what ``torch.compile`` puts around a module.
+    """
+    state = {_plain(name): tensor for name, tensor in state.items()}
+    found = {_plain(name): outline for name, outline in found.items()}
     missing, extra = sorted(set(state) - set(found)), sorted(set(found) - set(state))
     if missing or extra:
         what = f"no {missing[0]!r}" if missing else f"{extra[0]!r}, which the program lacks"
@@ -361,6 +372,16 @@ def match(state: dict[str, Tensor], found: dict[str, Outline], where: str) -> No
                 f"{where}: {name!r} is {have}, the program's is {Outline.of(state[name])}: it holds the weights of "
                 "another program"
             )
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the wrapper of ``torch.compile``."""
+    return name.replace("_orig_mod.", "")
+
+
+def remember_parent(program: Any, path: Path) -> None:
+    """Let a program know the run that its weights are of: what is trained from it says so."""
+    setattr(program, LINEAGE, {"parent": str(path), "weights_crc32": str(checksum_of(path / WEIGHTS))})
 
 
 def remember_shape(program: Any, shape: tuple[int, ...]) -> None:

@@ -20,7 +20,7 @@ from pyro_vae.programs.latents import to_program
 from pyro_vae.programs.trace import Traces, device_of, evaluating, is_random, isolated, trace, y_to_program
 from pyro_vae.programs.walk import AT_ONCE
 from pyro_vae.seeding import derive_seed, generator, seeded
-from pyro_vae.spec import parse_block
+from pyro_vae.training.settings import parse_objective
 
 if TYPE_CHECKING:
     from pyro_vae.training.source import Observed
@@ -151,7 +151,7 @@ def kept(metrics: Sequence[Mapping[str, Any]], training: Mapping[str, Any], nois
         training: the settings of the run; what an old record lacks is what it was then.
         noise: of the value, where it is known.
     """
-    objective = parse_block("objectives", training.get("objective", "elbo"))
+    objective = parse_objective(training.get("objective", "elbo"))
     keep = training.get("keep", "elbo")
     key = "validation_loss" if keep == "elbo" else "validation_objective"
     validated = [m for m in metrics if math.isfinite(m.get(key, math.nan)) and not m.get("warm_up")]

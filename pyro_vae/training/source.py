@@ -250,6 +250,16 @@ def _condition(y: Tensor, dtype: torch.dtype) -> Tensor:
     return y.detach().to(dtype) if y.is_floating_point() else y.detach()
 
 
+def in_parts(batch: Batch, number: int) -> Iterator[tuple[Batch, float]]:
+    """A minibatch in so many parts, of about one size, each with its share of the rows."""
+    x, y = batch
+    if number == 1:
+        yield batch, 1.0
+        return
+    for rows in torch.arange(len(x), device=x.device).chunk(number):
+        yield (x[rows], None if y is None else y[rows.to(y.device)]), len(rows) / len(x)
+
+
 def make_source(
     data: Any, conditional: bool, device: torch.device, dtype: torch.dtype, required: bool = True
 ) -> Source:

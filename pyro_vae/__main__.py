@@ -1,0 +1,5 @@
+"""``python -m pyro_vae`` is ``pyro-vae``."""
+
+from pyro_vae.cli import main
+
+main()
