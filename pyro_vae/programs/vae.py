@@ -29,7 +29,6 @@ class VAE(nn.Module):
 
     spec: Any = None  # what it was declared by, for the record of a run
     trained = False  # whether it ever was: from then on it has the units that it has, or none
-    trained = False  # whether it ever was: from then on its units are its own
 
     def __init__(
         self, prior: Prior, decoder: Network, likelihood: Likelihood, encoder: Network, posterior: Posterior
