@@ -45,7 +45,7 @@ def require_names(traces: Traces) -> None:
 
 
 def data_name(traces: Traces) -> str:
-    """What the data are called in a tree: as the site that observes them; x of several, or of one that no variable can be called."""
+    """What the data are called in a tree: as the site that observes them; x of several, or where no variable can be called so."""
     names = observations(traces.model)
     return names[0] if _can_stand(names[0]) and len(names) == 1 else OBSERVED
 
