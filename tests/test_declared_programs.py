@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -117,3 +118,25 @@ def test_a_new_program_is_one_class() -> None:
             pv.build({"program": "twice-conditional:clases=3"}, "diagonal", EVENT, **SMALL)
     finally:
         del registry._classes["programs"]["twice-conditional"]
+
+
+def test_the_command_line_holds_what_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``--given label=1`` of a conditional run and of one that reads records; another name, or words, exit with status 2."""
+    from pyro_vae.cli.app import run as command
+
+    x, y = images(60)
+    small = {**SMALL, "latent_dim": 2}
+    conditional = pv.build("conditional", "diagonal", EVENT, program="conditional:classes=3", **small)
+    pv.fit(conditional, (x, y), steps=2, batch_size=20, out=tmp_path / "a")
+    both = pv.build("semi-supervised", "diagonal", EVENT, program="semi-supervised:classes=3", **small)
+    pv.fit(both, pv.Record({"x": x, "label": y}), steps=2, batch_size=20, out=tmp_path / "b")
+    for run, name in (("a", "y"), ("b", "label")):
+        out = tmp_path / f"{run}.npy"
+        assert command(["sample", str(tmp_path / run), "--given", f"{name}=1", "--num", "3", "--out", str(out)]) == 0
+        assert np.load(out).shape == (3, *EVENT)
+    given = ["--given", "label=1", "--num", "2", "--out", str(tmp_path / "m.png")]
+    assert command(["manifold", str(tmp_path / "a"), *given]) == 0
+    capsys.readouterr()
+    for wrong, message in (("lable=1", "no column 'lable'"), ("label=seven", "with numbers")):
+        assert command(["sample", str(tmp_path / "b"), "--given", wrong, "--out", str(tmp_path / "c.npy")]) == 2
+        assert message in capsys.readouterr().err

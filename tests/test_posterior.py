@@ -22,7 +22,7 @@ from matplotlib import pyplot
 
 import pyro_vae as pv
 from pyro_vae.analysis.diagnostics import compare_guide, khat_data, predictive_check
-from pyro_vae.analysis.posterior import resampled, smoothed_weights
+from pyro_vae.analysis.resampling import resampled, smoothed_weights
 from pyro_vae.analysis.schema import save_netcdf
 from pyro_vae.seeding import seeded
 

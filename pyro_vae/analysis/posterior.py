@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from arviz_stats.base import array_stats
 from torch import Tensor
 
 from pyro_vae import __version__
 from pyro_vae.analysis.convergence import Convergence
 from pyro_vae.analysis.mcmc import sample_chains
+from pyro_vae.analysis.resampling import resampled
 from pyro_vae.analysis.schema import Tree, data_name, event_dims, require_names
 from pyro_vae.analysis.scoring import (
     Arrays,
@@ -40,9 +40,11 @@ from pyro_vae.evaluation.every_row import narrow_sites
 from pyro_vae.evaluation.interval import FEWEST
 from pyro_vae.evaluation.proven import blind_spots
 from pyro_vae.evaluation.result import BAD_FRACTION, UnreliableEstimateWarning
+from pyro_vae.programs.columns import layout_of, nothing_present
 from pyro_vae.programs.contract import require_latents
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.given import require_rows
+from pyro_vae.programs.summing import few_states
 from pyro_vae.programs.trace import OBSERVED, Program, Traces, to_program, y_to_program
 from pyro_vae.programs.walk import Block, Walk, at_once
 from pyro_vae.seeding import derive_seed
@@ -55,7 +57,7 @@ PPC_DRAWS = 50  # that ArviZ's predictive checks draw, and that are kept in any 
 VERSIONS = ("torch", "pyro-ppl", "arviz-base", "arviz-stats", "xarray")
 
 
-@door()
+@door(records=True)
 def posterior(
     program: Program,
     x: Tensor,
@@ -82,7 +84,8 @@ def posterior(
 
     Args:
         program: any Program, on its device.
-        x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is).
+        x: data ``(N, *event)`` as the program sees it (binarized, if its likelihood is); or a record, whose missing
+            columns are among the latents where the guide draws them, and predictions are of every column.
         y: what a conditional program is conditioned on, ``(N, ...)``.
         num_samples: draws per chain and image.
         source: ``"guide"``, q(z | x) as it is; ``"psis"``, as many draws of it resampled by Pareto-smoothed
@@ -131,8 +134,13 @@ def posterior(
     index = np.arange(len(x)) if image_index is None else _column("image_index", image_index, len(x))
     tree = Tree(index)
     shape = (num_chains, num_samples)
-    traces = admitted()
+    traces, layout = admitted(), layout_of(program, x)
     require_latents(traces, "a posterior")
+    if layout is not None and layout.states and source in ("nuts", "hmc"):
+        raise UserError(
+            f"the discrete latents {', '.join(layout.states)} are summed over by Markov chains, and a tree has all latents: use "
+            "source='psis', or pyro_vae.analysis.mcmc.sample_chains for the others alone"
+        )
     require_names(traces)
     if source == "psis":
         require_weights(traces)
@@ -154,7 +162,12 @@ def posterior(
     if prior or source == "prior":
         _add_prior(tree, program, x, y, shape, kept, predictive, seed)
     seen = data_name(traces)
-    tree.add("observed_data", {seen: host(x)}, {seen: ["image", *event_dims(seen, x.shape[1:], data=True)]})
+    observed = {seen: x} if layout is None else layout.columns_of(x)
+    tree.add(
+        "observed_data",
+        {n: host(v) for n, v in observed.items()},
+        {n: ["image", *event_dims(n, v.shape[1:], data=True)] for n, v in observed.items()},
+    )
     constant = {} if labels is None else {"label": _column("labels", labels, len(x))}
     dims = {"label": ["image"]}
     if y is not None:
@@ -197,7 +210,7 @@ def _forget_weights(block: _Block, traces: Traces) -> None:
     points = point_masses(traces)
     weighed = (block.groups["sample_stats"], ["log_weight"]), (block.groups["log_likelihood"], [MARGINAL])
     for of, names in ((block.per_image, block.per_image), *weighed):
-        for name in names if points else ["khat"] if discrete_sites(traces) else []:
+        for name in names if points else ["khat"] if discrete_sites(traces) or traces.known.get(few_states) else []:
             if name in of:
                 of[name] = np.full_like(of[name], np.nan)
 
@@ -277,34 +290,6 @@ def _marginal(found: Estimate, num: int) -> np.ndarray:
     return value.numpy() + 1e-6 * np.linspace(-1, 1, num)[:, None]
 
 
-def resampled(log_weight: np.ndarray, khat: np.ndarray, seed: int) -> np.ndarray:
-    """Rows ``(num_samples, batch)`` drawn by Pareto-smoothed weights, systematically, in random order.
-
-    Systematic resampling takes every draw floor(S w) or ceil(S w) times. Where the weights are equal (k = -inf) it
-    takes each once.
-    """
-    num_samples, batch = log_weight.shape
-    random = np.random.default_rng(seed)
-    rows = np.empty((num_samples, batch), dtype=np.int64)
-    for image in range(batch):
-        weights = smoothed_weights(log_weight[:, image], khat[image])
-        points = (np.arange(num_samples) + random.uniform()) / num_samples
-        found = np.searchsorted(np.cumsum(weights), points, side="right").clip(max=num_samples - 1)
-        rows[:, image] = random.permutation(found)
-    return rows
-
-
-def smoothed_weights(log_weight: np.ndarray, khat: float) -> np.ndarray:
-    """Pareto-smoothed weights ``(num_samples,)`` that add up to 1."""
-    shifted = np.maximum(log_weight.astype(np.float64) - log_weight.max(), -700.0)
-    if np.isfinite(khat):
-        with np.errstate(all="ignore"):
-            shifted = array_stats.psislw(-shifted, r_eff=1.0)[0]  # ArviZ takes minus the log-weights
-    weights = np.exp(shifted - shifted.max())
-    total: np.ndarray = weights / weights.sum()
-    return total
-
-
 def _add_posterior(tree: Tree, blocks: list[_Block], shape: tuple[int, int]) -> None:
     for group in blocks[0].groups:
         found = concatenated([b.groups[group] for b in blocks], 1)
@@ -326,11 +311,14 @@ def _add_predictive(
         program, to_program(program, x), y_to_program(program, y), chosen,
         mean=predictive == "mean", seed=derive_seed("posterior: prediction", seed),
     )  # fmt: skip
-    seen = data_name(admitted())
-    name = f"{seen}_mean" if predictive == "mean" else seen
-    value = found.reshape(shape[0], len(kept), *found.shape[1 if "image" in axes else 2 :])
-    dims = {name: [*axes, *event_dims(seen, x.shape[1:], data=True)]}
-    tree.add(f"{group}_predictive", {name: value}, dims, draw=kept)
+    if layout_of(program, x) is None:  # under the name that a variable of a tree can have
+        found = {data_name(admitted()): value for value in found.values()}
+    end = "_mean" if predictive == "mean" else ""
+    dims = {n + end: [*axes, *event_dims(n, v.shape[2:], data=True)] for n, v in found.items()}
+    values = {
+        n + end: v.reshape(shape[0], len(kept), *v.shape[1 if "image" in axes else 2 :]) for n, v in found.items()
+    }
+    tree.add(f"{group}_predictive", values, dims, draw=kept)
 
 
 def _add_prior(
@@ -344,8 +332,12 @@ def _add_prior(
     seed: int,
 ) -> None:
     axes = ["image"] if y is not None else []
+    layout = layout_of(program, x)
+    if layout is not None:
+        axes = ["image"] if axes or len(layout.sites) < len(layout.columns) else []
+        x = nothing_present(program, layout, x)
     if not axes:  # the prior is the same for every image
-        x = torch.zeros_like(x[:1])
+        x = torch.zeros_like(x[:1]) if layout is None else x[:1]
     block_y = y_to_program(program, y)
     latents = draw_from_prior(
         program, to_program(program, x), block_y, math.prod(shape), derive_seed("posterior: prior", seed)

@@ -18,7 +18,7 @@ from arviz_base import from_dict
 
 from pyro_vae.errors import UserError
 from pyro_vae.paths import replacing, writable
-from pyro_vae.programs.trace import OBSERVED, Traces, latent_sites, observation
+from pyro_vae.programs.trace import OBSERVED, Traces, latent_sites, observations
 
 IMAGE_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 SAMPLE_DIMS = ("chain", "draw")
@@ -45,9 +45,9 @@ def require_names(traces: Traces) -> None:
 
 
 def data_name(traces: Traces) -> str:
-    """What the data are called in a tree: as the site that observes them, or x where a variable cannot be called so."""
-    name = observation(traces.model)
-    return name if _can_stand(name) else OBSERVED
+    """What the data are called in a tree: as the site that observes them; x of several, or where no variable can be called so."""
+    names = observations(traces.model)
+    return names[0] if _can_stand(names[0]) and len(names) == 1 else OBSERVED
 
 
 def _can_stand(name: str) -> bool:

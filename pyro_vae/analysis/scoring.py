@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.programs.latents import mean_of
+from pyro_vae.programs.columns import layout_of
+from pyro_vae.programs.latents import expected, mean_of
 from pyro_vae.programs.trace import (
     OBSERVED,
     Program,
@@ -75,15 +76,27 @@ def _scored(model: Traced, size: int, x: Tensor) -> Groups:
     }
 
 
-def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, mean: bool, seed: int) -> np.ndarray:
-    """For each latent a draw from p(x | z), or its mean: ``(num_samples, batch, *event)``; of x the shape is used."""
-    found = []
+def predict(program: Program, x: Tensor, y: Tensor | None, latents: Arrays, *, mean: bool, seed: int) -> Arrays:
+    """For each latent a draw from p(x | z), or its mean: ``(num_samples, batch, *event)`` by site; of x the shape is used.
+
+    Of a record, of every column that is a site, whether it is present or not; in the place of the mean of class numbers stand
+    the probabilities of the classes.
+    """
+    found, layout = [], layout_of(program, x)
     for index, (traced, size) in enumerate(_traces(program, x, y, latents)):
-        fn = traced.nodes[observation(traced)]["fn"]
+        if layout is None:
+            shapes = {observation(traced): tuple(x.shape[1:])}
+        else:
+            shapes = {c.name: c.shape for c in layout.columns if c.name in layout.sites}
+        values = Arrays()
         with seeded(derive_seed("predictions", seed, index), x.device):
-            value = mean_of(fn) if mean else fn.sample()
-        found.append(host(value.reshape(*fn.batch_shape, *x.shape[1:]).expand(size, *x.shape)))
-    return np.concatenate(found)
+            for name, shape in shapes.items():
+                fn = traced.nodes[name].get("whole", traced.nodes[name]["fn"])
+                value = expected(fn) if mean and layout is not None else mean_of(fn) if mean else fn.sample()
+                own = value.shape[len(fn.batch_shape) + len(fn.event_shape) :]
+                values[name] = host(value.reshape(*fn.batch_shape, *shape, *own).expand(size, len(x), *shape, *own))
+        found.append(values)
+    return concatenated(found)
 
 
 def parts(num_samples: int, x: Tensor) -> Iterator[tuple[slice, int]]:
@@ -95,7 +108,11 @@ def _traces(program: Program, x: Tensor, y: Tensor | None, latents: Arrays) -> I
     for span, size in parts(len(next(iter(latents.values()))), x):
         values = {n: torch.from_numpy(v[span]).to(x.device) for n, v in latents.items()}
         with evaluating(program), isolated():
-            yield run(program.model, x, y, num_samples=size, at=values), size
+            with seeded(
+                derive_seed("what no latent says", span.start), x.device
+            ):  # entries of records that are missing
+                traced = run(program.model, x, y, num_samples=size, at=values)
+            yield traced, size
 
 
 def concatenated(arrays: list[Arrays], axis: int = 0) -> Arrays:

@@ -64,12 +64,14 @@ def _flops(program: Any) -> float | None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from pyro_vae.programs.labels import needs_y
     from pyro_vae.programs.trace import isolated, trace
 
     x = torch.zeros(BATCH, *EVENT, device="meta")
+    y = torch.zeros(BATCH, dtype=torch.int64, device="meta") if needs_y(program) else None
     try:
         with FlopCounterMode(display=False) as counter, isolated(), torch.no_grad():
-            trace(program, x, num_samples=1).terms(1, BATCH)
+            trace(program, x, y, num_samples=1).terms(1, BATCH)
     except (RuntimeError, NotImplementedError, ValueError):  # an operation that has no form without values
         return None
     return float(counter.get_total_flops()) / BATCH

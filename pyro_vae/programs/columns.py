@@ -126,6 +126,16 @@ def packed(program: Any, record: Record, *, whole: bool = False) -> Tensor:
     return flat.reshape(len(flat), *[1] * (AXES - 2 + place), -1)
 
 
+def nothing_present(program: Any, layout: Layout, x: Tensor) -> Tensor:
+    """The packed record with all columns missing that are sites; covariates stay."""
+    record = layout.unpacked(x)
+    found = packed(program, record.only([n for n in record if n not in layout.sites]), whole=True)
+    other = layout_of(program, found)
+    if other is not None:
+        other.sites, other.guided, other.read = set(layout.sites), set(layout.guided), layout.read
+    return found
+
+
 def layout_of(program: Any, x: Any) -> Layout | None:
     """The layout of what :func:`packed` made; None of any other tensor."""
     layouts = None if program is None else vars(program).get(LAYOUTS)

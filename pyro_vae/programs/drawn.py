@@ -15,7 +15,7 @@ from pyro_vae.data.record import Record
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.programs.columns import LAYOUTS, TWIN, Layout, layout_of, packed
 from pyro_vae.programs.contract import require_program
-from pyro_vae.programs.latents import mean_of
+from pyro_vae.programs.latents import expected
 from pyro_vae.programs.trace import (
     Traced,
     device_of,
@@ -137,12 +137,3 @@ def _drawn(traced: Traced, layout: Layout | None, name: str, mean: bool) -> Tens
     drawn_there = not site["is_observed"] or layout is None or layout.read is not False
     value: Tensor = site["value"] if drawn_there else fn.sample()
     return value
-
-
-def expected(fn: Any) -> Tensor:
-    """The mean of a distribution; of class numbers the probabilities of the classes."""
-    base = innermost(fn)
-    if isinstance(base, torch.distributions.Categorical):
-        probs: Tensor = base.probs
-        return probs.expand(*fn.batch_shape, *fn.event_shape, probs.shape[-1])
-    return mean_of(fn)

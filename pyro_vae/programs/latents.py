@@ -58,6 +58,15 @@ def mean_of(fn: Any) -> Tensor:
     return mean
 
 
+def expected(fn: Any) -> Tensor:
+    """The mean of a distribution; of class numbers the probabilities of the classes."""
+    base = innermost(fn)
+    if isinstance(base, torch.distributions.Categorical):
+        probs: Tensor = base.probs
+        return probs.expand(*fn.batch_shape, *fn.event_shape, probs.shape[-1])
+    return mean_of(fn)
+
+
 def point_of(fn: Any) -> Tensor:
     """One value to stand for a latent's distribution: its mean, or the mode where it is the number of a class.
 

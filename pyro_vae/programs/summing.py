@@ -51,7 +51,10 @@ class Summed:
     def mean(self, values: Tensor) -> Tensor:
         """E over q(s | x) of values ``(states * num, batch)``: ``(num, batch)``."""
         chance = self.log_chance.exp()
-        return torch.where(chance > 0, chance * self.by_state(values), torch.zeros_like(chance)).sum(0)
+        values = torch.where(
+            chance > 0, self.by_state(values), torch.zeros_like(chance)
+        )  # so that no gradient is 0 * inf
+        return (chance * values).sum(0)
 
     def terms(self) -> Terms:
         """Of all samples, ``(states * num, batch)`` each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ from pyro_vae.training.run import (
 )
 from pyro_vae.training.settings import BEFORE, FUNCTION, Settings, parse_objective
 from pyro_vae.training.source import Source, make_source
-from pyro_vae.training.standardize import standardized
+from pyro_vae.training.standardize import rows_of, standardized
 from pyro_vae.training.tensorboard import tensorboard as event_files
 
 Callback = Callable[[dict[str, Any]], Any]
@@ -179,7 +179,7 @@ def fit(
     with usable_cache(), nullcontext() if old else standardized(program, data, source, chosen.standardize, chosen.seed):
         event_shape, moving = admit(program, data, source, objective, batch)
         _require_possible(objective, chosen, ranks.size, batch, event_shape)
-        if layout_of(program, data) is not None:  # of its own x, or how many numbers a row of all columns has
+        if layout_of(program, rows_of(data)) is not None:  # of its own x, or how many numbers a row of all columns has
             event_shape = tuple(getattr(program, "event_shape", None) or event_shape[-1:])
         content = keep(data)
         record = make_record(program, event_shape, data, chosen, content)
@@ -209,7 +209,7 @@ def fit(
                 write_text(path / SPEC, tomli_w.dumps(record))
         elif path is not None and ranks.first:
             create(path, record, content, lambda: save_checkpoint(path, trainer))
-        if layout_of(program, data) is None:
+        if layout_of(program, rows_of(data)) is None:
             remember_shape(program, event_shape)
         take_recorded(program, record)
         try:
@@ -221,13 +221,15 @@ def fit(
             raise
     if path is not None and ranks.first and (path / WEIGHTS).is_file():
         remember_parent(program, path)
-    if ranks.first and trainer.step >= SETTLED and layout_of(program, data) is None:
+    if ranks.first and trainer.step >= SETTLED and layout_of(program, rows_of(data)) is None:
         _say_what_degenerated(program, source, target, chosen.seed)
     return Run(program, path, record, trainer.metrics, content, trainer.noise, data)
 
 
 def _packed(program: Any, data: Any) -> Any:
     """A record, a dict of tensors, or a Dataset of dicts without an x among them, as the tensor that stands for it."""
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping | Record):
+        return _packed(program, data[0]), data[1]
     found = record_of(data)
     if isinstance(data, Data | str | os.PathLike) and (columns := getattr(program, "columns", None)):
         raise UserError(

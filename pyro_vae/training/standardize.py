@@ -50,10 +50,15 @@ def standardized(program: Any, data: Any, source: Source, setting: str, seed: in
         raise
 
 
+def rows_of(data: Any) -> Any:
+    """The training rows of a data set of ours; what else was given, as it is."""
+    return data.train if isinstance(data, Data) else data
+
+
 def _takes(program: Any, data: Any, setting: str) -> bool:
     if not isinstance(program, VAE) or program.trained or setting == "off":
         return False
-    if layout_of(program, data) is not None:  # columns have units of their own
+    if layout_of(program, rows_of(data)) is not None:  # columns have units of their own
         return False
     levels = isinstance(data, Data) and data.levels is not None
     return not levels and program.likelihood.standardizes is not None and len(program.event_shape) in (1, 2)
