@@ -128,6 +128,8 @@ def _estimate(program: Program, x: Tensor, y: Tensor | None, num_draws: int, see
             walk.keep(_moments(block, num_draws, seed))
     blocks = walk.gathered()
     shapes = {name: mean for name, (mean, _, _) in blocks[0].items()}
+    if not shapes:  # no latents
+        return Activity((), {}, torch.zeros(0), torch.zeros(0), {}, num_draws)
     means = {name: torch.cat([b[name][0] for b in blocks]) for name in shapes}
     noises = {name: torch.cat([b[name][1] for b in blocks]) for name in shapes}
     mean, noise = (torch.cat([t.reshape(len(t), -1) for t in sites.values()], 1) for sites in (means, noises))

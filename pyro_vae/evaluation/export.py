@@ -67,7 +67,6 @@ def export(
         parts: which of ``encoder``, ``decoder``, ``posterior`` and ``density``.
         y: for a conditional program, three rows of what it is conditioned on, as an example.
         event_shape: of one datum, where the program does not say it as ``program.event_shape``.
-
         num_samples: K, draws of the density's guide for each row.
 
     Returns:
@@ -96,10 +95,15 @@ def export(
     folder = None if out is None else writable_folder(out, tuple(f"{part}.pt2" for part in parts))
     shape = event_shape_of(program, event_shape)
     x = sample(program, ROWS, y, event_shape=shape)
+    z = sample_latents(program, ROWS, y, event_shape=shape)
+    if not z and (about := [part for part in parts if part != "density"]):
+        raise UserError(
+            f"the {about[0]} is about latents, and the program has none: export its density, parts=['density']"
+        )
     given = () if y is None else (y_to_program(program, y),)
     made_of: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {
         "encoder": lambda: (_Encoder(program), (x, *given)),
-        "decoder": lambda: (_Decoder(program, shape), (sample_latents(program, ROWS, y, event_shape=shape), *given)),
+        "decoder": lambda: (_Decoder(program, shape), (z, *given)),
         "posterior": lambda: (_Posterior(program), (x, *given)),
         "density": lambda: (
             _Density(program, num_samples),

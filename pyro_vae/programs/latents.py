@@ -80,7 +80,7 @@ def point_of(fn: Any) -> Tensor:
     return mean_of(fn)
 
 
-@door(scored=False, records=True)
+@door(scored=False, latents="encode", records=True)
 def encode(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
 ) -> Latents:
@@ -120,7 +120,7 @@ def encoded_sites(
     return {n: s["value"] for n, s in latent_sites(traced).items() if not s["infer"].get("is_auxiliary")}
 
 
-@door(data=False)
+@door(data=False, latents="decode")
 def decode(
     program: Program, z: Latents, y: Tensor | None = None, *, mean: bool = True, event_shape: Any = None, seed: int = 0
 ) -> Tensor:
@@ -230,7 +230,7 @@ def sample_latents_like(program: Program, x: Tensor, y: Tensor | None = None) ->
         return latent_values(run(program.model, x, y))
 
 
-@door(scored=False)
+@door(scored=False, latents="a reconstruction")
 def reconstruct(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
 ) -> Tensor:
