@@ -76,7 +76,7 @@ class Guard:
     def watching(self) -> Iterator[None]:
         """While entered, what this thread reads is noted."""
         free = self.saw_all = sys.getprofile() is None  # a profiler at work is left there
-        with ONE_THREAD, _uncompiled(self.program), _noting(self, {type(thing) for thing in self._objects}):
+        with ONE_THREAD, _uncollected(), _uncompiled(self.program), _noting(self, {type(thing) for thing in self._objects}):
             if free:
                 sys.setprofile(self._called)
             try:
@@ -295,6 +295,18 @@ def _objects(program: nn.Module) -> list[Any]:
                 if plain and not isinstance(thing, nn.Module) and not of_library(type(thing)):
                     found[id(thing)] = thing
     return list(found.values())
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """While entered, garbage stays: finalizers, and what others have the collector call, are not the program's reads."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager
