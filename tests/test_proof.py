@@ -260,7 +260,7 @@ def test_classes_of_torch_pyro_and_ours_are_not_written_by_hand() -> None:
     assert by_hand(fn) == "Normal"
 
 
-@pytest.mark.parametrize("dims", [1, 10, 50, 200])
+@pytest.mark.parametrize("dims", [1, 10, *(pytest.param(dims, marks=pytest.mark.slow) for dims in (50, 200))])
 def test_a_constant_is_found_in_any_number_of_dimensions(dims: int) -> None:
     class Off(dist.MultivariateNormal):
         constant = 0.0
