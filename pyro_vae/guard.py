@@ -30,7 +30,8 @@ from torch import nn
 from pyro_vae.looks import ABSENT, LIBRARIES, Look, look, of_library, plain_part, short, unchanging
 from pyro_vae.seeding import ONE_THREAD
 
-Code, Function = types.CodeType, types.FunctionType
+Code = types.CodeType
+Function = types.FunctionType
 _Named = tuple[str, Callable[[], Any]]  # what something is called, and how it is read
 STRUCTURE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "__class__", "__dict__")
 # torch has no public way to ask for these
@@ -159,7 +160,7 @@ class Guard:
                 if attribute(module, hooks)
             ]
         kinds = dict.fromkeys([*(kind for _, _, kind in self._modules), *map(type, self._objects)])
-        found += [(f"class {kind.__name__}", lambda kind=kind: kind) for kind in kinds if not of_library(kind)]
+        found += [(f"class {kind.__name__}", lambda k=kind: k) for kind in kinds if not of_library(kind)]  # type: ignore[misc]
         found += [
             (f"torch's _global{hooks}", partial(attribute, nn.modules.module, f"_global{hooks}")) for hooks in HOOKS
         ]
