@@ -131,6 +131,7 @@ def test_what_is_of_the_model_is_kept_with_the_examination(monkeypatch: pytest.M
     vae, x = pv.build("ppca", "linear", (3,), latent_dim=2), torch.zeros(4, 3)
     first = pv.log_likelihood(vae, x, num_samples=100).proof
     assert pv.log_likelihood(vae, x, num_samples=100).proof is first  # the same data, unchanged
+    assert pv.log_likelihood(vae, x.clone(), num_samples=100).proof is first
     x += 0.1
     assert pv.log_likelihood(vae, x, num_samples=50).proof is not first
     assert made == [256]
