@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 import dis
 import gc
+import inspect
 import sys
 import types
 from collections import OrderedDict
@@ -30,6 +31,7 @@ from pyro_vae.looks import ABSENT, LIBRARIES, Look, look, of_library, plain_part
 from pyro_vae.seeding import ONE_THREAD
 
 Code = types.CodeType
+Function = types.FunctionType
 _Named = tuple[str, Callable[[], Any]]  # what something is called, and how it is read
 STRUCTURE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "__class__", "__dict__")
 # torch has no public way to ask for these
@@ -66,6 +68,8 @@ class Guard:
         self._reads: dict[tuple[int, str], Any] = {}
         self._written: set[tuple[int, str]] = set()
         self._codes: dict[Code, dict[str, Any]] = {}
+        self._closed: dict[int, Function] = {}  # functions with closures that ran
+        self._ended: types.FrameType | None = None
         self._entries: list[_Entry] = []
         self._own: list[_Entry] = []
         self._frames: list[_Frame] = []
@@ -76,7 +80,9 @@ class Guard:
     def watching(self) -> Iterator[None]:
         """While entered, what this thread reads is noted."""
         free = self.saw_all = sys.getprofile() is None  # a profiler at work is left there
+        collecting = gc.isenabled()
         with ONE_THREAD, _uncompiled(self.program), _noting(self, {type(thing) for thing in self._objects}):
+            gc.disable()  # finalizers, and what others have the collector call, are not the program's reads
             if free:
                 sys.setprofile(self._called)
             try:
@@ -84,6 +90,9 @@ class Guard:
             finally:
                 if free:
                     sys.setprofile(None)
+                if collecting:
+                    gc.enable()
+                self._note_function()
         self._note()
 
     def changed(self) -> str | None:
@@ -118,6 +127,16 @@ class Guard:
     def _called(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call":
             self._codes[frame.f_code] = frame.f_globals
+        elif event == "return" and frame.f_code.co_freevars and not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            self._note_function()
+            self._ended = frame
+
+    def _note_function(self) -> None:
+        """Note the function of the frame that ended last, which is among what a frame refers to once it has ended."""
+        frame, self._ended = self._ended, None
+        if frame is not None and not is_library(str(frame.f_globals.get("__name__"))):
+            mine = [f for f in gc.get_referents(frame) if isinstance(f, Function) and f.__code__ is frame.f_code]
+            self._closed |= {id(f): f for f in mine}
 
     def _note(self) -> None:
         """Look at everything that was read."""
@@ -141,12 +160,13 @@ class Guard:
                 if attribute(module, hooks)
             ]
         kinds = dict.fromkeys([*(kind for _, _, kind in self._modules), *map(type, self._objects)])
-        found += [(f"class {kind.__name__}", partial(_itself, kind)) for kind in kinds if not of_library(kind)]
+        found += [(f"class {kind.__name__}", lambda k=kind: k) for kind in kinds if not of_library(kind)]  # type: ignore[misc]
         found += [
             (f"torch's _global{hooks}", partial(attribute, nn.modules.module, f"_global{hooks}")) for hooks in HOOKS
         ]
         codes = {code: scope for code, scope in self._codes.items() if not is_library(str(scope.get("__name__")))}
-        found += [*_globals(codes), *_closures(codes), *self.others.items()]
+        found += [*_globals(codes), *_closures(codes, list(self._closed.values())), *self.others.items()]
+        self._closed = {}
         self._entries = [_Entry(label, get, here) for label, get in found]
         self._own = [_Entry(label, get, here) for label, get in own]
         self._frames = [_Frame(m, labels[id(m)], frozenset(shadows.get(id(m), ()))) for _, m, _ in self._modules]
@@ -240,10 +260,6 @@ def hooked_parameter(program: nn.Module) -> str | None:
     """A parameter with a hook of its own."""
     named = program.named_parameters()
     return next((n for n, p in named if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)), None)
-
-
-def _itself(thing: Any) -> Any:
-    return thing
 
 
 def is_library(module: str) -> bool:
@@ -364,15 +380,14 @@ def _followed(scope: Mapping[str, Any], root: str, path: list[str]) -> Any:
     return value
 
 
-def _closures(codes: Mapping[Code, dict[str, Any]]) -> Iterable[_Named]:
-    closed = [code for code in codes if set(code.co_freevars) - {"__class__"}]
-    if not closed:
-        return
-    for function in gc.get_referrers(*closed):
-        if isinstance(function, types.FunctionType) and function.__code__ in codes:
-            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-                if name != "__class__":
-                    yield f"{name} of {function.__qualname__}", partial(_content, cell)
+def _closures(codes: Mapping[Code, dict[str, Any]], functions: list[Function]) -> Iterable[_Named]:
+    missing = {code for code in codes if set(code.co_freevars) - {"__class__"}} - {f.__code__ for f in functions}
+    if missing:  # generators, say: all that Python holds is searched for them
+        functions += [f for f in gc.get_referrers(*missing) if isinstance(f, Function) and f.__code__ in missing]
+    for function in functions:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if name != "__class__":
+                yield f"{name} of {function.__qualname__}", partial(_content, cell)
 
 
 def _content(cell: types.CellType) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -23,6 +24,14 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 # Python's own handler.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What is made while tests are imported and listed is not garbage: looking for some takes half of that time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again."""
+    gc.enable()
 
 
 def global_state() -> dict[str, Any]:
@@ -69,6 +78,20 @@ def pyro_store_put_back() -> Iterator[None]:
     """For tests that run Pyro's own SVI, which writes to the store of parameters."""
     with pyro.get_param_store().scope():
         yield
+
+
+@pytest.fixture
+def coarse_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with coarse plots and few simulations: the time of a page is that of its pictures."""
+    from pyro_vae.analysis.report import checks, latent, page
+
+    for owner, name, value in (
+        (page, "SHARP", 20),
+        (checks, "SIMULATIONS", 20),
+        (checks, "RANKED", 9),
+        (latent, "MANIFOLD", 3),
+    ):
+        monkeypatch.setattr(owner, name, value)
 
 
 @pytest.fixture

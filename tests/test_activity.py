@@ -51,7 +51,7 @@ def rows(count: int) -> Tensor:
     return torch.rand(count, 4, generator=generator(3)).round()
 
 
-@pytest.mark.parametrize("num_rows", [40, 500])
+@pytest.mark.parametrize("num_rows", [40, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_a_guide_that_ignores_x_has_no_active_unit(posterior: str, num_rows: int) -> None:
     """The mean of 64 draws alone varies by 0.016 where z has unit variance: every unit of a flow was active once."""

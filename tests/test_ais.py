@@ -63,8 +63,15 @@ def standard_error(result: Any, exact: Tensor) -> float:
     return float((result.log_likelihood - result.bias - exact).mean()) / result.nll_mc_se
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-@pytest.mark.parametrize("schedule", ["sigmoidal", "linear"])
+@pytest.mark.parametrize(
+    ("schedule", "start"),
+    [
+        ("sigmoidal", "prior"),
+        ("linear", "guide"),
+        pytest.param("sigmoidal", "guide", marks=pytest.mark.slow),
+        pytest.param("linear", "prior", marks=pytest.mark.slow),
+    ],
+)
 def test_agrees_with_the_exact_value(start: Any, schedule: str) -> None:
     program = LinearGaussian(6, 3)
     x = pv.sample(program, 40, seed=1)
@@ -198,8 +205,16 @@ class TwoSites(nn.Module):
             pyro.sample("below", dist.Uniform(torch.zeros_like(top), top))
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-@pytest.mark.parametrize("program", [GammaPoisson(), DirichletMultinomial()], ids=["positive", "simplex"])
+@pytest.mark.parametrize(
+    ("program", "start"),
+    [
+        (GammaPoisson(), "guide"),
+        (DirichletMultinomial(), "prior"),
+        pytest.param(GammaPoisson(), "prior", marks=pytest.mark.slow),
+        pytest.param(DirichletMultinomial(), "guide", marks=pytest.mark.slow),
+    ],
+    ids=["positive-guide", "simplex-prior", "positive-prior", "simplex-guide"],
+)
 def test_constrained_latents(program: Any, start: Any) -> None:
     rows = [[2, 0, 1, 3], [5, 4, 6, 5], [0, 0, 0, 0]] if isinstance(program, GammaPoisson) else [[4, 4, 4], [12, 0, 0]]
     x = torch.tensor(rows * 8).double()
@@ -323,7 +338,7 @@ class Memory:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("stop_after", [7, 40, 70])
+@pytest.mark.parametrize("stop_after", [40, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (7, 70))])
 def test_interrupted_work_goes_on_to_the_same_bits(stop_after: int) -> None:
     program = LinearGaussian(6, 3)
     x = pv.sample(program, 8, seed=1)

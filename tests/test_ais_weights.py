@@ -28,8 +28,15 @@ def excess(program: Any, x: Tensor, exact: Tensor, **how: Any) -> tuple[float, f
     return float((mean - 1).mean()) / whole, whole, float(stats.chi2.sf(chi2, len(x)))
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-@pytest.mark.parametrize("num_distributions", [5, 20])
+@pytest.mark.parametrize(
+    ("num_distributions", "start"),
+    [
+        (5, "guide"),
+        (20, "prior"),
+        pytest.param(5, "prior", marks=pytest.mark.slow),
+        pytest.param(20, "guide", marks=pytest.mark.slow),
+    ],
+)
 def test_weights_average_to_the_likelihood(start: Any, num_distributions: int) -> None:
     """E[w] = p(x), at |z| < 4 a false alarm of 0.006 %, and image by image at 0.01 %.
 
@@ -46,6 +53,7 @@ def test_weights_average_to_the_likelihood(start: Any, num_distributions: int) -
     assert chi2 > 1e-4
 
 
+@pytest.mark.slow
 def test_momenta_that_repeat_the_start_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The seeds of version 0.1, put back: the momenta of the first transition are the numbers that made the start."""
     program = LinearGaussian(10, 8, noise=4.0)

@@ -274,13 +274,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")  # few draws
 def test_the_posterior_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = trained / "p.nc"
-    few = ["--images", "3", "--samples", "30", "--quiet"]
-    assert command(["posterior", str(trained), *few, "--mcmc", "nuts", "--warmup", "30", "--out", str(out)]) == 0
+    few = ["--images", "3", "--samples", "15", "--quiet"]
+    assert command(["posterior", str(trained), *few, "--mcmc", "nuts", "--warmup", "15", "--out", str(out)]) == 0
     assert "R-hat below 1.01" in capsys.readouterr().out
     with xr.open_datatree(out, engine="h5netcdf") as tree:
         assert tree.attrs["run"] == str(trained)
         assert tree.attrs["source"] == "nuts"
-        assert tree.posterior["z"].shape == (4, 30, 3, 4)
+        assert tree.posterior["z"].shape == (4, 15, 3, 4)
         assert tree.constant_data["label"].shape == (3,)
         assert tree.observed_data["x"].dims == ("image", "channel", "row", "column")
     assert command(["posterior", str(trained), *few, "--source", "psis"]) == 0

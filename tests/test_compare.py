@@ -113,11 +113,11 @@ def test_compare_refuses(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["ais", "bdmc"])
+@pytest.mark.parametrize("method", [pytest.param("ais", marks=pytest.mark.slow), "bdmc"])  # of which ais is a part
 def test_evaluate_by_annealing(runs: list[Path], method: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(runs[0])
     capsys.readouterr()
-    how = ["--limit", "6", "--chains", "8", "--distributions", "100", "--leapfrog", "5", *CPU]
+    how = ["--limit", "6", "--chains", "8", "--distributions", "50", "--leapfrog", "5", *CPU]
     assert command(["evaluate", run, "--method", method, "--json", *how]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert command(["evaluate", run, "--samples", "2000", "--limit", "6", "--json", *CPU]) == 0

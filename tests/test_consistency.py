@@ -40,7 +40,14 @@ def bounds(repetitions: int, data: int, chains: int, spread: float) -> tuple[Ten
 
 
 @pytest.mark.parametrize(
-    ("data", "chains", "spread"), [(20, 4, 0.1), (20, 16, 1.0), (20, 4, 2.0), (200, 16, 0.02), (200, 2, 1.0)]
+    ("data", "chains", "spread"),
+    [
+        (20, 4, 2.0),
+        *(
+            pytest.param(*how, marks=pytest.mark.slow)
+            for how in ((20, 4, 0.1), (20, 16, 1.0), (200, 16, 0.02), (200, 2, 1.0))
+        ),
+    ],
 )
 def test_sound_bounds_are_rarely_called_crossed(data: int, chains: int, spread: float, record_property: Any) -> None:
     """4,000 results each, at a level of 1 % in place of 1e-4: not more than 1 % are, tested at 1e-4."""

@@ -139,6 +139,7 @@ def holes() -> np.ndarray:
     return x
 
 
+@pytest.mark.usefixtures("coarse_pages")
 def test_missing_values_that_the_program_handles_pass_in_every_split(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=holes(), y=np.random.default_rng(2).standard_normal((60, 2)))
     (tmp_path / "own.py").write_text(
@@ -193,6 +194,7 @@ def test_a_run_of_before_finds_its_rows_in_a_file_of_float64(tmp_path: Path) -> 
     assert run.load_data(str(tmp_path)).train.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("coarse_pages")
 @pytest.mark.parametrize("kind", ["tensor", "dataset", "data", "xy"])
 def test_runs_on_data_in_memory_are_evaluated_and_reported_afterwards(kind: str, tmp_path: Path) -> None:
     x = torch.from_numpy(X)
@@ -201,12 +203,12 @@ def test_runs_on_data_in_memory_are_evaluated_and_reported_afterwards(kind: str,
     run = pv.fit(ppca((4,)), data, **QUICK, out=tmp_path / "run")
     found, _ = pv.evaluate(run.program, run.load_data(), num_samples=300)
     assert found["num_data"] == (10 if kind == "data" else 60)
-    assert pv.report(run, limit=10, num_samples=20).is_file()
     loaded = pv.load(tmp_path / "run")
     assert pv.report(loaded, data=data, limit=10, num_samples=20).is_file()
     assert pv.evaluate(loaded.program, data, num_samples=300)[0]["nll"] == found["nll"]
-    assert command(["sample", str(tmp_path / "run")]) == 0
-    assert command(["report", str(tmp_path / "run")]) == 0
+    if kind == "tensor":
+        assert command(["sample", str(tmp_path / "run")]) == 0
+        assert command(["report", str(tmp_path / "run"), "--limit", "10", "--samples", "20"]) == 0
     assert command(["evaluate", str(tmp_path / "run")]) == 2
     with pytest.raises(UserError, match=r"have no path: hand them over in Python"):
         loaded.load_data()

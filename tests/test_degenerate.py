@@ -142,6 +142,7 @@ def test_a_latent_that_only_a_mark_would_sum_out() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
+@pytest.mark.usefixtures("coarse_pages")
 def test_train_evaluate_and_report_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     train = ["train", "digits", "--model", "mlp", "--decoder", "mlp:hidden=[16]", "--encoder", "mlp:hidden=[16]"]

@@ -173,7 +173,7 @@ INDEPENDENT = {
 }
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 6])
+@pytest.mark.parametrize("n", [2, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 @pytest.mark.parametrize("kind", MIXED)
 def test_rows_and_draws_that_depend_on_each_other_are_refused(kind: str, n: int) -> None:
     BATCH_STATISTICS.eval()

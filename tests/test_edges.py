@@ -92,7 +92,8 @@ def evidence(a: float, x: Tensor) -> Tensor:
     return torch.from_numpy(scipy.special.logsumexp(joint, -1) + math.log(u[1] - u[0])).sum(-1)
 
 
-@pytest.mark.parametrize("start", [pytest.param("prior", marks=pytest.mark.slow), "guide"])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["prior", "guide"])
 def test_annealing_is_unbiased_where_priors_are_u_shaped(start: Any, record_property: Any) -> None:
     """E[w] = p(x), x where the edge is, at a false-alarm rate of 1e-4; errors are 0.009 from the guide and 0.012 from the prior.
 
@@ -141,6 +142,7 @@ def test_a_program_that_cannot_be_float64_is_run_as_it_is_and_its_edge_is_told()
     assert torch.isfinite(result.log_likelihood).all()
 
 
+@pytest.mark.slow
 def test_chains_near_an_edge_have_the_posterior(record_property: Any) -> None:
     """The share of draws above 1/2 and above 1 - 1e-6 against quadrature, by the spread of 32 chains, at 1e-4 for both."""
     program, x = Edges(beta(0.3)), torch.full((1, 1), 0.8)

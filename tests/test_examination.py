@@ -134,7 +134,7 @@ class Batched(Coupling):
             pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
 
-@pytest.mark.parametrize("most", [17, 20, 100, 200])
+@pytest.mark.parametrize("most", [17, 200, *(pytest.param(most, marks=pytest.mark.slow) for most in (20, 100))])
 @pytest.mark.parametrize("part", ["guide", "model"])
 def test_what_couples_many_rows_is_found_where_so_many_come(part: str, most: int) -> None:
     program, x = Batched(most, part), X.repeat(15, 1)[: most + 1]

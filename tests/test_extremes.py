@@ -89,7 +89,11 @@ def of_scale(program: Any, part: str, scale: float) -> Any:
     return program
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(shape, marks=[] if name == "images" else pytest.mark.slow) for name, shape in SHAPES.items()],
+    ids=SHAPES,
+)
 @pytest.mark.parametrize("likelihood", registry.names("likelihoods"))
 def test_data(likelihood: str, shape: tuple[int, ...]) -> None:
     kind: Any = registry.get("likelihoods", likelihood).data  # type: ignore[attr-defined]
@@ -114,7 +118,9 @@ def test_parameters_of_a_likelihood(likelihood: str, scale: float) -> None:
             require_finite_or_named(f"likelihood {likelihood} with parameters of {scale:g}, {name}", make, data[name])
 
 
-@pytest.mark.parametrize("name", ["all 0", "all 1", "constant", "1e-30", "1e30"])
+@pytest.mark.parametrize(
+    "name", ["all 0", "1e30", *(pytest.param(name, marks=pytest.mark.slow) for name in ("all 1", "constant", "1e-30"))]
+)
 @pytest.mark.parametrize("posterior", registry.names("posteriors"))
 def test_data_under_a_posterior(posterior: str, name: str) -> None:
     make = lambda: small((1, 4, 4), posterior=posterior, prior=partner(posterior), likelihood="normal")  # noqa: E731

@@ -46,7 +46,14 @@ def sets(result: LogLikelihood) -> list[LogLikelihood]:
 
 
 @pytest.mark.parametrize("seeds", [(1, 2), (0, 0)])
-@pytest.mark.parametrize(("num_samples", "widths"), [(25, (1.1, 1.3)), (100, (1.2, 1.5)), (100, (1.0, 1.4))])
+@pytest.mark.parametrize(
+    ("num_samples", "widths"),
+    [
+        (25, (1.1, 1.3)),
+        pytest.param(100, (1.2, 1.5), marks=pytest.mark.slow),
+        pytest.param(100, (1.0, 1.4), marks=pytest.mark.slow),
+    ],
+)
 def test_one_model_is_told_from_itself_as_often_as_is_said(
     num_samples: int, widths: tuple[float, float], seeds: tuple[int, int]
 ) -> None:

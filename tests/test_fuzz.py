@@ -89,7 +89,7 @@ def lay(ground: Path) -> Iterator[Callable[[], Path]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@cases(60, 700)
+@cases(30, 700)
 def test_specs(number: int, ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model or a guide in TOML: of the right words in the wrong places, of sizes that nobody has, or of any bytes."""
     monkeypatch.setattr(memory, "available", lambda: MEMORY)
@@ -150,7 +150,7 @@ broken_runs = st.one_of(
 )
 
 
-@cases(60, 800)
+@cases(25, 800)
 def test_runs(number: int, ground: Path, lay: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run directory with one file broken, replaced or forged: loaded, sampled from, and trained on."""
     monkeypatch.setattr(memory, "available", lambda: MEMORY)
@@ -208,7 +208,7 @@ def bomb() -> bytes:
     return buffer.getvalue()
 
 
-@cases(60, 500)
+@cases(30, 500)
 def test_arrays(number: int, ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An array of the user's own: of any dtype and shape, damaged, pickled, or declaring more than there is."""
     monkeypatch.setattr(memory, "available", lambda: MEMORY)

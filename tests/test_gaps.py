@@ -139,7 +139,7 @@ def linear_guide(posterior: str, widened: float) -> tuple[Any, Tensor, float, fl
 
 
 @untrained
-@pytest.mark.parametrize("posterior", ["diagonal-normal", "full-rank-normal"])
+@pytest.mark.parametrize("posterior", [pytest.param("diagonal-normal", marks=pytest.mark.slow), "full-rank-normal"])
 def test_both_gaps_of_a_guide_whose_features_do_not_span_its_family(posterior: str) -> None:
     """The shipped guide linear: its features are x, which move no scale of the exact posterior.
 
@@ -218,7 +218,9 @@ class PartlyMasked(nn.Module):
             self.b(x, dist.LogNormal(x.new_full((3,), 0.5), 1.0).expand([len(x), 3]))
 
 
-@pytest.mark.parametrize("how", ["row", "element", "distribution"])
+@pytest.mark.parametrize(
+    "how", ["element", *(pytest.param(h, marks=pytest.mark.slow) for h in ("row", "distribution"))]
+)
 def test_what_is_masked_is_no_part_of_the_optimum(how: str) -> None:
     """b is not observed: the best ELBO is log p(x). Its entropy, counted where it is masked, put 1.7 nats on top."""
     program = PartlyMasked(how)

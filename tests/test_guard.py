@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pyro_vae.guard import Guard
 from pyro_vae.seeding import seeded
 
 RATE = 1.0
+COLLECTED = 0
 TABLE = {"rate": [1.0, 2.0]}
 
 
@@ -179,6 +181,48 @@ def test_a_function_that_changes_its_own_numbers_is_told() -> None:
     steady = Whole()
     first, second = watched(steady), watched(steady)
     assert second.differs(first) is None
+
+
+def test_closures_are_those_of_the_functions_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found without a search of all that Python holds, which takes a tenth of a second beside large libraries."""
+    searches: list[Any] = []
+    search = gc.get_referrers
+    monkeypatch.setattr(gc, "get_referrers", lambda *codes: searches.append(codes) or search(*codes))
+    program, (_, put) = Whole(), closed_over(1.0)
+    guard = watched(program)
+    put(2.0)  # of a function with the same code
+    assert guard.changed() is None
+    assert searches == []
+
+    def numbers() -> Iterator[float]:
+        yield program.part.function()
+        yield 1.0
+
+    program.part.activation = lambda x: x * next(numbers())  # whose frame does not end
+    guard = watched(program)
+    assert len(searches) == 1
+    program = Whole()
+    assert "program of" in str(guard.changed())
+
+
+def test_what_the_garbage_collector_calls_is_not_read() -> None:
+    """Hypothesis, say, counts in its globals how long collections take."""
+
+    def counting(phase: str, info: dict[str, Any]) -> None:
+        globals()["COLLECTED"] = COLLECTED + 1
+
+    program, often = Whole(), gc.get_threshold()
+    gc.callbacks.append(counting)
+    gc.set_threshold(1)
+    try:
+        guard = watched(program)
+        assert gc.isenabled()
+        gc.collect()
+        assert COLLECTED > 0
+        assert guard.changed() is None
+    finally:
+        gc.set_threshold(*often)
+        gc.callbacks.remove(counting)
 
 
 def test_modules_and_profiles_are_as_they_were() -> None:

@@ -54,7 +54,7 @@ def check(shift: int) -> None:
     assert torch.allclose(capture(layers(shift), tuple(args))(*args), layers(shift)(*args), atol=1e-5)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_kernels_share_a_library_for_each_process_of_the_compiler(cache: Path, threads: int) -> None:
     from torch._inductor import config
 
@@ -63,12 +63,14 @@ def test_kernels_share_a_library_for_each_process_of_the_compiler(cache: Path, t
     assert len(libraries(cache)) == threads
 
 
+@pytest.mark.slow
 def test_kernels_that_cannot_share_one_are_compiled_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor._Kernels, "fits", staticmethod(lambda source: False))
     check(3)
     assert len(libraries(cache)) == 4
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_alone_where_it_fails_together(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor, "BINDING", ("there_is_no_such_header.h",))
     check(4)

@@ -202,6 +202,7 @@ def old_streams(name: str, *parts: int, device: str = "cpu") -> torch.Generator:
     return generator(name, *parts, device=device)
 
 
+@pytest.mark.slow
 def test_annealing_with_the_old_seeds_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """E[w] / p(x) is then about 1.03 here, found with a thirteenth of the table's chains; the short form has today's seeds."""
     monkeypatch.setattr(anneal, "generator", old_streams)

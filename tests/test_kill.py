@@ -51,9 +51,9 @@ LEAST = 3 * CALLS + EVERY * EPOCHS  # rows, the start and the spec come first
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run left alone, by a new interpreter."""
+    """A run left alone."""
     path = tmp_path_factory.mktemp("kill") / "alone"
-    status, _, err = commands.run_afresh(*TRAIN, "--out", str(path))
+    status, _, err = commands.run(*TRAIN, "--out", str(path))
     assert status == 0, err
     return path
 
@@ -107,7 +107,11 @@ def check(path: Path, alone: Path, moment: tuple[str, int, float], *options: str
 
 @pytest.mark.parametrize(
     "moment",
-    [("time", 3, 0.05), ("time", 0, 0.0), ("write", CALLS + 2, 0.0), ("write", 3 * CALLS + 3 * EVERY + 4, 0.0)],
+    [
+        ("time", 3, 0.05),
+        ("write", 3 * CALLS + 3 * EVERY + 4, 0.0),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in (("time", 0, 0.0), ("write", CALLS + 2, 0.0))),
+    ],
     ids=str,
 )
 def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, alone: Path, moment: tuple[str, int, float]) -> None:
@@ -118,6 +122,13 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, alone: Path, moment: tu
 @pytest.mark.parametrize("moment", moments(20, seed=7), ids=str)
 def test_twenty_moments(tmp_path: Path, alone: Path, moment: tuple[str, int, float]) -> None:
     check(tmp_path / "run", alone, moment)
+
+
+@pytest.mark.slow
+def test_a_new_interpreter_trains_to_the_same_bits(tmp_path: Path, alone: Path) -> None:
+    status, _, err = commands.run_afresh(*TRAIN, "--out", str(tmp_path / "run"))
+    assert status == 0, err
+    commands.require_same(tmp_path / "run", alone)
 
 
 @pytest.mark.slow

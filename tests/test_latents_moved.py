@@ -58,8 +58,15 @@ GUIDES: dict[Any, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-@pytest.mark.parametrize("prior", [normals, gammas])
+@pytest.mark.parametrize(
+    ("prior", "start"),
+    [
+        (normals, "prior"),
+        (gammas, "guide"),
+        pytest.param(normals, "guide", marks=pytest.mark.slow),
+        pytest.param(gammas, "prior", marks=pytest.mark.slow),
+    ],
+)
 def test_annealing_takes_mixtures(prior: Any, start: Any) -> None:
     """To 4 standard errors of each datum: a false alarm in 1,000 of eight."""
     program = OneLatent(GUIDES[prior], prior)
@@ -70,7 +77,7 @@ def test_annealing_takes_mixtures(prior: Any, start: Any) -> None:
     assert float(off.abs().max()) < 4
 
 
-@pytest.mark.parametrize("prior", [normals, gammas, anything])
+@pytest.mark.parametrize("prior", [normals, pytest.param(gammas, marks=pytest.mark.slow), anything])
 def test_chains_take_mixtures_and_improper_priors(prior: Any) -> None:
     program = OneLatent(GUIDES[prior], prior)
     drawn = sample_chains(program, X, num_samples=400, num_warmup=200).latents["z"]

@@ -43,7 +43,7 @@ class Independent(nn.Module):
             pyro.sample("heavy", dist.Normal(x.new_zeros(1, 2), 0.5).to_event(2))
 
 
-@pytest.mark.parametrize("kernel", ["nuts", "hmc"])
+@pytest.mark.parametrize("kernel", [pytest.param("nuts", marks=pytest.mark.slow), "hmc"])
 def test_the_density_is_left_alone_on_constrained_and_heavy_tailed_latents(kernel: str, record_property: Any) -> None:
     x = torch.zeros(8, 3, dtype=torch.float64)
     chains = sample_chains(Independent().double(), x, kernel=kernel, num_samples=300, num_warmup=120)
@@ -124,12 +124,12 @@ def test_chains_start_twice_as_far_from_the_guides_mean_as_its_draws_and_at_the_
     np.testing.assert_allclose(scale.mean(0), covariance.diagonal().sqrt(), rtol=0.05)
 
 
-def test_the_acceptance_comes_to_its_target() -> None:
+@pytest.mark.parametrize("target", [pytest.param(0.6, marks=pytest.mark.slow), 0.9])
+def test_the_acceptance_comes_to_its_target(target: float) -> None:
     # Averaged step sizes are a little too small, as in Stan: the acceptance lies above its target.
     program, x = conjugate.LinearGaussian(diagonal=True), conjugate.data()
-    for target in (0.6, 0.9):
-        chains = sample_chains(program, x, num_samples=100, num_warmup=200, target_accept=target)
-        assert -0.05 < chains.statistics["acceptance_rate"].mean() - target < 0.2
+    chains = sample_chains(program, x, num_samples=100, num_warmup=200, target_accept=target)
+    assert -0.05 < chains.statistics["acceptance_rate"].mean() - target < 0.2
 
 
 def test_dual_averaging_waits_until_as_many_trajectories_have_ended_as_there_are_chains() -> None:

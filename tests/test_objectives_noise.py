@@ -113,11 +113,15 @@ def test_a_step_counts_its_batch_once_and_reads_nothing_to_the_host(name: str) -
     assert True not in SCORED_IN
 
 
-@pytest.mark.parametrize(("name", "like", "options"), [("stl", "elbo", {}), ("dreg", "iwae", {"num_particles": 4})])
+@pytest.mark.parametrize(
+    ("name", "like", "options"),
+    [("stl", "elbo", {}), pytest.param("dreg", "iwae", {"num_particles": 4}, marks=pytest.mark.slow)],
+)
 def test_path_gradients_under_dropout_have_the_expectation_of_the_bounds(name: str, like: str, options: Any) -> None:
+    """At 400 draws a guide scored under another mask than drew is 21 standard errors off, and what is right is one."""
     program, x = noisy(batch_norm=False), rows()
-    a, _ = gradients(objective(name, **options), program, x, 0, draws=1000)
-    b, _ = gradients(objective(like, **options), program, x, 1, draws=1000)
+    a, _ = gradients(objective(name, **options), program, x, 0, draws=400)
+    b, _ = gradients(objective(like, **options), program, x, 1, draws=400)
     assert same_mean(a, b)
 
 

@@ -76,8 +76,9 @@ def pixels(ax):
     return np.asarray(ax.get_images()[0].get_array())
 
 
-@pytest.mark.parametrize("shape", [(7, 5, 6), (7, 1, 5, 6), (7, 3, 5, 6)])
-@pytest.mark.parametrize("ncols", [None, 1, 3, 50])
+@pytest.mark.parametrize(
+    ("shape", "ncols"), [((7, 5, 6), None), ((7, 1, 5, 6), 1), ((7, 3, 5, 6), 3), ((7, 3, 5, 6), 50)]
+)
 def test_image_grid_shows_each_pixel_as_it_is(shape, ncols):
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     shown = pixels(pictures.image_grid(images, ncols)).reshape(-1, 3)

@@ -57,8 +57,15 @@ FUNCTIONS: dict[str, Callable[[pv.Run], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("ending", PICTURES)
+# What is drawn is one figure whatever it is saved as: every function in one format, one function in all of them.
+DRAWN = [
+    pytest.param(ending, name, marks=[] if ending == ".png" or name == "samples" else pytest.mark.slow)
+    for ending in PICTURES
+    for name in FUNCTIONS
+]
+
+
+@pytest.mark.parametrize(("ending", "name"), DRAWN)
 def test_a_picture_is_the_same_whatever_matplotlib_was_told(
     name: str, ending: str, trained: pv.Run, tmp_path: Path
 ) -> None:
@@ -145,6 +152,7 @@ def test_a_run_that_can_only_be_read_is_evaluated_and_told_of(
     assert f"not saved: {run} can only be read" in said.err
 
 
+@pytest.mark.usefixtures("coarse_pages")
 def test_a_run_stays_where_it_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(40, 3, generator=generator("test of places"))
     how: dict[str, Any] = {"compile": "off", "device": "cpu", "out": "run"}

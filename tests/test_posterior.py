@@ -241,7 +241,7 @@ def _figures() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_figures")
-@pytest.mark.parametrize("source", ["guide", "psis", "nuts"])
+@pytest.mark.parametrize("source", [*(pytest.param(s, marks=pytest.mark.slow) for s in ("guide", "psis")), "nuts"])
 def test_arviz_takes_the_tree_as_it_is(source: str) -> None:
     options = {"num_warmup": 50} if source == "nuts" else {}
     exported = pv.posterior(
@@ -296,7 +296,7 @@ def test_predictive_checks_see_what_the_model_cannot_make() -> None:
         predictive_check(pv.posterior(conjugate.LinearGaussian(), outlier, num_samples=5, predictive="mean"))
 
 
-@pytest.mark.parametrize("source", ["guide", "psis", "nuts"])
+@pytest.mark.parametrize("source", ["guide", "psis", pytest.param("nuts", marks=pytest.mark.slow)])
 def test_loo_of_the_marginal_is_the_sum_of_log_p(source: str) -> None:
     """Of log p(x | z), whose latents are each image's own, it is not; and none of the two is taken unasked."""
     program, x = conjugate.LinearGaussian(scale=1.2), conjugate.data(30)

@@ -298,7 +298,7 @@ def require_training(d: Declared, x: Tensor, y: Tensor | None, steps: int, batch
             close(now[name], value, d)
 
 
-@pytest.mark.parametrize("number", [50, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [25, pytest.param(500, marks=pytest.mark.slow)])
 def test_programs(number: int) -> None:
     @settings(
         max_examples=number, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import pyro_vae as pv
-from pyro_vae.analysis.report import checks, latent, page
+from pyro_vae.analysis.report import page
 from pyro_vae.analysis.report.likelihood import saved
 from pyro_vae.analysis.report.of_runs import differences
 from pyro_vae.analysis.report.subject import Subject
@@ -90,13 +90,7 @@ def read(path: Path) -> Page:
     return found
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Coarse plots and few simulations: the time of a page is that of its pictures."""
-    monkeypatch.setattr(page, "SHARP", 20)
-    monkeypatch.setattr(checks, "SIMULATIONS", 20)
-    monkeypatch.setattr(checks, "RANKED", 9)
-    monkeypatch.setattr(latent, "MANIFOLD", 3)
+pytestmark = pytest.mark.usefixtures("coarse_pages")
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +172,11 @@ KINDS: dict[str, tuple[Any, set[str], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Images on a plane, exact sums over bits, data without pictures: of the others each is between two of these.
+FAST = {"images", "bits", "cubes", "conditional"}
+
+
+@pytest.mark.parametrize("kind", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def test_every_kind_of_data_and_program_has_its_page(kind: str, folder: Path, tmp_path: Path) -> None:
     make, there, absent = KINDS[kind]
     data, program = make(folder)

@@ -58,7 +58,7 @@ def test_nothing_in_a_run_is_a_pickle(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")  # guides hardly trained
 @pytest.mark.parametrize("model", ["mlp", "mixture", "ppca", "frey"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_a_loaded_run_gives_the_same_numbers_to_the_bit(model: str, dtype: torch.dtype, tmp_path: Path) -> None:
     binary = model in ("mlp", "mixture")
     data = digits() if binary else pv.load_data("digits", dequantization="uniform")

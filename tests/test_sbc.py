@@ -28,6 +28,7 @@ def test_an_exact_guide_passes_and_one_with_a_wrong_scale_is_found(record_proper
         assert float(wrong.chi2_p_value.max()) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_level_is_what_is_stated() -> None:
     # 60 exact guides, each family-wise p-value times ten: fewer than 10 % below 0.1, but for a chance of 1e-3
     p = [sbc(conjugate.LinearGaussian(), 100, seed=seed).family_p_value for seed in range(60)]

@@ -168,6 +168,7 @@ def test_the_stated_noise_is_that_of_the_draws(tmp_path: Path) -> None:
         assert 0.38 < stated / float(np.std(values)) < 1.73
 
 
+@pytest.mark.usefixtures("coarse_pages")
 def test_output_metrics_and_report_say_which_epoch_was_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     noise(tmp_path)
     out = tmp_path / "run"

@@ -63,7 +63,7 @@ def scaled(per_column: bool, d: int = 6) -> Tensor:
 
 
 @pytest.mark.parametrize("name", REAL)
-@pytest.mark.parametrize("scale", ["shared", "per-pixel", "decoder"])
+@pytest.mark.parametrize("scale", ["shared", "per-pixel", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_another_unit_adds_its_logarithm_and_changes_nothing_else(name: str, scale: str) -> None:
     """log p(a x + b) = log p(x) - sum_d log a_d, after the same training."""
     options = small("likelihoods", name)

@@ -266,7 +266,7 @@ def _require_possible(objective: Any, chosen: Settings, size: int, batch: int, e
     memory.require(4 * rows * math.prod(event_shape), f"a step of {rows:,} images times particles")
 
 
-def _objective(settings: Settings, given: Any) -> Any:
+def _objective(settings: Settings, given: Any = None) -> Any:
     block = settings.objective
     if block.name == FUNCTION:
         if not callable(given):
