@@ -237,3 +237,130 @@ def test_scales_masks_and_more_particles() -> None:
             torch.manual_seed(0)
             losses.append(ELBO(num_particles=50)(program, x)[0])
     assert float((2 * losses[0] - losses[1]).abs()) < 1e-9
+
+
+class Plates(nn.Module):
+    """Rows at dim -2 of a plate of three places, in which elements are missing; a column is called as the plate of rows is."""
+
+    def model(self, x: Record) -> None:
+        """p(z) prod_k N(value_k; z + data, 1), data a covariate."""
+        with pyro.plate("rows", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1, dtype=torch.float64), 1.0))
+            with pyro.plate("data", 3, dim=-1):
+                pyro.sample("value", dist.Normal(z + x["data"][:, None], 1.0), obs=x["value"])
+
+    def guide(self, x: Record) -> None:
+        """q(z | what is present), exact but for its width."""
+        known = x.present["value"].to(torch.float64)
+        count = known.sum(1, keepdim=True)
+        mean = ((x["value"] - x["data"][:, None]) * known).sum(1, keepdim=True) / (1 + count)
+        with pyro.plate("rows", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(mean, 1.2 / (1 + count).sqrt()))
+
+
+def test_elements_in_plates_inside_the_rows_and_a_column_called_as_a_plate() -> None:
+    """log p of what is present in closed form, by importance weights and by annealing."""
+    random = torch.Generator().manual_seed(0)
+    value = torch.randn(12, 3, generator=random, dtype=torch.float64)
+    age = torch.randn(12, generator=random, dtype=torch.float64)
+    known = torch.rand(12, 3, generator=random) < 0.7
+    record = Record({"value": value, "data": age}, {"value": known})
+    truth = []
+    for row in range(12):
+        at = known[row].nonzero()[:, 0]
+        covariance = torch.eye(len(at), dtype=torch.float64) + 1
+        law = dist.MultivariateNormal(age[row].expand(len(at)), covariance) if len(at) else None
+        truth.append(torch.zeros((), dtype=torch.float64) if law is None else law.log_prob(value[row, at]))
+    found = pv.log_likelihood(Plates(), record, num_samples=1000)
+    assert z_scores(found, torch.stack(truth)) < 4.5
+    annealed = pv.annealed_log_likelihood(Plates(), record, num_distributions=50, num_chains=64)
+    assert z_scores(annealed, torch.stack(truth)) < 4.5
+
+
+def test_a_program_that_changes_is_looked_at_anew() -> None:
+    """The guide has a site for a column, then not, then has it again: log p is right each time."""
+    program = JointGaussian(draws=False)
+    record, values, known = gaussian_data(program, 30)
+    for draws in (True, False, True):
+        program.draws = draws
+        assert z_scores(pv.log_likelihood(program, record, num_samples=400), program.log_prob(values, known)) < 4.5
+
+
+class ReadsOne(nn.Module):
+    """Of twelve columns with gaps, the last is read by a site: seldom is it missing in the rows that are looked at."""
+
+    def model(self, x: Record) -> None:
+        """p(z) prod_k N(c_k; z, 1) N(d; c_11, 1)."""
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            value = [pyro.sample(f"c{k}", dist.Normal(z, 1.0), obs=x[f"c{k}"]) for k in range(12)]
+            pyro.sample("d", dist.Normal(value[-1], 1.0), obs=x["d"])
+
+    def guide(self, x: Record) -> None:
+        """q(z | what is present)."""
+        count = sum((x.present[f"c{k}"].to(torch.float64) for k in range(12)), torch.ones(len(x), dtype=torch.float64))
+        total = sum((x[f"c{k}"] for k in range(12)), torch.zeros(len(x), dtype=torch.float64))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(total / count, 1.3 / count.sqrt()))
+
+
+def test_what_is_read_is_found_in_whatever_rows_it_is_missing() -> None:
+    """log p in closed form where the column that is read is missing in one row of forty; annealing refuses by name."""
+    random = torch.Generator().manual_seed(0)
+    columns = {f"c{k}": torch.randn(40, generator=random, dtype=torch.float64) for k in range(12)}
+    columns["d"] = torch.randn(40, generator=random, dtype=torch.float64)
+    present = {f"c{k}": torch.rand(40, generator=random) < 0.6 for k in range(11)}
+    present["c11"] = torch.arange(40) != 37
+    record = Record(columns, present)
+    found = pv.log_likelihood(ReadsOne(), record, num_samples=2000)
+    names = [f"c{k}" for k in range(12)]
+    joint = torch.ones(13, 13, dtype=torch.float64) + torch.eye(13, dtype=torch.float64)
+    joint[12, 11] = joint[11, 12] = 2.0  # d = c_11 + noise
+    joint[12, 12] = 3.0
+    truth = []
+    for row in range(40):
+        at = [k for k, n in enumerate(names) if bool(record.present[n][row])] + [12]
+        value = torch.stack([columns[n][row] for n in [*names, "d"]])[at]
+        truth.append(
+            dist.MultivariateNormal(torch.zeros(len(at), dtype=torch.float64), joint[at][:, at]).log_prob(value)
+        )
+    assert z_scores(found, torch.stack(truth)) < 4.5
+    with pytest.raises(pv.UserError, match="read by later sites"):
+        pv.annealed_log_likelihood(ReadsOne(), record, num_distributions=20)
+
+
+def test_what_is_observed_is_not_scaled_as_a_latent() -> None:
+    """A beta of the KL weighs labels where they are drawn, and not where they are given."""
+    from record_programs import M2, m2_data
+
+    from pyro_vae.objectives.elbo import ELBO
+    from pyro_vae.programs.columns import packed
+    from pyro_vae.programs.contract import admit
+
+    whole = m2_data(6)
+    losses = []
+    for present in (torch.ones(6, dtype=torch.bool), torch.arange(6) < 6):
+        program = M2()
+        record = Record({"image": whole["image"], "label": whole["label"]}, {"label": present})
+        x = packed(
+            program, record, whole=len(losses) == 1
+        )  # given in every row, once as complete, once as it might be missing
+        admit(program, x)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            losses.append(ELBO(num_particles=4000, beta=3.0)(program, x)[0])
+    assert (
+        float((losses[0] - losses[1]).abs()) < 0.1
+    )  # other draws; unscaled labels differ by 2 E log p(label), some nats
+
+
+def test_results_of_subsets_print_and_compare() -> None:
+    """A conditional result has a summary, prints, and is compared with another of the same rows."""
+    program = JointGaussian()
+    record, _, _ = gaussian_data(program, 40)
+    a, b = (
+        pv.log_likelihood(p, record, of="a", given="b", num_samples=100) for p in (program, JointGaussian(wide=1.4))
+    )
+    assert "NLL" in str(a)
+    assert a.summary()["elbo"] is None
+    assert pv.compare(a, b).difference is not None

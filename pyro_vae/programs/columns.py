@@ -32,6 +32,7 @@ from pyro_vae.seeding import ONE_THREAD
 
 LAYOUTS = "_pyro_vae_layouts"  # in the __dict__ of a program
 AXES = 8  # of a packed record, one more for each further layout: (N, 1, ..., numbers)
+MOST = 40  # layouts of one program: torch has 64 axes
 TWIN = "_observed"
 ROOM = (constraints.real, constraints.boolean, constraints.nonnegative_integer)  # supports that hold 0
 
@@ -84,6 +85,15 @@ class Layout:
         parts = zip(self.columns, flat.split(sizes, 1), strict=True)
         return {c.name: part.reshape(len(x), *c.shape) for c, part in parts if c.name in self.sites}
 
+    def without(self, x: Tensor, names: list[str]) -> Tensor:
+        """The packed record with these columns missing in all rows."""
+        parts = [torch.full((torch.Size(c.shape).numel(),), c.name in names) for c in self.columns]
+        return torch.where(torch.cat(parts).to(x.device).reshape(x.shape[1:]), torch.nan, x)
+
+    def forget(self) -> None:
+        """Know nothing of what the program does with the columns."""
+        self.sites, self.guided, self.read, self.states = set(), set(), None, None
+
     def covariates(self, x: Tensor) -> Tensor:
         """Which numbers of a row are of no site ``(1, ..., numbers)``."""
         parts = [torch.full((torch.Size(c.shape).numel(),), c.name not in self.sites) for c in self.columns]
@@ -120,6 +130,11 @@ def packed(program: Any, record: Record, *, whole: bool = False) -> Tensor:
     with ONE_THREAD:
         layouts: list[Layout] = vars(program).setdefault(LAYOUTS, [])
         place = next((i for i, one in enumerate(layouts) if one.columns == tuple(columns)), len(layouts))
+        if place == MOST:
+            raise UserError(
+                f"the program was given records of {MOST} kinds (columns, shapes, dtypes, which may be missing), and has no room "
+                "for another: hand over copy.deepcopy(program), or give the columns in one order"
+            )
         if place == len(layouts):
             layouts.append(Layout(tuple(columns)))
     flat = torch.cat(parts, 1)
@@ -174,6 +189,7 @@ class Columns(Messenger):
         self.record = layout.unpacked(x)
         self.missing = {column.name: column.missing for column in layout.columns}
         self.given: dict[str, Tensor] = {}  # what the program itself wrote obs= of
+        self.scales: dict[str, Any] = {}  # of sites, as the program itself has them
         self.drawn: dict[str, Any] = {}  # of sites that stand in for themselves, what their infer= was
 
     def reading(self, part: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,8 +198,9 @@ class Columns(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
-        if name not in self.missing or msg["infer"].get("_deterministic"):
+        if name not in self.missing or msg["infer"].get("_deterministic") or _is_plate(msg):
             return
+        self.scales[name] = msg["scale"]
         if self.of_guide:
             if msg["is_observed"]:
                 return  # which is refused
@@ -213,7 +230,7 @@ class Columns(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
-        if name not in self.missing or msg["is_observed"]:
+        if name not in self.missing or msg["is_observed"] or _is_plate(msg):
             return
         if name in self.drawn:
             msg["infer"], msg["is_observed"] = self.drawn[name], True
@@ -242,7 +259,7 @@ class Columns(Messenger):
         """Let every site of the trace count where it is what it is: observed, drawn, or neither."""
         for name, missing in self.missing.items():
             site = traced.nodes.get(name)
-            if site is None or site["type"] != "sample":
+            if site is None or site["type"] != "sample" or _is_plate(site):
                 continue
             known = self.record.present[name]
             site["given"] = self.given.get(name)
@@ -258,7 +275,9 @@ class Columns(Messenger):
                 )
             else:
                 traced.nodes[name] = _counting(site, ~known)
-                traced.nodes[name + TWIN] = {**_counting(site, known), "is_observed": True, "name": name + TWIN}
+                # what is observed is no latent, and is not scaled as these are (a KL that warms up)
+                own = {"is_observed": True, "name": name + TWIN, "scale": self.scales[name]}
+                traced.nodes[name + TWIN] = {**_counting(site, known), **own}
 
 
 class Clamped(MaskedDistribution):
@@ -295,6 +314,10 @@ def elements(fn: Any) -> tuple[Any, int]:
             "axes: say by row what is missing, or write the elements as sites, or columns, of their own"
         )
     return inner, axes
+
+
+def _is_plate(site: Any) -> bool:
+    return type(site["fn"]).__name__ == "_Subsample"
 
 
 def _dtype(fn: Any, value: Tensor) -> torch.dtype:

@@ -95,6 +95,8 @@ def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int =
 
 
 def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int) -> Traces:
+    if (layout := layout_of(program, x)) is not None:
+        layout.forget()
     with seeded(derive_seed("contract"), x.device), evaluating(program):
         try:
             with guard.watching(), isolated(validate=is_validation_enabled()):
@@ -106,7 +108,7 @@ def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int)
         check_sites(program, traces, ROWS, x)
         check_latents(traces)
         check_shapes(traces, x)
-        if (layout := layout_of(program, x)) is not None:
+        if layout is not None:
             layout.states = traces.known[few_states] = few_states(traces)
         for traced in (traces.model, traces.guide):
             for site in traced.nodes.values():
@@ -239,7 +241,7 @@ class _Runs:
                 fns = [traced.nodes[observation(traced)]["fn"] for traced in (first, second)]
                 traces.known[MOVES] = moves_bounds(*fns)
                 if not differences("model", first, second, self.order, self.draws):
-                    self._look_for_readers(first, latents)
+                    self._look_for_readers(latents)
                     return
             except (ProgramError, RuntimeError, ValueError, IndexError):
                 pass  # other data that the program cannot be run on
@@ -250,15 +252,19 @@ class _Runs:
 
         check_reading(first, again, self.x, latents, self.kept)
         self._hold_rows("model", first, latents, mixed)
-        self._look_for_readers(first, latents)
+        self._look_for_readers(latents)
 
-    def _look_for_readers(self, first: Traced, latents: dict[str, Tensor]) -> None:
-        """Whether any site reads entries that are missing and that no guide draws."""
+    def _look_for_readers(self, latents: dict[str, Tensor]) -> None:
+        """Whether any site reads entries that may be missing and that no guide draws: all are made missing here."""
         if self.layout is None or self.layout.read or not (names := self.layout.left_out()):
             return
-        drawn = {n: v for n, v in latents.items() if n not in names}
-        second = self._run("model", self.x, self.y, drawn, DRAWS, "other missing entries")
-        self.layout.read = bool(differences("model", first, second, range(ROWS), range(DRAWS)))
+        drawn, x = {n: v for n, v in latents.items() if n not in names}, self.layout.without(self.x, names)
+
+        def again(stream: str) -> Traced:
+            with seeded(derive_seed("does a site read what is missing", stream), x.device):
+                return run(self.program.model, x, self.y, num_samples=DRAWS, at=_Points(drawn))
+
+        self.layout.read = bool(differences("model", again("once"), again("twice"), range(ROWS), range(DRAWS)))
 
     def _hold_conditioned(self, first: Traced, latents: dict[str, Tensor]) -> None:
         """What is conditioned on has the same density whatever latents and data are; else it is no log p(x | y) that is left."""
