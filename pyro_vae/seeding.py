@@ -44,7 +44,9 @@ def digest(*tensors: torch.Tensor | None) -> int:
     found = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
         if tensor is not None:
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            held = tensor.detach().cpu()
+            held = held + 0 if held.is_floating_point() else held  # -0 and 0 are one number
+            found.update(held.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return 2**64 + int.from_bytes(found.digest())
 
 

@@ -326,3 +326,13 @@ def test_sound_results_do_not_warn() -> None:
             options: dict[str, Any] = {"num_distributions": 10, "num_chains": 4, "num_leapfrog": 2}
             found.append(bidirectional(program, 20, seed=seed, **options).warnings)
     assert np.sum([len(f) > 0 for f in found]) <= scipy.stats.binom(350, FAMILY_LEVEL).ppf(1 - 1e-4)
+
+
+def test_an_infinite_divergence_speaks_for_no_fault() -> None:
+    """A guide a little wider than the prior: draws outside have KL +inf, and the rows without any are below 0 by selection."""
+    log_ratio = torch.full((400, 50), -math.log(1.02), dtype=torch.float64)
+    outside = torch.rand(400, 50, generator=generator("test: leak")) < 0.02 / 1.02
+    kl = log_ratio.masked_fill(outside, math.inf).mean(1)
+    count = torch.full((400,), 50)
+    assert forbidden(consistency.of_kl(kl, count, torch.zeros(400))) == ()
+    assert len(forbidden(consistency.of_kl(torch.full((400,), -0.02), count, torch.zeros(400)))) == 1

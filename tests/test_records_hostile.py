@@ -364,3 +364,48 @@ def test_results_of_subsets_print_and_compare() -> None:
     assert "NLL" in str(a)
     assert a.summary()["elbo"] is None
     assert pv.compare(a, b).difference is not None
+
+
+class Censored(nn.Module):
+    """What is below a limit of detection is missing, and that it is missing is observed; the limit is at -2.6 sd of it."""
+
+    def model(self, x: Record) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            value = pyro.sample("value", dist.Normal(5 + z, 0.5), obs=x["value"])
+            pyro.sample("seen", dist.Bernoulli(torch.where(value > 2.1, 0.999, 0.001).double()), obs=x["seen"])
+
+    def guide(self, x: Record) -> None:
+        with pyro.plate("data", len(x)):
+            known = x.present["value"]
+            pyro.sample("z", dist.Normal(torch.where(known, 0.8 * (x["value"] - 5), -3.0), 1.2))
+
+
+def test_a_limit_that_no_draw_passes_is_read() -> None:
+    """Readers of what is missing are followed from tensor to tensor: by values, none of 48 draws is below the limit."""
+    seen = torch.ones(8, dtype=torch.float64)
+    seen[3] = 0
+    record = Record({"value": torch.full((8,), 5.0, dtype=torch.float64), "seen": seen}, {"value": seen == 1})
+    found = pv.log_likelihood(Censored(), record, num_samples=4000)
+    grid = 5 + GAUSS
+    law = dist.Normal(torch.tensor(5.0, dtype=torch.float64), math.sqrt(1.25))
+    truth = integrated(law.log_prob(grid) + torch.where(grid > 2.1, 0.001, 0.999).double().log())
+    assert abs(float(found.log_likelihood[3] - truth)) < 4.5 * float(found.mc_se[3]) + 0.02
+
+
+def test_a_rare_class_is_a_latent_all_the_same() -> None:
+    """Columns below a class that is seldom drawn cannot be given, whatever the seed."""
+
+    class Rare(nn.Module):
+        def model(self, x: Record) -> None:
+            with pyro.plate("data", len(x)):
+                rare = pyro.sample("rare", dist.Bernoulli(torch.tensor(0.001, dtype=torch.float64)))
+                pyro.sample("flag", dist.Bernoulli(0.01 + 0.98 * rare), obs=x["flag"])
+
+        def guide(self, x: Record) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("rare", dist.Bernoulli(0.5 * torch.ones(len(x), dtype=torch.float64)))
+
+    for seed in range(3):
+        with pytest.raises(pv.UserError, match=r"draws 'flag' .* after latents"):
+            pv.sample_columns(Rare(), 4, given={"flag": 1}, columns={"flag": ()}, seed=seed)

@@ -212,3 +212,15 @@ def test_a_served_model(table: Path) -> None:
         answers = pool.map(lambda rows: pv.score(program, x[rows], num_samples=50, warn=False).log_likelihood, requests)
     for rows, answer in zip(requests, answers, strict=True):
         torch.testing.assert_close(answer, whole[rows], rtol=1e-5, atol=0)
+
+
+def test_equal_rows_share_their_noise_and_their_error() -> None:
+    """Of 16 equal rows the mean is no surer than one; -0 and 0 are one number."""
+    vae = pv.build("ppca", "linear", (3,), latent_dim=2, seed=0)
+    one = pv.score(vae, torch.tensor([[0.5, 0.0, 0.0]]), num_samples=400).result
+    row = torch.tensor([[0.5, -0.0, 0.0]])
+    many = pv.score(vae, row.repeat(16, 1), num_samples=400).result
+    assert torch.equal(many.log_likelihood, one.log_likelihood.expand(16))
+    assert many.nll_mc_se == pytest.approx(one.nll_mc_se)
+    assert many.nll_interval == pytest.approx(one.nll_interval)
+    assert pv.log_likelihood(vae, row.repeat(16, 1), num_samples=400).nll_mc_se < 0.4 * one.nll_mc_se

@@ -42,8 +42,8 @@ class Comparison:
         rounding: nats of the mean that rounding may have made.
         few: why there is no verdict; empty where there is one.
         p_together: the p-value among several comparisons (:func:`together`); None of one alone.
-        by_seed: ``(S,)`` mean difference of each pair of trainings of one seed, ``difference`` being over all of them; None of
-            two trained programs.
+        by_seed: ``(S,)`` mean difference of each pair of trainings of one seed, ``difference`` being over all of them; of one
+            pair there is no error over seeds, and no verdict. None of two trained programs.
     """
 
     difference: Tensor
@@ -67,7 +67,7 @@ class Comparison:
     @property
     def _variances(self) -> list[tuple[float, int]]:
         """Of the mean, over images and samples drawn anew and over other seeds, each with its degrees of freedom."""
-        parts = [self.difference] if self.by_seed is None or len(self.by_seed) < 2 else [self.difference, self.by_seed]
+        parts = [self.difference] if self.by_seed is None else [self.difference, self.by_seed]
         return [(float(part.var()) / len(part) if len(part) > 1 else math.nan, len(part) - 1) for part in parts]
 
     @property
@@ -83,7 +83,7 @@ class Comparison:
 
         Their degrees of freedom may be 2 and 1,000: one number for both (Satterthwaite 1946) held the truth in 92 % of cases.
         """
-        return math.sqrt(sum(variance * float(stats.t.isf(p / 2, n)) ** 2 for variance, n in self._variances if n > 0))
+        return math.sqrt(sum(variance * float(stats.t.isf(p / 2, n)) ** 2 for variance, n in self._variances))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -99,6 +99,8 @@ class Comparison:
         if self.few:
             return math.nan
         beyond = abs(self.mean) - self.rounding
+        if not math.isfinite(beyond):
+            return math.nan
         if self.se == 0 or beyond <= 0:
             return 1.0 if beyond <= 0 else 0.0
         if len(self._variances) == 1:
@@ -191,6 +193,7 @@ def compare(
         )
     both = [(n, r) for n, results in zip(names, (ours, theirs), strict=True) for r in results]
     few = [f"{len(ours[0])} images are too few (at least {FEW})"] if len(ours[0]) < FEW else []
+    few += ["one seed that both have says nothing of what another does"] if several and len(ours) < 2 else []
     few += [f"{r.num_samples} draws of {n} are too few (at least {r.least_samples})" for n, r in both if r.few_samples]
     by_image = torch.stack([corrected(r) - corrected(s) for r, s in zip(ours, theirs, strict=True)])
     mc_se = [_mc_se(r, s) for r, s in zip(ours, theirs, strict=True)]
@@ -222,16 +225,16 @@ def together(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def _mc_se(a: LogLikelihood, b: LogLikelihood) -> float:
     """Of the mean difference, the images fixed."""
-    how = [(r.seed, r.num_samples, r.chunk_size, r.noise, r.draws is None) for r in (a, b)]
+    how = [(r.seed, r.num_samples, r.chunk_size, r.noise, r.draws is None, r.shared is None) for r in (a, b)]
     if how[0] != how[1]:  # other noise
-        return float((a.mc_se.square() + b.mc_se.square()).sum().sqrt()) / len(a)
+        return math.hypot(a.nll_mc_se, b.nll_mc_se)
     if a.groups is None or b.groups is None or a.groups.shape != b.groups.shape or len(a.groups) != len(a):
         return math.nan
     left = []
     for groups in (a.groups, b.groups):  # log of the mean weight without each group
         share = (groups - groups.logsumexp(-1, keepdim=True)).exp().clamp(max=1 - 1e-12)
         left.append(torch.log1p(-share))
-    shift, number = left[0] - left[1], a.groups.shape[-1]
+    shift, number = a.independent(left[0] - left[1]), a.groups.shape[-1]
     return float(((number - 1) * shift.var(-1, correction=0)).sum().sqrt()) / len(a)
 
 

@@ -157,17 +157,17 @@ def of_kl(kl: Tensor, draws: Tensor, rounding: Tensor) -> list[Claim]:
     independent draws is below -c with a chance of at most e^-c: no error has to be estimated. ``rounding`` may be part of each.
     """
     suspect = "a density of the prior or of the guide does not integrate to 1: check the log_prob of every site"
-    known = torch.isfinite(kl)
-    evidence = (draws * (kl + rounding))[known].double()
+    evidence = (
+        (draws * (kl + rounding)).double().nan_to_num(math.inf, math.inf, math.inf)
+    )  # e^-inf = 0 of what is infinite
     if not len(evidence):
         return []
-    worst, name = int(evidence.argmin()), "the KL divergence of the guide from the prior"
-    row = int(known.nonzero()[worst])
+    row, name = int(evidence.argmin()), "the KL divergence of the guide from the prior"
     chances = (
         float(evidence.sum().clamp(max=0).exp()),
-        min(1.0, len(evidence) * float(evidence[worst].clamp(max=0).exp())),
+        min(1.0, len(evidence) * float(evidence[row].clamp(max=0).exp())),
     )
-    values = (name, float(kl[known].mean())), (f"{name} in row {row}", float(kl[row]))
+    values = (name, float(kl.nanmean())), (f"{name} in row {row}", float(kl[row]))
     return [
         Claim("0", high, 0.0, value, math.nan, len(evidence), suspect, exact=p)
         for (high, value), p in zip(values, chances, strict=True)

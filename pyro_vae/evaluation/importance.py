@@ -35,8 +35,9 @@ from pyro_vae.precision import products, require_precision
 from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.states import joint_states
-from pyro_vae.programs.trace import Program, device_of, dtype_of, latent_sites
+from pyro_vae.programs.trace import Program, device_of, dtype_of, latent_sites, to_program
 from pyro_vae.programs.walk import Walk, at_once
+from pyro_vae.seeding import digest
 
 WORTH_COMPILING = 10_000_000  # draws: what a graph saves on them is about what it takes to compile it
 
@@ -165,12 +166,15 @@ def log_likelihood(
         states=None if states is None else len(next(iter(states.values()))),
         blind_spots=against,
         proof=proof,
+        shared=alike(to_program(program, x), y) if streams == "content" else None,
     )
     if latents_have_densities(traces):
         count = result.draws if result.draws is not None else torch.full_like(rounding, num_samples)
         if noise == "sobol":  # whose randomisations alone are independent, and rows share them
             count = torch.full_like(rounding, GROUPS / len(x))
-        result = replace(result, forbidden=consistency.forbidden(consistency.of_kl(result.kl, count, rounding)))
+        own = slice(None) if result.shared is None else result.shared.unique()  # rows with noise of their own
+        claims = consistency.of_kl(result.kl[own], count[own], rounding[own])
+        result = replace(result, forbidden=consistency.forbidden(claims))
     consistency.tell(result.forbidden)
     tell(result.warnings, UnreliableEstimateWarning)
     return result
@@ -186,6 +190,13 @@ def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None, stat
     passes = math.ceil(num_samples / chunk_size)
     samples = math.ceil(num_samples / passes)
     return max(1, min(len(x), chunk_size // samples)), samples
+
+
+def alike(x: Tensor, y: Tensor | None) -> Tensor:
+    """For each row the first one of the same content ``(N,)``: with it, it shares noise that content seeds."""
+    first: dict[int, int] = {}
+    rows = (digest(x[i : i + 1], None if y is None else y[i : i + 1]) for i in range(len(x)))
+    return torch.tensor([first.setdefault(content, row) for row, content in enumerate(rows)])
 
 
 def wants_compiling(how: ImportanceSampling, num_rows: int, device: torch.device) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.blind import discrete_sites
 from pyro_vae.evaluation.proof import MOST_ROWS, ROWS, SAMPLES, OwnRows, Proving
 from pyro_vae.evaluation.questions import Proof
 from pyro_vae.programs.trace import Program, Traces, latent_sites
+from pyro_vae.seeding import digest
 
 SHARE = 3000  # draws of a call for which one row more is asked: with those of data a fifteenth of them
 MOST_NUMBERS = 2**22  # of a tensor whose content is compared
@@ -73,8 +72,7 @@ def _digest(tensor: Tensor) -> str | None:
     """Of a tensor of the CPU that is not too large: what ``evaluate`` reads from a split is another tensor at every call."""
     if tensor.device.type != "cpu" or tensor.numel() > MOST_NUMBERS:
         return None
-    content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.blake2b(content).hexdigest()}"
+    return f"{tensor.dtype} {tuple(tensor.shape)} {digest(tensor)}"
 
 
 def blind_spots(program: Program, x: Tensor, y: Tensor | None, traces: Traces, draws: int = 0) -> list[str]:

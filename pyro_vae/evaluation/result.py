@@ -54,6 +54,7 @@ class LogLikelihood:
         states: joint values of discrete latents that log p(x) is the exact sum over; None where it was estimated from draws.
         blind_spots: what of the program's latents no draw tells of; the first of the warnings.
         proof: what was asked of the weights, and found; None where log p(x) needs none.
+        shared: ``(N,)``, one number for rows whose noise is the same, as their content seeds it; None where each has its own.
     """
 
     log_likelihood: Tensor
@@ -77,6 +78,7 @@ class LogLikelihood:
     proof: Proof | None = field(default=None, kw_only=True)
     interval: Tensor = field(kw_only=True)
     groups: Tensor | None = field(default=None, kw_only=True, repr=False)
+    shared: Tensor | None = field(default=None, kw_only=True, repr=False)
     least_samples: ClassVar[int] = FEWEST  # of which the error of an estimate can be relied on
 
     def __len__(self) -> int:
@@ -94,8 +96,12 @@ class LogLikelihood:
 
     @property
     def nll_mc_se(self) -> float:
-        """Monte Carlo standard error of ``nll`` over redrawn samples: sqrt(sum of mc_se^2) / N."""
-        return float(self.mc_se.square().sum().sqrt()) / len(self)
+        """Monte Carlo standard error of ``nll`` over redrawn samples: sqrt(sum of mc_se^2) / N, where noise is not shared."""
+        return float(self.independent(self.mc_se).square().sum().sqrt()) / len(self)
+
+    def independent(self, values: Tensor) -> Tensor:
+        """Values ``(N, ...)`` as sums over rows that share their noise: what is independent of each other."""
+        return values if self.shared is None else torch.zeros_like(values).index_add(0, self.shared, values)
 
     @property
     def nll_data_se(self) -> float:
@@ -119,14 +125,15 @@ class LogLikelihood:
         (``khat_bad_fraction``), the mean may lie below the lower end, by what their weights have missed.
         """
         centre, half = self.log_likelihood - self.bias, NORMAL * self.mc_se
-        total = half.square().sum()
+        own = self.independent(half)
+        total = own.square().sum()
         if not bool(torch.isfinite(half).all()):
             ends = self.interval.mean(0)
         elif total == 0:
             ends = centre.mean().expand(2)
         else:
-            beyond = torch.stack([centre - self.interval[:, 0] - half, self.interval[:, 1] - centre - half])
-            reach = (total.sqrt() + (beyond * half.square()).sum(1) / total) / len(self)
+            beyond = torch.stack([centre - self.interval[:, 0] - half, self.interval[:, 1] - centre - half], 1)
+            reach = (total.sqrt() + (self.independent(beyond) * own.square()[:, None]).sum(0) / total) / len(self)
             ends = centre.mean() + reach * torch.tensor([-1.0, 1.0], dtype=reach.dtype)
         return (-float(ends[1]), -float(ends[0]))
 

@@ -15,6 +15,7 @@ from pyro_vae.data.record import Record
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.programs.columns import LAYOUTS, TWIN, Layout, layout_of, packed
 from pyro_vae.programs.contract import require_program
+from pyro_vae.programs.following import Following, From, densities_reached
 from pyro_vae.programs.latents import expected
 from pyro_vae.programs.trace import (
     Traced,
@@ -24,14 +25,10 @@ from pyro_vae.programs.trace import (
     innermost,
     isolated,
     run,
-    site_log_prob,
     to_program,
 )
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.signatures import checked
-
-LEAST = 8  # rows, in which latents differ
-SAME = 1e-4  # nats, that rounding may make of one number
 
 
 @checked
@@ -72,22 +69,22 @@ def sample_columns(
     shapes, held = _shapes(program, columns), dict(given or {})
     if unknown := [name for name in held if name not in shapes]:
         raise UserError(f"given: the program has no column {unknown[0]!r}: {nearest(unknown[0], shapes)}")
-    rows = max(num_samples, LEAST)
-    values = {name: _given(name, held.get(name), shape, rows) for name, shape in shapes.items()}
-    present = {name: torch.full((rows,), name in held) for name in shapes}
+    values = {name: _given(name, held.get(name), shape, num_samples) for name, shape in shapes.items()}
+    present = {name: torch.full((num_samples,), name in held) for name in shapes}
     x = to_program(program, packed(program, Record(values, present), whole=True))
     layout = layout_of(program, x)
     with evaluating(program), isolated(), seeded(derive_seed("sampled columns", seed), device_of(program)):
-        traced = run(program.model, x)
+        following, chosen = Following(), lambda name: name.removesuffix(TWIN) not in held
+        with following, From(following, chosen):
+            traced = run(program.model, x)
         if found := factors(traced):
             raise UserError(f"the model's pyro.factor {found[0]!r} has no part in samples: draw from posteriors")
-        for name in held:
-            _require_first(traced, name)
+        _require_first(traced, densities_reached(following, traced, chosen), held)
         drawn = {n: _drawn(traced, layout, n, mean) for n in shapes if n in traced.nodes and n not in held}
     for name, value in drawn.items():
         own = value.shape[1 + len(traced.nodes[name]["fn"].event_shape) :]  # probabilities, of classes
-        drawn[name] = value.expand(rows, *value.shape[1:])[:num_samples].reshape(num_samples, *shapes[name], *own)
-    return {n: values[n][:num_samples] if n in held else drawn[n] for n in shapes if n in held or n in drawn}
+        drawn[name] = value.expand(num_samples, *value.shape[1:]).reshape(num_samples, *shapes[name], *own)
+    return {n: values[n] if n in held else drawn[n] for n in shapes if n in held or n in drawn}
 
 
 def _shapes(program: Any, columns: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
@@ -113,18 +110,12 @@ def _given(name: str, value: Any, shape: tuple[int, ...], rows: int) -> Tensor:
     return found if len(found) == rows else found[torch.arange(rows) % len(found)]
 
 
-def _require_first(traced: Traced, name: str) -> None:
-    """:class:`UserError` where what is given has a density that depends on latents."""
-    site = traced.nodes.get(name + TWIN, traced.nodes.get(name))
-    if site is None:  # a covariate
-        return
-    site = {**site, "fn": site.get("whole", site["fn"]), "mask": None}
-    fn = site["fn"]
-    value = site["value"][:1].expand(site["value"].shape)
-    log_prob = site_log_prob(site, value).reshape(-1)
-    if bool(((log_prob - log_prob[0]).abs() > SAME * (1 + log_prob[0].abs())).any()):
+def _require_first(traced: Traced, reached: list[str], held: Mapping[str, Any]) -> None:
+    """:class:`UserError` where what is given has a density that is made of what is drawn."""
+    for name in (one.removesuffix(TWIN) for one in reached if one.removesuffix(TWIN) in held):
+        family = type(innermost(traced.nodes[name]["fn"])).__name__
         raise UserError(
-            f"given: the model draws {name!r} ({type(innermost(fn)).__name__}) after latents, and what goes down the model is no "
+            f"given: the model draws {name!r} ({family}) after latents, and what goes down the model is no "
             "draw given it: use pv.impute(program, record), which weighs"
         )
 

@@ -16,6 +16,7 @@ from pyro_vae.programs.adopted import data_among
 from pyro_vae.programs.auxiliary import check_auxiliary
 from pyro_vae.programs.columns import layout_of, left_out_values
 from pyro_vae.programs.folding import FOLDS, ONCE
+from pyro_vae.programs.following import Following, From, densities_reached
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.given import refuse_run
 from pyro_vae.programs.masks import unvalidated
@@ -255,16 +256,19 @@ class _Runs:
         self._look_for_readers(latents)
 
     def _look_for_readers(self, latents: dict[str, Tensor]) -> None:
-        """Whether any site reads entries that may be missing and that no guide draws: all are made missing here."""
+        """Whether the density of any site is made of entries that may be missing and that no guide draws: all are missing here.
+
+        That is followed, and not seen by values: a limit that no draw passes is read all the same.
+        """
         if self.layout is None or self.layout.read or not (names := self.layout.left_out()):
             return
         drawn, x = {n: v for n, v in latents.items() if n not in names}, self.layout.without(self.x, names)
 
-        def again(stream: str) -> Traced:
-            with seeded(derive_seed("does a site read what is missing", stream), x.device):
-                return run(self.program.model, x, self.y, num_samples=DRAWS, at=_Points(drawn))
-
-        self.layout.read = bool(differences("model", again("once"), again("twice"), range(ROWS), range(DRAWS)))
+        following = Following()
+        with seeded(derive_seed("does a site read what is missing"), x.device):
+            with following, From(following, names.__contains__):
+                traced = run(self.program.model, x, self.y, num_samples=DRAWS, at=_Points(drawn))
+            self.layout.read = bool(densities_reached(following, traced, names.__contains__)) or following.left
 
     def _hold_conditioned(self, first: Traced, latents: dict[str, Tensor]) -> None:
         """What is conditioned on has the same density whatever latents and data are; else it is no log p(x | y) that is left."""
