@@ -73,7 +73,7 @@ def test_functions_of_x_take_it_too(kind: str, door: Callable[..., Any]) -> None
     ("data", "words"),
     [
         (object(), "got object"),
-        ({"x": X}, "got dict"),
+        ({"x": X}, r"does not run on a record of the columns x \(4,\)"),
         (iter([1]), "got list_iterator"),
         ([[1, 2], [3]], "the rows of the list"),
         (pd.DataFrame({"a": [1.0, 2], "b": ["u", "v"]}), "columns b hold no numbers"),
