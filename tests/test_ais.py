@@ -152,8 +152,6 @@ def test_a_conditional_program_in_several_blocks() -> None:
     result = annealed_log_likelihood(program, x, y, num_distributions=100, chunk_size=7 * 16, seed=2)
     assert abs(standard_error(result, program.exact(x - y))) < LIMIT
     assert result.chunk_size == 7 * 16
-    again = annealed_log_likelihood(program, x, y, num_distributions=100, chunk_size=7 * 16, seed=2)
-    assert torch.equal(again.log_likelihood, result.log_likelihood)
     bounds = bidirectional(program, 20, y, num_distributions=100, seed=2)
     exact = program.exact(bounds.x - y)
     assert float((bounds.upper - exact).mean()) > -LIMIT * float((bounds.upper - exact).std()) / math.sqrt(20)

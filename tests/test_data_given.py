@@ -73,7 +73,7 @@ def test_functions_of_x_take_it_too(kind: str, door: Callable[..., Any]) -> None
     ("data", "words"),
     [
         (object(), "got object"),
-        ({"x": X}, "got dict"),
+        ({"x": X}, r"does not run on a record of the columns x \(4,\)"),
         (iter([1]), "got list_iterator"),
         ([[1, 2], [3]], "the rows of the list"),
         (pd.DataFrame({"a": [1.0, 2], "b": ["u", "v"]}), "columns b hold no numbers"),
@@ -204,7 +204,8 @@ def test_runs_on_data_in_memory_are_evaluated_and_reported_afterwards(kind: str,
     found, _ = pv.evaluate(run.program, run.load_data(), num_samples=300)
     assert found["num_data"] == (10 if kind == "data" else 60)
     loaded = pv.load(tmp_path / "run")
-    assert pv.report(loaded, data=data, limit=10, num_samples=20).is_file()
+    if kind in ("tensor", "xy"):  # the others are the same to a page
+        assert pv.report(loaded, data=data, limit=10, num_samples=20).is_file()
     assert pv.evaluate(loaded.program, data, num_samples=300)[0]["nll"] == found["nll"]
     if kind == "tensor":
         assert command(["sample", str(tmp_path / "run")]) == 0

@@ -152,7 +152,7 @@ def test_train_evaluate_and_report_say_the_same(tmp_path: Path, capsys: pytest.C
         "--objective",
         "elbo:beta=100",
         "--steps",
-        "500",
+        "250",
         "--batch-size",
         "50",
         "--lr",

@@ -19,7 +19,9 @@ from pyro_vae.evaluation.export import noise_of
 from pyro_vae.seeding import generator, seeded
 
 
-@pytest.mark.parametrize("overrides", [{}, {"prior": "vamp:components=5"}, {"likelihood": "normal"}])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"prior": "vamp:components=5"}, pytest.param({"likelihood": "normal"}, marks=pytest.mark.slow)]
+)
 def test_what_is_exported_computes_what_the_program_does(overrides: dict[str, Any], tmp_path: Path) -> None:
     vae = small_vae((1, 4, 4), **overrides)
     exported = pv.export(vae, tmp_path)

@@ -107,7 +107,7 @@ def test_data(likelihood: str, shape: tuple[int, ...]) -> None:
         require_finite_or_named(f"likelihood {likelihood}, {name}", make, x)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [pytest.param(1e-30, marks=pytest.mark.slow), 1e30])
 @pytest.mark.parametrize("likelihood", registry.names("likelihoods"))
 def test_parameters_of_a_likelihood(likelihood: str, scale: float) -> None:
     kind: Any = registry.get("likelihoods", likelihood).data  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def test_data_under_a_posterior(posterior: str, name: str) -> None:
     require_finite_or_named(f"posterior {posterior}, {name}", make, of_kind("real", (1, 4, 4))[name])
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [pytest.param(1e-30, marks=pytest.mark.slow), 1e30])
 @pytest.mark.parametrize("posterior", registry.names("posteriors"))
 def test_parameters_of_a_posterior(posterior: str, scale: float) -> None:
     make = lambda: of_scale(small((1, 4, 4), posterior=posterior, prior=partner(posterior)), "posterior", scale)  # noqa: E731

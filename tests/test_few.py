@@ -45,7 +45,7 @@ def sets(result: LogLikelihood) -> list[LogLikelihood]:
     ]
 
 
-@pytest.mark.parametrize("seeds", [(1, 2), (0, 0)])
+@pytest.mark.parametrize("seeds", [(1, 2), pytest.param((0, 0), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("num_samples", "widths"),
     [

@@ -89,7 +89,7 @@ def lay(ground: Path) -> Iterator[Callable[[], Path]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@cases(30, 700)
+@cases(15, 700)
 def test_specs(number: int, ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model or a guide in TOML: of the right words in the wrong places, of sizes that nobody has, or of any bytes."""
     monkeypatch.setattr(memory, "available", lambda: MEMORY)

@@ -235,6 +235,7 @@ def test_numbers_below_the_smallest_are_zero_in_every_thread_while_it_is_so() ->
     assert share_of_zeros() == 0
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_it_is_still_so() -> None:
     code = (
         "import torch; from pyro_vae.precision import no_denormals; torch.set_num_threads(2); "

@@ -56,7 +56,10 @@ def test_the_fast_road_is_kept_where_it_can_be(pattern: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("pattern", ["pixels inside", "BatchNorm1d", "no plate", "another site"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["pixels inside", "BatchNorm1d", *(pytest.param(p, marks=pytest.mark.slow) for p in ("no plate", "another site"))],
+)
 def test_everything_else_goes_through(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program = MODULES[pattern]()
     assert pv.sample(program, 5, event_shape=(4,)).shape == (5, 4)

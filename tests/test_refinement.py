@@ -64,6 +64,7 @@ def test_refinement_closes_the_amortization_gap_and_leaves_what_the_family_canno
     assert after == pytest.approx(left, abs=3.3 * se + 0.02)
 
 
+@pytest.mark.slow
 @untrained
 def test_importance_weights_under_a_refined_guide_agree_with_the_closed_form() -> None:
     vae, x, truth, _ = linear_gaussian("full-rank-normal")
