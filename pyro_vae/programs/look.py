@@ -329,7 +329,8 @@ class _Runs:
         except (RuntimeError, ValueError, IndexError) as error:
             raise AxesError(
                 f"{part}: it does not run on {draws} draws of {len(x)} rows of data, though on {DRAWS} of {ROWS} "
-                f"({said(error)}): write the axis of rows as the last of the batch, (num_samples, batch, *event)"
+                f"({said(error)}): write the axis of rows as the last of the batch, (num_samples, batch, *event), and what "
+                "differs by row as a function of x, not as a table with a place for each"
             ) from error
 
     def _called(self, part: str, x: Tensor, held: Tensor, y: Tensor | None, draws: int, at: Any) -> Traced:
