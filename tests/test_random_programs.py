@@ -41,6 +41,7 @@ from pyro_vae.training.fit import _objective
 from pyro_vae.training.settings import Settings
 
 DRAWS = 5
+ELSEWHERE = 20  # other draws, at which what is conditioned on has the same density, or has not
 SAYS = {  # what a refusal says, by the reason for it
     "rows": "other rows|it does not run on|stands outside the data plate|log_prob of the site|has a scale of its own",
     "noise": "another at every run",
@@ -135,9 +136,10 @@ def reasons(made: Written) -> set[str]:
             found.add("second")
         elif not any(s["value"].numel() == data["x"].numel() for s in observed.values()):
             found.add("parts")
-        elsewhere = traced(ready, "model", data, {n: v.roll(1, 0) for n, v in values.items()})
-        if conditioned and not torch.allclose(density(elsewhere["label"]), density(whole["model"]["label"])):
-            found.add("conditioned")
+        for _ in range(ELSEWHERE if conditioned else 0):  # a draw of few bits may be another's
+            elsewhere = traced(ready, "model", data, drawn_in(ready, data))
+            if not torch.allclose(density(elsewhere["label"]), density(whole["model"]["label"])):
+                found.add("conditioned")
         moved = traced(ready, "model", {**data, "x": other["x"]}, values)
         for name in set(moved) & set(whole["model"]) if not found else ():
             site = {**moved[name], "value": whole["model"][name]["value"]}
