@@ -41,7 +41,6 @@ from pyro_vae.training.fit import _objective
 from pyro_vae.training.settings import Settings
 
 DRAWS = 5
-ELSEWHERE = 20  # other draws, at which what is conditioned on has the same density, or has not
 SAYS = {  # what a refusal says, by the reason for it
     "rows": "other rows|it does not run on|stands outside the data plate|log_prob of the site|has a scale of its own",
     "noise": "another at every run",
@@ -88,14 +87,13 @@ def total(sites: dict[str, Any], without: tuple[str, ...] = ()) -> Tensor:
     return sum(terms[1:], terms[0])
 
 
-def alike(made: Written, whole: Tensor, alone: Tensor) -> bool:
-    """Whether a site's density in the batch is that of each row alone; by row, for in a sum errors of both signs may cancel."""
+def alike(made: Written, whole: Tensor, alone: list[Tensor]) -> bool:
+    """Whether a site's density in the batch is that of each row alone; by element, for in a sum errors of both signs cancel."""
     rows = -2 if made.inner == "pixels at -1" else -1
     if whole.dim() < -rows or whole.shape[rows] != len(alone):
-        return torch.allclose(whole.sum(), alone.sum(), rtol=1e-4)
-    return torch.allclose(
-        whole.movedim(rows, 0).flatten(1).sum(1) if whole.dim() > 1 else whole, alone, rtol=1e-4, atol=1e-5
-    )
+        return torch.allclose(whole.sum(), torch.stack([a.sum() for a in alone]).sum(), rtol=1e-4)
+    by_row = [(w.flatten(), a.flatten()) for w, a in zip(whole.movedim(rows, 0), alone, strict=True)]
+    return all(w.shape == a.shape and torch.allclose(w, a, rtol=1e-4, atol=1e-5) for w, a in by_row)
 
 
 def row_of(data: dict[str, Tensor], n: int) -> dict[str, Tensor]:
@@ -114,6 +112,10 @@ def reasons(made: Written) -> set[str]:
     data, other = made.data(rows=4, seed=7), made.data(rows=4, seed=8)
     with torch.no_grad():
         values = drawn_in(ready, data)
+        states = states_of(ready, row_of(data, 0)) if len(values) == len(made.latents) else None
+        if states:  # rows that drew the same state hide that they are coupled
+            apart = [states[5 * n % len(states)] for n in range(4)]
+            values = {name: torch.cat([state[name] for state in apart]) for name in values}
         whole = {part: traced(ready, part, data, values) for part in ("model", "guide")}
         alone = [
             {p: traced(ready, p, row_of(data, n), row_of(values, n)) for p in ("model", "guide")} for n in range(4)
@@ -126,7 +128,7 @@ def reasons(made: Written) -> set[str]:
                 again = density({**traced(ready, part, data, values)[name], "value": site["value"]})
                 if again.shape != density(site).shape or not torch.allclose(again, density(site)):
                     found.add("noise")
-                elif not alike(made, density(site), torch.stack([density(a[part][name]).sum() for a in alone])):
+                elif not alike(made, density(site), [density(a[part][name]) for a in alone]):
                     found.add("rows")
         if any(type(s["fn"]).__name__ == "Unit" for s in whole["guide"].values()):
             found.add("factor")
@@ -136,10 +138,9 @@ def reasons(made: Written) -> set[str]:
             found.add("second")
         elif not any(s["value"].numel() == data["x"].numel() for s in observed.values()):
             found.add("parts")
-        for _ in range(ELSEWHERE if conditioned else 0):  # a draw of few bits may be another's
-            elsewhere = traced(ready, "model", data, drawn_in(ready, data))
-            if not torch.allclose(density(elsewhere["label"]), density(whole["model"]["label"])):
-                found.add("conditioned")
+        elsewhere = traced(ready, "model", data, {n: v.roll(1, 0) for n, v in values.items()})
+        if conditioned and not torch.allclose(density(elsewhere["label"]), density(whole["model"]["label"])):
+            found.add("conditioned")
         moved = traced(ready, "model", {**data, "x": other["x"]}, values)
         for name in set(moved) & set(whole["model"]) if not found else ():
             site = {**moved[name], "value": whole["model"][name]["value"]}

@@ -28,6 +28,7 @@ from pyro_vae.programs.rows import (
     ROWS,
     AxesError,
     DependenceError,
+    PlaceError,
     differences,
     in_order,
     rounding_of,
@@ -172,11 +173,9 @@ def _on_a_road(program: Any, look: Callable[[], Traces]) -> Traces:
 
 
 def _progress(error: UserError) -> int:
-    """How far a program came until it was refused: it ran, its axes are those of rows, its rows stand for themselves."""
-    return (
-        sum(isinstance(error, kind) for kind in (ProgramError, DependenceError))
-        + (isinstance(error, ProgramError) and not isinstance(error, AxesError)) * 2
-    )
+    """How far a program came until it was refused: it ran, its sites stand in the plate of rows, rows stand for themselves."""
+    ran, placed = isinstance(error, ProgramError), isinstance(error, ProgramError) and not isinstance(error, PlaceError)
+    return ran + placed + isinstance(error, DependenceError) + (ran and not isinstance(error, AxesError)) * 2
 
 
 def _of_model(program: Any, x: Tensor, y: Tensor | None) -> Traces:
