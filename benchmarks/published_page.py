@@ -70,14 +70,16 @@ def page(found: Found, binary: Found, before: Found) -> str:
         through = sum(passed(binary[n]) for n in helped)
         lines += [
             "",
-            f"{len(helped)} of those that do not were published with grey levels under a Bernoulli likelihood, which has no log "
+            f"{len(helped)} of those that do not have grey levels under a Bernoulli likelihood here, which has no log "
             "p of them: the refusal says to binarize. **Given binary images instead**, the same programs, still with no line "
             f"changed, go through everything in {through} of {len(helped)} cases (the last column): "
             f"{len(whole) + through} of {len(counted)} then.",
         ]
+    if earlier := [n for n in counted if n not in again]:
+        lines += ["", f"What {len(earlier)} of them give is of an earlier run, and says so."]
     lines += ["", "| program | source | lines changed | result | with binary images |", "|---|---|---|---|---|"]
     for name in sorted(counted, key=lambda n: n not in whole):
-        when = "" if name in again else " (an earlier run)"
+        when = " (an earlier run)" if name in earlier else ""
         cells = [name, source(ENTRIES[name]), "0", result(counted[name]) + when]
         lines.append(f"| {' | '.join(cells)} | {result(binary[name]) if name in helped else ''} |")
     lines += ["", "Not counted:", "", "| program | source | why |", "|---|---|---|"]
