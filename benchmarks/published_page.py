@@ -37,10 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("found", type=Path, help="what published.py wrote")
     parser.add_argument("--binary", type=Path, help="what it wrote with --binary")
+    parser.add_argument(
+        "--before", type=Path, help="what it wrote at an earlier commit, for programs that were not run again"
+    )
     given = parser.parse_args()
     for module in MODULES:
         importlib.import_module(module)
-    print(page(read(given.found), read(given.binary) if given.binary else {}))
+    print(page(*(read(path) if path else {} for path in (given.found, given.binary, given.before))))
 
 
 def read(path: Path) -> Found:
@@ -49,8 +52,9 @@ def read(path: Path) -> Found:
     return {name: stages for file in files for name, stages in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
-def page(found: Found, binary: Found) -> str:
+def page(found: Found, binary: Found, before: Found) -> str:
     """The page, in markdown."""
+    again, found = set(found), {**before, **found}
     counted = {n: found[n] for n, entry in ENTRIES.items() if entry.kind == "ordinary"}
     whole = [n for n, r in counted.items() if passed(r)]
     helped = [n for n in counted if n not in whole and n in binary]
@@ -66,14 +70,17 @@ def page(found: Found, binary: Found) -> str:
         through = sum(passed(binary[n]) for n in helped)
         lines += [
             "",
-            f"{len(helped)} of those that do not were published with grey levels under a Bernoulli likelihood, which has no log "
+            f"{len(helped)} of those that do not have grey levels under a Bernoulli likelihood here, which has no log "
             "p of them: the refusal says to binarize. **Given binary images instead**, the same programs, still with no line "
             f"changed, go through everything in {through} of {len(helped)} cases (the last column): "
             f"{len(whole) + through} of {len(counted)} then.",
         ]
+    if earlier := [n for n in counted if n not in again]:
+        lines += ["", f"What {len(earlier)} of them give is of an earlier run, and says so."]
     lines += ["", "| program | source | lines changed | result | with binary images |", "|---|---|---|---|---|"]
     for name in sorted(counted, key=lambda n: n not in whole):
-        cells = [name, source(ENTRIES[name]), "0", result(counted[name])]
+        when = " (an earlier run)" if name in earlier else ""
+        cells = [name, source(ENTRIES[name]), "0", result(counted[name]) + when]
         lines.append(f"| {' | '.join(cells)} | {result(binary[name]) if name in helped else ''} |")
     lines += ["", "Not counted:", "", "| program | source | why |", "|---|---|---|"]
     lines += [f"| {n} | {source(ENTRIES[n])} | {WHY[ENTRIES[n].kind]} |" for n in ENTRIES if n not in counted]

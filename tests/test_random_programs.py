@@ -87,14 +87,13 @@ def total(sites: dict[str, Any], without: tuple[str, ...] = ()) -> Tensor:
     return sum(terms[1:], terms[0])
 
 
-def alike(made: Written, whole: Tensor, alone: Tensor) -> bool:
-    """Whether a site's density in the batch is that of each row alone; by row, for in a sum errors of both signs may cancel."""
+def alike(made: Written, whole: Tensor, alone: list[Tensor]) -> bool:
+    """Whether a site's density in the batch is that of each row alone; by element, for in a sum errors of both signs cancel."""
     rows = -2 if made.inner == "pixels at -1" else -1
     if whole.dim() < -rows or whole.shape[rows] != len(alone):
-        return torch.allclose(whole.sum(), alone.sum(), rtol=1e-4)
-    return torch.allclose(
-        whole.movedim(rows, 0).flatten(1).sum(1) if whole.dim() > 1 else whole, alone, rtol=1e-4, atol=1e-5
-    )
+        return torch.allclose(whole.sum(), torch.stack([a.sum() for a in alone]).sum(), rtol=1e-4)
+    by_row = [(w.flatten(), a.flatten()) for w, a in zip(whole.movedim(rows, 0), alone, strict=True)]
+    return all(w.shape == a.shape and torch.allclose(w, a, rtol=1e-4, atol=1e-5) for w, a in by_row)
 
 
 def row_of(data: dict[str, Tensor], n: int) -> dict[str, Tensor]:
@@ -113,6 +112,10 @@ def reasons(made: Written) -> set[str]:
     data, other = made.data(rows=4, seed=7), made.data(rows=4, seed=8)
     with torch.no_grad():
         values = drawn_in(ready, data)
+        states = states_of(ready, row_of(data, 0)) if len(values) == len(made.latents) else None
+        if states:  # rows that drew the same state hide that they are coupled
+            apart = [states[5 * n % len(states)] for n in range(4)]
+            values = {name: torch.cat([state[name] for state in apart]) for name in values}
         whole = {part: traced(ready, part, data, values) for part in ("model", "guide")}
         alone = [
             {p: traced(ready, p, row_of(data, n), row_of(values, n)) for p in ("model", "guide")} for n in range(4)
@@ -125,7 +128,7 @@ def reasons(made: Written) -> set[str]:
                 again = density({**traced(ready, part, data, values)[name], "value": site["value"]})
                 if again.shape != density(site).shape or not torch.allclose(again, density(site)):
                     found.add("noise")
-                elif not alike(made, density(site), torch.stack([density(a[part][name]).sum() for a in alone])):
+                elif not alike(made, density(site), [density(a[part][name]) for a in alone]):
                     found.add("rows")
         if any(type(s["fn"]).__name__ == "Unit" for s in whole["guide"].values()):
             found.add("factor")

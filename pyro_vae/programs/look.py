@@ -29,6 +29,7 @@ from pyro_vae.programs.rows import (
     ROWS,
     AxesError,
     DependenceError,
+    PlaceError,
     differences,
     in_order,
     rounding_of,
@@ -173,11 +174,9 @@ def _on_a_road(program: Any, look: Callable[[], Traces]) -> Traces:
 
 
 def _progress(error: UserError) -> int:
-    """How far a program came until it was refused: it ran, its axes are those of rows, its rows stand for themselves."""
-    return (
-        sum(isinstance(error, kind) for kind in (ProgramError, DependenceError))
-        + (isinstance(error, ProgramError) and not isinstance(error, AxesError)) * 2
-    )
+    """How far a program came until it was refused: it ran, its sites stand in the plate of rows, rows stand for themselves."""
+    ran, placed = isinstance(error, ProgramError), isinstance(error, ProgramError) and not isinstance(error, PlaceError)
+    return ran + placed + isinstance(error, DependenceError) + (ran and not isinstance(error, AxesError)) * 2
 
 
 def _of_model(program: Any, x: Tensor, y: Tensor | None) -> Traces:
@@ -333,7 +332,8 @@ class _Runs:
         except (RuntimeError, ValueError, IndexError) as error:
             raise AxesError(
                 f"{part}: it does not run on {draws} draws of {len(x)} rows of data, though on {DRAWS} of {ROWS} "
-                f"({said(error)}): write the axis of rows as the last of the batch, (num_samples, batch, *event)"
+                f"({said(error)}): write the axis of rows as the last of the batch, (num_samples, batch, *event), and what "
+                "differs by row as a function of x, not as a table with a place for each"
             ) from error
 
     def _called(self, part: str, x: Tensor, held: Tensor, y: Tensor | None, draws: int, at: Any) -> Traced:

@@ -45,6 +45,10 @@ class AxesError(ProgramError):
     """Axes that are not those of samples, rows and events: they may be where samples are folded into rows."""
 
 
+class PlaceError(AxesError):
+    """A site without an axis of rows, or with more plates than that one, as the program runs so far."""
+
+
 class DependenceError(AxesError):
     """A density that depends on what it must not: other rows, other draws, or the data that it is to explain."""
 

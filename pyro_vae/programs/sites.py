@@ -11,7 +11,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.programs.columns import TWIN, Layout, layout_of
 from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.masks import counted
-from pyro_vae.programs.rows import DRAWS, ROWS, AxesError, log_prob_of
+from pyro_vae.programs.rows import DRAWS, ROWS, AxesError, PlaceError, log_prob_of
 from pyro_vae.programs.trace import (
     DATA_PLATE,
     SAMPLE_PLATE,
@@ -101,13 +101,13 @@ def _check_plate(part: str, name: str, site: dict[str, Any], batch: int) -> None
 def _check_place(part: str, name: str, site: dict[str, Any], batch: int) -> None:
     frames = [f for f in site["cond_indep_stack"] if f.name != SAMPLE_PLATE]
     if not any(f.dim == -1 and f.size == batch for f in frames):
-        raise AxesError(
+        raise PlaceError(
             f"{part}: the site {name!r} stands outside the data plate, so that all rows share it, and no row has a log p(x) of "
             f"its own; write it inside pyro.plate({DATA_PLATE!r}, x.shape[0], dim=-1), or make it a parameter (pyro.param)"
         )
     if len(frames) > 1:
         extra = next(f for f in frames if not (f.dim == -1 and f.size == batch))
-        raise AxesError(f"{part}: the site {name!r} is in a second plate {extra.name!r}; make that axis an event axis")
+        raise PlaceError(f"{part}: the site {name!r} is in a second plate {extra.name!r}; make that axis an event axis")
 
 
 def check_shapes(traces: Traces, x: Tensor) -> None:

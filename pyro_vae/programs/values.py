@@ -143,7 +143,7 @@ def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Ten
     if not bool(outside.any()):
         return
     row = int(outside.reshape(len(x), -1).any(1).nonzero()[0])
-    value_there = f"{float(value[outside][0]):.4g}" if outside.shape == value.shape else "rows"
+    held = f"{float(value[outside][0]):.4g}, outside" if outside.shape == value.shape else "rows outside"
     base = innermost(fn)
     name = type(base).__name__
     advice = "choose a likelihood whose support holds the data (normal: all numbers)"
@@ -155,7 +155,7 @@ def _check_support(traces: Traces, x: Tensor, y: Tensor | None, first: int | Ten
     elif base.support is constraints.nonnegative_integer:
         advice = f"keep counts in a file of float32, since whole numbers are read as grey levels, or {advice}"
     raise DataError(
-        f"the data hold {value_there}, outside the support of the {name} likelihood at the site {seen!r} (first in row "
+        f"the data hold {held} the support of the {name} likelihood at the site {seen!r} (first in row "
         f"{_number(first, row)}); {advice}"
     )
 
