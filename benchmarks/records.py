@@ -78,9 +78,10 @@ def labels(given: argparse.Namespace) -> None:
         with torch.no_grad():
             features = program.features(test).flatten(1)
             quick = float((program.classify(features).argmax(1) != truth).double().mean())  # type: ignore[operator]
-        some = pv.Record({"x": test[:500], "label": truth[:500]}, {"label": torch.zeros(500, dtype=torch.bool)})
+        few = test[:500], truth[:500]
+        some = pv.Record({"x": few[0], "label": few[1]}, {"label": torch.zeros(len(few[0]), dtype=torch.bool)})
         found = pv.impute(program, some, num_samples=50, num_draws=1).probability["label"]
-        rows.append([seed, of_probe, quick, float((found.argmax(1) != truth[:500]).double().mean()), minutes])
+        rows.append([seed, of_probe, quick, float((found.argmax(1) != few[1]).double().mean()), minutes])
     means = np.array(rows)[:, 1:].astype(float)
     rows.append(["mean", *means.mean(0).tolist()])
     rows.append(["sd", *means.std(0, ddof=1).tolist()] if len(means) > 1 else ["sd", *[math.nan] * 4])

@@ -136,7 +136,23 @@ def test_the_command_line_holds_what_is_given(tmp_path: Path, capsys: pytest.Cap
         assert np.load(out).shape == (3, *EVENT)
     given = ["--given", "label=1", "--num", "2", "--out", str(tmp_path / "m.png")]
     assert command(["manifold", str(tmp_path / "a"), *given]) == 0
+    there = (np.arange(60) % 2 == 0, np.random.default_rng(0).uniform(size=(60, *EVENT)) < 0.9)
+    np.savez(tmp_path / "gaps.npz", x=x.numpy(), label=y.numpy(), label_present=there[0], x_present=there[1])
+    assert (
+        command(["impute", str(tmp_path / "b"), str(tmp_path / "gaps.npz"), "--out", str(tmp_path / "full.npz")]) == 0
+    )
+    filled = np.load(tmp_path / "full.npz")
+    assert np.array_equal(filled["label"][::2], y[::2].numpy())
+    assert np.array_equal(filled["x"][there[1]], x.numpy()[there[1]])
+    assert bool(
+        (
+            (filled["x_low"] <= filled["x_high"]) & (filled["label_probability"].sum(1) > 0.999)[:, None, None, None]
+        ).all()
+    )
     capsys.readouterr()
+    np.savez(tmp_path / "whole.npz", x=x.numpy(), label=y.numpy())
+    assert command(["impute", str(tmp_path / "b"), str(tmp_path / "whole.npz"), "--out", str(tmp_path / "no.npz")]) == 2
+    assert "nothing is missing" in capsys.readouterr().err
     for wrong, message in (("lable=1", "no column 'lable'"), ("label=seven", "with numbers")):
         assert command(["sample", str(tmp_path / "b"), "--given", wrong, "--out", str(tmp_path / "c.npy")]) == 2
         assert message in capsys.readouterr().err

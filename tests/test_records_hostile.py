@@ -409,3 +409,25 @@ def test_a_rare_class_is_a_latent_all_the_same() -> None:
     for seed in range(3):
         with pytest.raises(pv.UserError, match=r"draws 'flag' .* after latents"):
             pv.sample_columns(Rare(), 4, given={"flag": 1}, columns={"flag": ()}, seed=seed)
+
+
+@pytest.mark.filterwarnings("ignore:Pareto k")  # of a guide that was not trained
+def test_states_are_summed_over_where_samples_are_rows() -> None:
+    """M2 whose decoder takes no axis of samples: weights, the loss and imputed classes are those of the other to rounding."""
+    from record_programs import M2, m2_data
+
+    class Viewed(M2):
+        def model(self, x: Record) -> None:
+            with pyro.plate("data", len(x)):
+                label = pyro.sample("label", dist.Categorical(logits=self.prior))
+                z = pyro.sample("z", dist.Normal(self.prior.new_zeros(2), 1.0).expand([len(x), 2]).to_event(1))
+                logits = self.of_label[label.view(len(x))] + z.view(len(x), 2) @ self.decoder
+                pyro.sample("image", dist.Bernoulli(logits=logits).to_event(1), obs=x["image"])
+
+    record = m2_data(8)
+    found = [pv.log_likelihood(p, record, num_samples=100).log_likelihood for p in (M2(), Viewed())]
+    assert torch.allclose(*found, atol=1e-9)
+    losses = [pv.fit(p, record, steps=3, batch_size=8).metrics[0]["train_loss"] for p in (M2(), Viewed())]
+    assert abs(losses[0] - losses[1]) < 1e-9
+    classes = [pv.impute(p, record, num_samples=100).probability["label"] for p in (M2(), Viewed())]
+    assert torch.allclose(*classes, atol=1e-9)

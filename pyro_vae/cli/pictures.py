@@ -55,6 +55,19 @@ def write_array(x: Tensor, path: Path) -> None:
     print(path)
 
 
+def write_arrays(arrays: dict[str, Any], path: Path) -> None:
+    """Write numbers by name as .npz."""
+    import io
+
+    import numpy as np
+
+    from pyro_vae.training.files import write_bytes
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
 def given_values(given: list[str] | None) -> dict[str, Any]:
     """Values by column, as written: whole numbers, numbers, or several of them with commas between.
 

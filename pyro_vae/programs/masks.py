@@ -24,11 +24,12 @@ def counted(site: dict[str, Any]) -> Tensor | None:
         >>> counted({"fn": fn, "mask": torch.tensor([True, True])}).tolist()
         [[True, False, True], [True, False, True]]
     """
-    if isinstance(site["fn"], ByRow):
-        inner = counted({"fn": site["fn"].base_dist, "mask": None})
-        return None if inner is None else site["fn"].outer(inner.expand(site["fn"].base_dist.shape()))
     masks = [] if site["mask"] is None else [(site["mask"], len(site["fn"].event_shape))]
     fn = site["fn"]
+    if isinstance(fn, ByRow):
+        inner = counted({"fn": fn.base_dist, "mask": None})
+        masks += [] if inner is None else [(fn.outer(inner.expand(fn.base_dist.shape())), 0)]
+        fn = None
     while fn is not None:
         if type(fn).__name__ in ("MaskedDistribution", "Clamped"):
             masks.append((fn._mask, len(fn.event_shape)))

@@ -34,6 +34,7 @@ from pyro_vae.data.given import as_data
 from pyro_vae.errors import UserError
 from pyro_vae.paths import expanded
 from pyro_vae.programs.adopted import Adopted
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.contract import require_program
 from pyro_vae.programs.vae import VAE
 from pyro_vae.spec import Spec, construct, outline, parse_toml
@@ -52,6 +53,7 @@ from pyro_vae.training.kept import ROWS, load_kept, read_content, table, write_c
 from pyro_vae.training.metrics import METRICS, METRICS_CSV, read_metrics
 from pyro_vae.training.selection import Kept, kept
 from pyro_vae.training.settings import Settings
+from pyro_vae.training.standardize import rows_of
 
 SPEC, WEIGHTS, CHECKPOINT = "spec.toml", "weights.safetensors", "checkpoint.safetensors"
 FILES = (SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV, ROWS)
@@ -160,6 +162,8 @@ def make_record(
     }
     if isinstance(program, VAE) and program.likelihood.units is not None:
         identity["units"] = program.likelihood.units.by
+    if (layout := layout_of(program, rows_of(data))) is not None:
+        identity["columns"] = [column.name for column in layout.columns]
     source = getattr(program, "source", None)
     record: dict[str, Any] = {"program": {**identity, **(source or {})}}
     if spec is not None:
