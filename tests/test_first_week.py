@@ -270,7 +270,7 @@ class TestStatistician:
         name = f"{guide}-{seed}"
         if name not in self.runs:
             vae = pv.build("ppca", guide, (5,), latent_dim=2, seed=seed)
-            how: dict[str, Any] = {"epochs": 150, "batch_size": 100, "lr": 0.02, "compile": "off", "standardize": "off"}
+            how: dict[str, Any] = {"epochs": 150, "batch_size": 100, "lr": 0.02, "compile": "off"}
             self.runs[name] = pv.fit(vae, gaussian(1000, 0), seed=seed, **how)
         return self.runs[name]
 
