@@ -50,6 +50,28 @@ def test_an_exported_density_is_the_score(guide: str, tmp_path: Path) -> None:
         torch.testing.assert_close(found["elbo"], scores.result.elbo, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
+def test_onnx_scores_as_python_does(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    vae, x = small_vae((1, 4, 4)), torch.rand(7, 1, 4, 4, generator=generator(0)).round()
+    pv.export(vae, tmp_path, parts=["posterior", "density"], num_samples=20, onnx=True)
+    session = runtime.InferenceSession(tmp_path / "density.onnx")
+    assert [o.name for o in session.get_outputs()] == ["log_likelihood", "elbo"]
+    names = [i.name for i in session.get_inputs()]
+    given = [x.numpy(), *(n.numpy() for n in noise_of(vae, x, num_samples=20))]
+    found = session.run(None, dict(zip(names, given, strict=True)))[0]
+    scores = pv.score(vae, x, num_samples=20, warn=False).log_likelihood
+    torch.testing.assert_close(torch.from_numpy(found), scores, rtol=1e-5, atol=0)
+
+
+def test_onnx_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(pv.UserError, match="pip install onnx onnxscript"):
+        pv.export(small_vae((1, 4, 4)), tmp_path, onnx=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_outputs_are_called_as_what_they_are() -> None:
     vae = small_vae((1, 4, 4))
     exported = pv.export(vae, parts=["encoder", "decoder", "posterior"])

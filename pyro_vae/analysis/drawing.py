@@ -6,8 +6,9 @@ import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -33,6 +34,8 @@ SMALLEST = 480  # pixels: the width of a figure, so that its title fits
 WIDTH, LARGEST_CELL = 1000, 240  # pixels: what a grid of images is fitted to, and the largest single image
 FRAME, PAPER = (0.36, 0.44, 0.55), (1.0, 1.0, 1.0)  # a frame of a hue is seen beside black, grey and white alike
 SQUARE, LONG = (7.2, 5.8), (8.5, 4.5)  # inches: of points with a legend beside them, and of curves
+LONGEST_NAMED = 60  # columns that are named below a picture
+_SPOKEN: ContextVar[tuple[bool, tuple[str, ...]]] = ContextVar("spoken", default=(False, ()))
 POINT_COLOURS = ("0.6", "tab:blue")
 
 
@@ -101,16 +104,47 @@ def points(
     return finish(ax, title, "$x_1$", "$x_2$")
 
 
+@contextmanager
+def speaking(*, series: bool = False, columns: Sequence[str] = ()) -> Iterator[None]:
+    """While entered, data of two axes are ``series`` (time, channel), and those of one the named ``columns`` of a table."""
+    before = _SPOKEN.set((series, tuple(columns)))
+    try:
+        yield
+    finally:
+        _SPOKEN.reset(before)
+
+
 def curves(sets: dict[str, Any], ax: Axes | None = None, *, title: str | None = None) -> Axes:
-    """Draw vectors ``(n, D)`` against their index; the sets by name differ in the style of line, the vectors in colour."""
+    """Draw vectors ``(n, D)`` or series ``(n, T, C)`` against their index, and columns of a table above their names.
+
+    The sets by name differ in the style of line, the vectors in colour.
+    """
     if ax is None:
         ax = new_axes(LONG)
-    for (name, x), style in zip(sets.items(), ("-", "--"), strict=False):
-        for row, vector in enumerate(as_array(x)):
-            ax.plot(vector, style, color=f"C{row % 10}", linewidth=1.2, label=name if row == 0 else None)
+    columns = _SPOKEN.get()[1]
+    sets = {name: as_array(x) for name, x in sets.items()}
+    if columns:  # of other units each
+        every = np.concatenate(list(sets.values()))
+        sd = np.nanstd(every, 0)
+        sets = {name: (x - np.nanmean(every, 0)) / np.where(sd > 0, sd, 1.0) for name, x in sets.items()}
+    for (name, x), style in zip(sets.items(), ("o", "x") if columns else ("-", "--"), strict=False):
+        for row, vector in enumerate(x):
+            lines = ax.plot(vector, style, color=f"C{row % 10}", linewidth=1.2, markersize=5)
+            lines[0].set_label(name if row == 0 else None)
     if len(sets) > 1:
         legend_beside(ax)
-    return finish(ax, title, "element of the vector", "value")
+    along = name_elements(ax)
+    return finish(ax, title, along, "standard deviations of what is shown" if columns else "value")
+
+
+def name_elements(ax: Axes, most: int = LONGEST_NAMED) -> str:
+    """What the elements of a vector are, below axes that have them from left to right; columns, if few, get their names."""
+    series, columns = _SPOKEN.get()
+    if columns and len(columns) <= most:
+        ax.set_xticks(
+            range(len(columns)), [plain(c) for c in columns], rotation=90 if len(columns) > 6 else 0, fontsize=8
+        )
+    return "time" if series else "column" if columns else "element of the vector"
 
 
 def finish(ax: Axes, title: str | None, xlabel: str, ylabel: str) -> Axes:
@@ -201,12 +235,12 @@ def as_array(x: Any) -> np.ndarray:
 
 def is_image(shape: tuple[int, ...]) -> bool:
     """Whether a datum of this shape is drawn as an image: (H, W), (1, H, W) or (3, H, W)."""
-    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    return (len(shape) == 2 and not _SPOKEN.get()[0]) or (len(shape) == 3 and shape[0] in (1, 3))
 
 
 def require_drawable(shape: tuple[int, ...]) -> None:
     """:class:`UserError` for a datum that is neither an image nor a vector."""
-    if not is_image(shape) and len(shape) != 1:
+    if not is_image(shape) and len(shape) != 1 and not (len(shape) == 2 and _SPOKEN.get()[0]):
         raise UserError(
             f"there is no picture for data of shape {tuple(shape)}: expected images (H, W), (1, H, W) or (3, H, W), or "
             "vectors (D,); draw a slice of pv.sample or pv.reconstruct with image_grid"

@@ -14,6 +14,7 @@ from pyro_vae.evaluation.compare import Comparison
 from pyro_vae.evaluation.result import LogLikelihood
 
 KHAT_RANGE = (-1.0, 2.0)  # k outside of it is drawn at its ends: equal weights have k = -inf
+ABREAST = 4  # panels of test quantities
 BAND = 1.959964  # standard errors
 
 
@@ -62,8 +63,13 @@ def predictive_intervals(check: xr.Dataset) -> Figure:
         check: what :func:`pyro_vae.analysis.diagnostics.predictive_check` found.
     """
     names = [str(n) for n in check["quantity"].values]
-    figure = new_figure((3.2 * len(names), 3.4))
-    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    width = min(ABREAST, len(names))
+    height = -(-len(names) // width)
+    figure = new_figure((3.2 * width, 3.4 * height))
+    panels = list(figure.subplots(height, width, squeeze=False).flat)
+    for ax in panels[len(names) :]:
+        ax.set_visible(False)
+    for ax, name in zip(panels, names, strict=False):
         part = check.sel(quantity=name)
         observed = part["observed"].values
         ax.errorbar(observed, part["mean"].values, 2 * part["sd"].values, fmt=".", markersize=4, linewidth=0.6)

@@ -27,6 +27,7 @@ from pyro_vae.analysis.drawing import (
     image_grid,
     is_image,
     legend_beside,
+    name_elements,
     new_axes,
     points,
     require_drawable,
@@ -175,9 +176,9 @@ def interpolations(
         return ax
     ax = new_axes(LONG) if ax is None else ax
     for part, vector in zip(t.tolist(), means[0].numpy(), strict=True):
-        ax.plot(vector, color=colormaps["viridis"](0.9 * part), linewidth=1.2, label=f"t = {part:.2f}")
+        ax.plot(vector, color=colormaps["viridis"](0.9 * part), linewidth=1.2)[0].set_label(f"t = {part:.2f}")
     legend_beside(ax)
-    return finish(ax, f"{title} (the first pair)", "element of the vector", "value")
+    return finish(ax, f"{title} (the first pair)", name_elements(ax), "value")
 
 
 @drawn

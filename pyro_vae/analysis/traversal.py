@@ -20,6 +20,7 @@ from pyro_vae.analysis.drawing import (
     image_grid,
     is_image,
     legend_beside,
+    name_elements,
     new_figure,
     plain,
     require_drawable,
@@ -32,6 +33,7 @@ from pyro_vae.programs.latents import decode, encoded_sites, sample_latents
 from pyro_vae.programs.trace import Program, y_to_program
 
 PRIOR_DRAWS = 1000  # from which a unit's range is taken
+NAMED = 10  # columns of a table that find room below a panel
 COLUMNS = 3  # of panels, for vectors
 
 
@@ -160,7 +162,8 @@ def _draw(found: dict[str, tuple[Tensor, Tensor]], shape: tuple[int, ...]) -> Fi
                 ax.plot(vector, color=colormaps["viridis"](part), linewidth=1.0)
             ax.set_title(plain(name), fontsize=9)
             ax.spines[["top", "right"]].set_visible(False)
-        figure.supxlabel("element of the vector", fontsize=10)
+        along = {name_elements(ax, NAMED) for ax in panels.flat}
+        figure.supxlabel(along.pop(), fontsize=10)
         figure.supylabel("mean of $p(x \\mid z)$", fontsize=10)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -16,7 +16,16 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.analysis.drawing import drawn, finish, image_grid, is_image, legend_beside, new_figure, require_drawable
+from pyro_vae.analysis.drawing import (
+    drawn,
+    finish,
+    image_grid,
+    is_image,
+    legend_beside,
+    name_elements,
+    new_figure,
+    require_drawable,
+)
 from pyro_vae.analysis.scoring import host
 from pyro_vae.errors import UserError
 from pyro_vae.programs.door import door
@@ -92,13 +101,17 @@ def _points(data: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> Figure:
 def _curves(data: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> Figure:
     count = min(CURVES, len(data))
     figure = new_figure((8.5, 0.4 + 2.0 * count))
-    at = np.arange(data.shape[1])
+    at, along = np.arange(data.shape[1]), ""
+    data, mean, sd = (a.reshape(*a.shape[:2], -1) for a in (data, mean, sd))  # of series, with their channels
     for row, ax in enumerate(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]):
-        ax.fill_between(at, mean[row] - 2 * sd[row], mean[row] + 2 * sd[row], color="tab:blue", alpha=0.25, linewidth=0)
-        ax.plot(at, mean[row], color="tab:blue", linewidth=1.2, label="mean ± 2 sd")
-        ax.plot(at, data[row], ".", color="0.3", markersize=4, label="data")
+        for m, s, d in zip(mean[row].T, sd[row].T, data[row].T, strict=True):
+            first = ax.get_legend_handles_labels()[1] == []
+            ax.fill_between(at, m - 2 * s, m + 2 * s, color="tab:blue", alpha=0.25, linewidth=0)
+            ax.plot(at, m, color="tab:blue", linewidth=1.2, label="mean ± 2 sd" if first else None)
+            ax.plot(at, d, ".", color="0.3", markersize=4, label="data" if first else None)
+        along = name_elements(ax)
         ax.spines[["top", "right"]].set_visible(False)
     legend_beside(figure.axes[0])
-    figure.supxlabel("element of the vector", fontsize=10)
+    figure.supxlabel(along, fontsize=10)
     figure.supylabel("value", fontsize=10)
     return figure

@@ -24,6 +24,7 @@ def export(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="density: draws of the guide for each row, K.")] = 100,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX files too (needs onnxscript).")] = False,
     device: Device = "auto",
     model: ProgramFile = None,
 ) -> None:
@@ -47,5 +48,6 @@ def export(
 
         y = labels_of(opened.load_data(None), "train", torch.arange(ROWS))
     folder = out if out is not None else run / "export"
-    for part in export_program(opened.program, folder, parts=only or PARTS, y=y, num_samples=samples):
-        print(folder / f"{part}.pt2")
+    for part in export_program(opened.program, folder, parts=only or PARTS, y=y, num_samples=samples, onnx=onnx):
+        for suffix in (".pt2", ".onnx") if onnx else (".pt2",):
+            print(folder / f"{part}{suffix}")

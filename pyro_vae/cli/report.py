@@ -18,6 +18,12 @@ def report(
             "--out", help="The HTML file to write [default: RUN/report.html].", show_default=False, callback=expand
         ),
     ] = None,
+    data_: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="The data of a run that was trained on data in memory, by path.", show_default=False
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Importance samples per image, K.")] = 500,
     limit: Annotated[int, typer.Option(min=2, help="Test images that are evaluated, by a fixed seed.")] = 200,
     seed: Seed = 0,
@@ -34,13 +40,15 @@ def report(
     from pyro_vae.analysis.report.of_run import PARTS
     from pyro_vae.analysis.report.of_run import report as write
     from pyro_vae.cli.runs import open_run
+    from pyro_vae.data import load_data
     from pyro_vae.training.progress import Progress
     from pyro_vae.training.run import read_record
 
     read_record(run)  # a missing run is the first thing to say
     path = page.destination(out if out is not None else run / "report.html")
     loaded = open_run(run, device, model)
-    data = loaded.load_data(data_root) if data_root is not None else None
+    given = None if data_ is None else load_data(data_, data_root)
+    data = loaded.load_data(data_root) if given is None and data_root is not None else given
     with Progress(PARTS, visible=not quiet, unit="section") as bar:
         bar.update(0, "loading")
         done = iter(range(PARTS + 1))

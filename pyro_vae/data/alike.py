@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.data.data import Data
+from pyro_vae.data.names import SPLITS
 from pyro_vae.errors import UserError
 
 
@@ -32,8 +34,10 @@ def observed_like(
     Returns:
         float32 ``(n, *ours.event_shape)``.
 
+    Columns of tables go by their names, where both have some.
+
     Raises:
-        UserError: images that are larger, or of other channels; floats where ours are dequantized.
+        UserError: images that are larger, or of other channels; floats where ours are dequantized; a table that lacks a column.
 
     Example:
         >>> from pyro_vae.data import load_data
@@ -41,6 +45,7 @@ def observed_like(
         >>> bool((observed_like(ours, load_data("digits")) == ours.observed("test")).all())
         True
     """
+    theirs = _in_order(ours, theirs)
     if _preparation(theirs) == _preparation(ours):
         return theirs.observed(split, seed, rows)
     theirs = theirs if theirs.grey is None else theirs.grey
@@ -57,6 +62,21 @@ def observed_like(
         levels = ours.levels if regrid else theirs.levels
         theirs, rows = replace(theirs, train=stored, validation=stored, test=stored, levels=levels), None
     return _prepared(theirs, ours).observed(split, seed, rows)
+
+
+def _in_order(ours: Data, theirs: Data) -> Data:
+    """``theirs`` with the columns of ``ours`` in their order, where both name them."""
+    if None in (ours.column_names, theirs.column_names) or ours.column_names == theirs.column_names:
+        return theirs
+    names, found = ours.column_names or (), theirs.column_names or ()
+    if lacking := [name for name in names if name not in found]:
+        raise UserError(
+            f"{theirs.name} has no column {lacking[0]!r}, which the run was trained on: expected {', '.join(names[:8])}"
+            + (", ..." if len(names) > 8 else "")
+        )
+    places = torch.tensor([found.index(name) for name in names])
+    stored: dict[str, Any] = {name: theirs.stored(name)[:][:, places] for name in SPLITS}
+    return replace(theirs, **stored, column_names=names)
 
 
 def fitted(x: Tensor, event_shape: tuple[int, ...], background: float = 0.0) -> Tensor:

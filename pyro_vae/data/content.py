@@ -87,7 +87,9 @@ class Content:
         float_dtype = torch.float64 if self.form.get("dtype") == "float64" else torch.float32
         none = torch.zeros(0, *event_shape, dtype=float_dtype if levels is None else torch.uint8)
         how = {key: self.form.get(key, "none") for key in ("binarization", "dequantization")}
-        return Data("the data of the run", none, none, none, levels, **how)
+        columns = self.form.get("columns")
+        names = None if columns is None else tuple(columns)
+        return Data("the data of the run", none, none, none, levels, **how, column_names=names)
 
     def require_same(self, now: Content, what: str) -> None:
         """:class:`Changed` that names the first difference, unless data at hand are those of the run."""
@@ -111,6 +113,7 @@ def content_of(data: Data) -> Content:
             "binarization": data.binarization,
             "dequantization": data.dequantization,
             **({} if base.dtype == torch.float32 else {"dtype": "float64"}),
+            **({} if base.column_names is None else {"columns": list(base.column_names)}),
             **{f"{split} rows": len(base.stored(split)) for split in SPLITS},
         },
         rows={split: rows for split, rows in base.rows.items() if rows is not None},

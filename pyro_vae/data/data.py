@@ -39,6 +39,7 @@ class Data:
             None where the split is as filed.
         source: keyword arguments, fit for JSON, with which ``load_data(**source)`` gives the same data again.
         label_names: the classes' names in the order of the labels, or None.
+        column_names: of a table whose file names its columns, or None.
 
     Example:
         >>> from pyro_vae.data import load_data
@@ -62,6 +63,7 @@ class Data:
     rows: dict[str, Tensor | None] = field(default_factory=lambda: dict.fromkeys(SPLITS))
     source: dict[str, Any] = field(default_factory=dict)
     label_names: tuple[str, ...] | None = None
+    column_names: tuple[str, ...] | None = None
     # The data with its grey levels, where these splits were binarized once and for all.
     grey: Data | None = None
     # Split -> digests of its rows as stored, where they were read for them (pyro_vae.data.content).

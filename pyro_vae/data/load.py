@@ -80,7 +80,8 @@ def load_whole(name: str | os.PathLike[str], root: str | os.PathLike[str] | None
     filed = _read(os.fspath(name), root)
     x, y = (filed.x, filed.labels) if filed.test is None else (filed.test, filed.test_labels)
     labels = {"train": None, "validation": None, "test": y}
-    return Data(filed.name, filed.x[:0], filed.x[:0], x, filed.levels, labels=labels, label_names=filed.label_names)
+    names: dict[str, Any] = {"label_names": filed.label_names, "column_names": filed.column_names}
+    return Data(filed.name, filed.x[:0], filed.x[:0], x, filed.levels, labels=labels, **names)
 
 
 def load_again(source: dict[str, Any], recorded: Content, what: str) -> Data:

@@ -34,6 +34,7 @@ class Filed:
         binarization: the default.
         label_names: the classes' names, or None.
         row_names: the rows' names (files of a folder), or None.
+        column_names: of a table, or None.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Filed:
     binarization: str = "none"
     label_names: tuple[str, ...] | None = None
     row_names: tuple[str, ...] | None = None
+    column_names: tuple[str, ...] | None = None
 
 
 def split(filed: Filed, validation: int | None, source: dict[str, Any], recorded: Content | None = None) -> Data:
@@ -80,6 +82,7 @@ def split(filed: Filed, validation: int | None, source: dict[str, Any], recorded
             },
             source=source,
             label_names=filed.label_names,
+            column_names=filed.column_names,
         )
     if n < len(SPLITS):
         raise UserError(f"{filed.name} has {n} rows: expected at least 3, one for each split; give more rows")
@@ -100,6 +103,7 @@ def split(filed: Filed, validation: int | None, source: dict[str, Any], recorded
         rows=dict(rows),
         source=source,
         label_names=filed.label_names,
+        column_names=filed.column_names,
         digests=None if recorded is None else recorded.digests or None,
     )
 

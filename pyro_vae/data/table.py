@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,10 @@ def load(path: Path) -> Filed:
     ]
     table = np.stack(x, 1) if x else np.empty((0, 0))
     binary = bool(((table == 0) | (table == 1)).all())
-    return from_array(
+    filed = from_array(
         path.name, table.astype(bool) if binary else table, None if label is None else _labels(columns[label])
     )
+    return filed if header is None else replace(filed, column_names=tuple(n for i, n in enumerate(names) if i != label))
 
 
 def _separator(path: Path, text: str) -> str:

@@ -9,6 +9,9 @@ is called with a batch of any size, on the device that they were exported on.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +61,7 @@ def export(
     y: Tensor | None = None,
     event_shape: Any = None,
     num_samples: int = 100,
+    onnx: bool = False,
 ) -> dict[str, ExportedProgram]:
     """Export a program's encoder and decoder.
 
@@ -68,6 +72,7 @@ def export(
         y: for a conditional program, three rows of what it is conditioned on, as an example.
         event_shape: of one datum, where the program does not say it as ``program.event_shape``.
         num_samples: K, draws of the density's guide for each row.
+        onnx: whether to write each part as ``.onnx`` too, with the same names of outputs; needs onnxscript.
 
     Returns:
         The exported programs by name, their outputs too. The encoder takes x ``(N, *event)`` and gives a dict of the sites' means
@@ -92,7 +97,12 @@ def export(
             raise UserError(f"unknown part {part!r}: {nearest(part, ALL_PARTS)}")
     if needs_y(program) and (y is None or len(y) != ROWS):
         raise UserError(f"the program is conditional, model(x, y): give y, {ROWS} rows as an example")
-    folder = None if out is None else writable_folder(out, tuple(f"{part}.pt2" for part in parts))
+    suffixes = (".pt2", ".onnx") if onnx else (".pt2",)
+    if onnx and (importlib.util.find_spec("onnxscript") is None or out is None):
+        raise UserError("onnx=True writes files, by onnxscript: give out, and pip install onnx onnxscript")
+    folder = (
+        None if out is None else writable_folder(out, tuple(part + suffix for part in parts for suffix in suffixes))
+    )
     shape = event_shape_of(program, event_shape)
     x = sample(program, ROWS, y, event_shape=shape)
     z = sample_latents(program, ROWS, y, event_shape=shape)
@@ -120,7 +130,16 @@ def export(
             for part, one in found.items():
                 with replacing(folder / f"{part}.pt2") as temporary:
                     torch.export.save(one, temporary)
+                if onnx:
+                    with replacing(folder / f"{part}.onnx") as temporary:
+                        _save_onnx(one, temporary)
     return found
+
+
+def _save_onnx(program: ExportedProgram, path: Path) -> None:
+    names = [str(name) for name in program.graph_signature.user_outputs]
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress
+        torch.onnx.export(program, f=str(path), output_names=names, external_data=False, verbose=False)
 
 
 def noise_of(

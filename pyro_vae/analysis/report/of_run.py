@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.analysis import describe
-from pyro_vae.analysis.drawing import drawn
+from pyro_vae.analysis.drawing import drawn, speaking
 from pyro_vae.analysis.report import page
 from pyro_vae.analysis.report.checks import checks
 from pyro_vae.analysis.report.declared import declared
@@ -78,7 +78,10 @@ def report(
         _require_its_preparation(run, data)
     data, missing = (data, "") if data is not None else _data(run)
     subject = Subject(run, data, missing, limit, num_samples, seed)
-    sections = _sections(subject, progress)
+    with speaking(series=subject.kind == "series", columns=subject.columns if subject.kind == "table" else ()):
+        sections = _sections(subject, progress)
+    for section in sections if subject.kind != "image" else ():
+        section.speak("row")
     title = f"{subject.name}: a {'model' if data is None else 'model of ' + data.name}"
     return page.write(target, page.render(title, _subtitle(subject), sections))
 
@@ -156,7 +159,8 @@ def _summary(subject: Subject, evaluations: dict[str, dict[str, Any]]) -> Sectio
 def _subtitle(subject: Subject) -> str:
     kind = type(subject.program).__name__
     shape = " x ".join(str(n) for n in subject.event_shape)
+    noun = "images" if subject.kind == "image" else "rows"
     return (
-        f"{kind} on data of shape {shape}. Figures of this page: up to {subject.limit} test images, K = "
+        f"{kind} on data of shape {shape}. Figures of this page: up to {subject.limit} test {noun}, K = "
         f"{subject.num_samples}, seed {subject.seed}."
     )

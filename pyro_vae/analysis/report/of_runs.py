@@ -63,6 +63,9 @@ def compare_report(
         _training(runs),
         _pictures(runs, data, seed),
     ]
+    if not all(pictures.is_image(run.event_shape) for run in runs.values()):
+        for section in sections:
+            section.speak("row")
     return page.write(target, page.render(f"{len(runs)} runs compared", about, sections))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ from pyro_vae.paths import writable
 from pyro_vae.training.files import write_text
 
 TEMPLATE = "page.html"
-WIDE = 720  # CSS pixels: plots that are wider keep letters that can be read, in a box that scrolls on a phone
+IMAGE = re.compile(r"(?<![\w./-])[Ii]mage(s?)(?![\w/-]|\.\w)")
+WIDE = 480  # CSS pixels: plots that are wider keep letters that can be read, in a box that scrolls on a phone
 SHARP = 150  # dots per inch of lines and text; pictures of images keep the size at which their pixels are whole
 
 
@@ -100,6 +102,13 @@ class Section:
         except NotImplementedError as error:
             self._omit(what, f"the program has no such density ({error or 'not implemented'})")
 
+    def speak(self, noun: str) -> None:
+        """Call data what they are, in all that is not the user's: rows, and not images."""
+        for block in self.blocks:
+            if block.kind != "code":
+                block.content.update({key: _spoken(value, noun) for key, value in block.content.items()})
+        self.lead = _spoken(self.lead, noun)
+
     def _omit(self, what: str, why: str) -> None:
         """One line for neighbours that are left out for one reason."""
         last = self.blocks[-1] if self.blocks else None
@@ -107,6 +116,15 @@ class Section:
             last.content["names"].append(what)
         else:
             self.blocks.append(Block("omitted", {"names": [what], "why": why}))
+
+
+def _spoken(value: Any, noun: str) -> Any:
+    """Text, or texts in lists and tables, with ``noun`` for image; names of files and pictures stay."""
+    if isinstance(value, str):
+        return value if value.startswith("data:") else IMAGE.sub(rf"{noun}\1", value)
+    if isinstance(value, list | tuple):
+        return type(value)(_spoken(v, noun) for v in value)
+    return {k: _spoken(v, noun) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def picture(drawn: Axes | Figure, what: str, caption: str) -> dict[str, Any]:

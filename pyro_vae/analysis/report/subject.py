@@ -17,6 +17,8 @@ from pyro_vae.programs.labels import needs_y, takes_y
 from pyro_vae.programs.trace import device_of, y_to_program
 from pyro_vae.training.run import Run
 
+LONG_SERIES = 32  # elements without names from which on a vector is taken for a series
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -75,6 +77,34 @@ class Subject:
     def name(self) -> str:
         """What the run is called."""
         return str(self.run.path) if self.run.path is not None else "a run in memory"
+
+    @cached_property
+    def kind(self) -> str:
+        """What a datum is: an ``image``, a ``point`` of two numbers, a ``series`` over time, or the row of a ``table``.
+
+        Floats beyond [0, 1] on two axes are a series of channels; a vector is one where its elements have no names and are many.
+        """
+        shape = self.event_shape
+        if len(shape) == 2 and self.data is not None and self.data.levels is None:
+            some = self.data.train[: min(len(self.data.train), 1000)].nan_to_num(0.5)
+            return "series" if bool(some.min() < 0) or bool(some.max() > 1) else "image"
+        if shape == (2,):
+            return "point"
+        if len(shape) != 1:
+            return "image"
+        return "series" if not self.named and shape[0] >= LONG_SERIES else "table"
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The names of the columns, where there are some."""
+        return () if self.data is None else self.data.column_names or ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the elements of a vector are called; none of them in an image or a series."""
+        if self.kind not in ("table", "point"):
+            return ()
+        return self.named or tuple(f"column {i}" for i in range(self.event_shape[0]))
 
     @cached_property
     def conditional(self) -> bool:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.axes import Axes
+from torch import Tensor
 
 from pyro_vae.analysis import pictures
 from pyro_vae.analysis.report.page import Section
 from pyro_vae.analysis.report.subject import Rows, Subject
 from pyro_vae.evaluation.result import LogLikelihood
+from pyro_vae.programs.latents import reconstruct
 from pyro_vae.training.files import checksum_of, parse_json, read_text
 from pyro_vae.training.run import WEIGHTS
 
-SHOWN, CURVES, LISTED = 20, 4, 10  # images or points, vectors, rows of the table
+SHOWN, CURVES, LISTED, NAMED = 20, 4, 10, 3  # images or points, vectors, rows of the table, columns in each
 SAVED = "anomaly.json"
 
 
@@ -34,7 +36,7 @@ def surprising(subject: Subject, result: LogLikelihood | None) -> Section:
 def _worst(section: Section, subject: Subject, result: LogLikelihood) -> None:
     rows = subject.test
     order = result.log_likelihood.nan_to_num(-float("inf")).argsort(stable=True)
-    small = pictures.is_image(subject.event_shape) or subject.event_shape == (2,)
+    small = subject.kind in ("image", "point")
     worst = order[: SHOWN if small else CURVES]
 
     def draw() -> Axes:
@@ -50,14 +52,34 @@ def _worst(section: Section, subject: Subject, result: LogLikelihood) -> None:
         "reconstructions.",
     )
     names = () if subject.data is None or subject.data.label_names is None else subject.data.label_names
+    unexpected = _unexpected(
+        subject, rows.x[order[:LISTED]], None if rows.y is None else rows.y[order[:LISTED].to(rows.y.device)]
+    )
     table = []
-    for i in order[:LISTED].tolist():
+    for place, i in enumerate(order[:LISTED].tolist()):
         label = "-" if rows.labels is None else str(int(rows.labels[i]))
         if label.isdecimal() and int(label) < len(names):
             label = names[int(label)]
         figures = (-result.log_likelihood[i], -result.elbo[i], result.khat[i])
-        table.append([str(int(rows.index[i])), label, *(f"{float(v):.2f}" for v in figures)])
-    section.table(["row of the test split", "label", "NLL (nats)", "minus ELBO", "Pareto k"], table)
+        table.append(
+            [str(int(rows.index[i])), label, *(f"{float(v):.2f}" for v in figures), *unexpected[place : place + 1]]
+        )
+    head = ["row of the test split", "label", "NLL (nats)", "minus ELBO", "Pareto k"]
+    section.table([*head, *(["least expected, and what was expected"] if unexpected else [])], table)
+
+
+def _unexpected(subject: Subject, x: Tensor, y: Tensor | None) -> list[str]:
+    """Of each row of a table the columns that are furthest from their reconstruction, in standard deviations of the column."""
+    if subject.kind != "table":
+        return []
+    expected = reconstruct(subject.program, x, y).cpu().double()
+    off = ((x.double() - expected) / subject.test.x.double().std(0).clamp(min=1e-12)).nan_to_num(0.0).abs()
+    return [
+        ", ".join(
+            f"{subject.columns[j]} = {row[j]:.4g} ({mean[j]:.4g})" for j in o.argsort(descending=True)[:NAMED].tolist()
+        )
+        for row, mean, o in zip(x, expected, off, strict=True)
+    ]
 
 
 def _other(section: Section, subject: Subject) -> None:
