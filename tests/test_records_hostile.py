@@ -431,3 +431,25 @@ def test_states_are_summed_over_where_samples_are_rows() -> None:
     assert abs(losses[0] - losses[1]) < 1e-9
     classes = [pv.impute(p, record, num_samples=100).probability["label"] for p in (M2(), Viewed())]
     assert torch.allclose(*classes, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Pareto k")  # of a guide that was not trained
+def test_draws_of_whole_numbers_lie_between_where_their_density_does() -> None:
+    """An integer column under a Normal is filled without being cut off; one of booleans is a site's like any other."""
+
+    class Ages(nn.Module):
+        def model(self, x: Record) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+                pyro.sample("age", dist.Normal(0.5 + 0 * z, 1.0), obs=x["age"])
+                pyro.sample("member", dist.Bernoulli(logits=z), obs=x["member"])
+
+        def guide(self, x: Record) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.1))
+
+    known = torch.arange(100) < 10
+    record = Record({"age": torch.arange(100), "member": torch.arange(100) % 2 == 0}, {"age": known})
+    found = pv.impute(Ages(), record, num_samples=200, num_draws=200)
+    assert abs(float(found.draws["age"][:, ~known].mean()) - 0.5) < 0.05
+    assert found.interval("age", 0.9).shape == (100, 2)

@@ -56,8 +56,8 @@ class ImputedColumns:
 
     def interval(self, name: str, level: float = 0.9) -> Tensor:
         """Where an entry of a column lies with a probability, as far as the draws tell, ``(N, *column, 2)``."""
-        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=self.draws[name].dtype)
-        return torch.quantile(self.draws[name], tails, 0).movedim(0, -1)
+        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+        return torch.quantile(self.draws[name].double(), tails, 0).movedim(0, -1)
 
     @property
     def warnings(self) -> list[str]:
@@ -160,7 +160,9 @@ def _imputed(
         known = known.reshape(known.shape + (1,) * (column.dim() - known.dim()))
         draws = draws.reshape(len(each), rows, *shape)
         picked = draws.gather(0, chosen.reshape(num_draws, rows, *[1] * len(shape)).expand(num_draws, rows, *shape))
-        found["draws"][name] = torch.where(known, column.to(picked.dtype), picked).to(column.dtype).cpu()
+        filled = torch.where(known, column.to(picked.dtype), picked)
+        whole = column.is_floating_point() or model.nodes[name]["fn"].support.is_discrete  # else draws lie between
+        found["draws"][name] = (filled.to(column.dtype) if whole else filled).cpu()
         by_class = _classes(model, name)
         if by_class is not None:
             hits = one_hot(draws.long(), by_class).to(weight)  # (K, rows, classes)

@@ -252,7 +252,8 @@ class Columns(Messenger):
         known = known.reshape(value.shape) if known.dim() > 1 else known.reshape(-1, *[1] * len(event))
         if (given := self.given.get(msg["name"])) is not None:
             own = self.trusting and given.shape[given.dim() - len(event) :] == event
-            return given if own else value.to(given.dtype), known
+            value = given if own else value.to(given.dtype)
+            return value if value.is_floating_point() else value.to(_dtype(msg["fn"], value)), known
         return value.to(_dtype(msg["fn"], value)), known
 
     def mark(self, traced: Any) -> None:

@@ -175,7 +175,9 @@ def check_columns(traces: Traces, layout: Layout, x: Tensor) -> None:
             )
         off = (given.reshape(column.shape).to(record.dtype) - column.to(record.dtype)).abs()
         wide = known.reshape(known.shape + (1,) * (column.dim() - known.dim()))
-        if bool((off.where(wide, torch.zeros_like(off)) > OBSERVED_SLACK * float(column.abs().max())).any()):
+        if bool(
+            (off.where(wide, torch.zeros_like(off)) > OBSERVED_SLACK * float(column.to(record.dtype).abs().max())).any()
+        ):
             raise AxesError(
                 f"model: the site {name!r} observes other numbers than its column holds: write obs=x[{name!r}], or leave obs out"
             )
