@@ -2,7 +2,8 @@
 
     log p(x) = log sum_z p(x, z),   z every joint value of the latents: no draws, no error
 
-For programs all of whose latents are discrete and have at most 1,024 joint values (:mod:`pyro_vae.programs.states`).
+For programs all of whose latents are discrete and have at most 1,024 joint values (:mod:`pyro_vae.programs.states`); one without
+latents, a tractable density, has one.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def summed(
     Raises:
         ProgramError: a prior whose probabilities do not add up to 1 over these states, in any row.
     """
-    spanned = spans(len(next(iter(states.values()))), at_once)
+    spanned = spans(number_of_joint(states), at_once)
     parts = [_terms(program, x, y, states, span, precision) for span in spanned]
     wide = torch.float64 if x.device.type != "mps" else torch.float32
     log_likelihood, log_prior, log_guide = (
@@ -81,14 +82,21 @@ def summed(
     )
 
 
+def number_of_joint(states: dict[str, Tensor]) -> int:
+    """How many joint states there are; without latents one."""
+    return len(next(iter(states.values()))) if states else 1
+
+
 def _terms(
     program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tensor], span: slice, precision: str
 ) -> tuple[Terms, Tensor]:
     """Terms ``(states, batch)`` with the latents at these values, and which of them count: of masked elements the first alone."""
-    size, rows = len(next(iter(states.values()))[span]), len(x)
+    size, rows = min(span.stop, number_of_joint(states)) - span.start, len(x)
     values = {n: s[span, None].expand(size, rows, *s.shape[1:]) for n, s in states.items()}
     with casts(precision, x.device), isolated():
         guide = run(program.guide, x, y, num_samples=size, at=AsDrawn(values))
         model = run(program.model, x, y, num_samples=size, at=values)
-    counts = counting(model, values, {n: s[0] for n, s in states.items()})
+    counts = torch.ones(size, rows, dtype=torch.bool, device=x.device)
+    if states:
+        counts = counting(model, values, {n: s[0] for n, s in states.items()})
     return Traces(model, guide).terms(size, rows), counts

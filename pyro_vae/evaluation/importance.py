@@ -22,7 +22,7 @@ from pyro_vae.evaluation.adaptive import PILOT, adaptive
 from pyro_vae.evaluation.blind import discrete_sites, require_weights
 from pyro_vae.evaluation.consistency import latents_have_densities
 from pyro_vae.evaluation.draws import Draws
-from pyro_vae.evaluation.enumeration import summed
+from pyro_vae.evaluation.enumeration import number_of_joint, summed
 from pyro_vae.evaluation.estimators import GROUPS
 from pyro_vae.evaluation.every_row import look_for_points
 from pyro_vae.evaluation.methods import ImportanceSampling
@@ -123,7 +123,8 @@ def log_likelihood(
         return of_columns(log_likelihood, program, x, y, layout, of, given, options.pop("seed"), **options)
     require_weights(traces)
     require_precision(precision, device_of(program), dtype_of(program))
-    states = joint_states(latent_sites(traces.model)) if layout is None or not layout.read else None
+    latents = latent_sites(traces.model)
+    states = (joint_states(latents) if latents else {}) if layout is None or not layout.read else None
     each = 1 if layout is None or not layout.states or states else len(next(iter(layout.states.values())))
     if each > 1 and noise == "sobol":
         raise UserError("sobol noise is not made where discrete latents are summed over: use noise='random'")
@@ -163,7 +164,7 @@ def log_likelihood(
         precision=precision,
         rounding_error=measured(program, x, y, traces, precision, seed, num_samples),
         noise=noise,
-        states=None if states is None else len(next(iter(states.values()))),
+        states=None if states is None else number_of_joint(states),
         blind_spots=against,
         proof=proof,
         shared=alike(to_program(program, x), y) if streams == "content" else None,

@@ -303,6 +303,8 @@ class LogLikelihood:
         return "\n".join([*lines, *(f"warning: {w}" for w in (*self.forbidden, *self.warnings))])
 
     def _drawn(self) -> str:
+        if self.states == 1:
+            return "exact, of a density without latents"
         if self.states is not None:
             return f"exact, summed over {self.states:,} states of the latents"
         if self.draws is None:

@@ -133,8 +133,12 @@ def likelihood(
     weights = "Pareto k and effective sample size"
     if result.states is not None:
         section.note(
-            f"{weights}: left out; log p(x) is exact, a sum over {result.states:,} states of the latents. The bound by draws, "
-            "below, may stay under it."
+            f"{weights}: left out; log p(x) is exact, "
+            + (
+                f"a sum over {result.states:,} states of the latents. The bound by draws, below, may stay under it."
+                if result.states > 1
+                else "as the program has no latents."
+            )
         )
     else:
         section.figure(
