@@ -270,3 +270,17 @@ def test_reading_data_that_are_zeros_and_ones_by_turns_is_seen() -> None:
     program = like("Reads", decode=lambda s, z, x: z @ s.weight + 0.5 * x)()
     with pytest.raises(UserError, match="reads x itself"):
         pv.encode(program, torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
+@pytest.mark.parametrize("base", ["another site", "view"])
+def test_a_distribution_of_torchs_own_is_drawn_from(base: str) -> None:
+    """Which Pyro scores, and cannot call: nothing but a proof draws what is observed."""
+
+    def observe(self: Any, loc: Tensor, x: Tensor) -> None:
+        normal = torch.distributions.Normal(loc, torch.ones_like(loc))
+        pyro.sample("x", torch.distributions.Independent(normal, 1), obs=x)
+
+    program = type("Torch", (MODULES[base],), {"observe": observe})()
+    found = pv.log_likelihood(program, X, num_samples=30).log_likelihood
+    torch.testing.assert_close(found, exact(), rtol=0, atol=1e-9)

@@ -140,6 +140,8 @@ class _Unobserved(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if is_random(msg) and msg["is_observed"]:
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            if not callable(msg["fn"]):  # of torch's own, which Pyro scores, and cannot draw from
+                msg["value"], msg["done"] = msg["fn"].sample(), True
             msg["infer"] = {**msg["infer"], "was_observed": True}
 
 

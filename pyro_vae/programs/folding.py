@@ -112,7 +112,8 @@ class ByRow(TorchDistribution):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """A draw, as the program's distribution makes one."""
-        return self.outer(self.base_dist(*args, **kwargs))
+        draw = self.base_dist if callable(self.base_dist) else self.base_dist.sample  # one of torch's, not of Pyro's
+        return self.outer(draw(*args, **kwargs))
 
     def through(self, value: Tensor, score: Callable[[Tensor], Tensor], event: int) -> Tensor:
         """What the program's distribution says of a value, with the axes of samples and rows first.

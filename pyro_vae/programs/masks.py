@@ -49,7 +49,8 @@ def unmasked(fn: Any) -> Any:
     if isinstance(fn, ByRow):
         return fn.of(unmasked(fn.base_dist))
     if type(fn).__name__ == "Independent":
-        return unmasked(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+        inner = unmasked(fn.base_dist)
+        return fn if inner is fn.base_dist else inner.to_event(fn.reinterpreted_batch_ndims)
     return fn
 
 
