@@ -98,7 +98,8 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
     ax.axvline(0.0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     ax.set_yticks(at, [plain(one.names[0]) for one in comparisons])
     ax.set_ylim(-0.6, len(comparisons) - 0.4)
-    finish(ax, None, f"log p(x) less that of {plain(comparisons[0].names[1])} (nats per datum), higher is better", "")
+    against = plain(comparisons[0].names[1])
+    finish(ax, None, f"log p(x) less that of {against}\n(nats per datum, higher is better)", "")
     return figure
 
 

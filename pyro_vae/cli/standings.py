@@ -71,7 +71,8 @@ def entries(paths: list[Path], records: list[dict[str, Any]], *, group: bool) ->
         return [Entry(str(path), [str(path)], [seed]) for path, seed in zip(paths, seeds, strict=True)]
     found: dict[str, list[int]] = {}
     for place, record in enumerate(records):
-        alike = {key: record.get(key) for key in ("model", "guide", "data", "rows")}
+        alike: dict[str, Any] = {key: record.get(key) for key in ("model", "guide", "data", "rows")}
+        alike["warm"] = "parent" in record.get("lineage", {})
         alike |= {"program": {k: v for k, v in record["program"].items() if k != "file"}}
         alike |= {"training": {k: v for k, v in record.get("training", {}).items() if k != "seed"}}
         found.setdefault(json.dumps(alike, sort_keys=True), []).append(place)

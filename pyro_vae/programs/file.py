@@ -49,6 +49,10 @@ def load_program(
     origin: dict[str, Any] = {"file": str(path), **fingerprint(path)}
     if recorded is not None:
         settings = recorded.get("settings", {})
+        if not isinstance(settings, Mapping):
+            raise UserError(
+                f"the run's program.settings = {settings!r}: expected a table of arguments; restore its spec.toml"
+            )
         if not (trust or is_recorded(path, recorded)):
             raise UserError(
                 f"{path} is not the file that the run was trained on: more than comments differs; name the one that was, or say "

@@ -285,7 +285,7 @@ def _schedule(settings: Settings, given: Any) -> Callable[[int], float] | None:
 
 def _watching(callback: Callback | None, tensorboard: bool | str | Path, path: Path | None) -> Callback | None:
     """The callback, and one that writes event files."""
-    if tensorboard is False:
+    if not tensorboard:
         return callback
     if tensorboard is True and path is None:
         raise UserError("tensorboard=True writes into the run directory: give out, or a folder, tensorboard=...")
@@ -306,7 +306,8 @@ def extended(new: dict[str, Any], old: dict[str, Any]) -> bool:
     if before is None or now is None or before == now:
         return False
     lineage = old.get("lineage", {})
-    new["lineage"] = {**lineage, "epochs_before": [*lineage.get("epochs_before", []), before]}
+    longer = lineage.get("epochs_before", [])
+    new["lineage"] = {**lineage, "epochs_before": [*(longer if isinstance(longer, list) else []), before]}
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -109,7 +108,7 @@ def parse_schedule(value: Any) -> Block:
         if key not in known:
             raise UserError(f"schedule {block.name!r} has no option {key!r}: {nearest(key, known)}")
         above = key in ("number", "growth", "decay") or (key == "final" and block.name == "exponential")
-        most = math.inf if key in ("number", "growth", "decay") else 1.0
+        most = {"number": 64, "growth": 1000, "decay": 1000}.get(key, 1)
         if isinstance(option, bool) or not isinstance(option, int | float) or not (option > 0 if above else option >= 0) or (
             option > most or (key == "number" and not isinstance(option, int)) or (key == "rise" and not 0 < option < 1)
         ):  # fmt: skip
