@@ -198,7 +198,7 @@ def test_items_of_which_x_is_taken(item: Callable[[int], Any]) -> None:
             "starts with, Image: expected a tensor or array (*event): turn pictures",
         ),
         (lambda i: X[i, : 3 + i % 2], "bring all to one shape"),
-        (lambda i: {"image": X[i], "label": 0}, "has the keys image, label: expected x among them"),
+        (lambda i: {"image": X[i], "label": 0}, "does not run on a record of the columns image"),
         (lambda i: X[i].to_sparse(), "got a sparse coo one"),
         (lambda i: torch.complex(X[i], X[i]), "got a complex one"),
         (lambda i: X[i].to("meta"), "meta device"),

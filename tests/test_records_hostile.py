@@ -453,3 +453,52 @@ def test_draws_of_whole_numbers_lie_between_where_their_density_does() -> None:
     found = pv.impute(Ages(), record, num_samples=200, num_draws=200)
     assert abs(float(found.draws["age"][:, ~known].mean()) - 0.5) < 0.05
     assert found.interval("age", 0.9).shape == (100, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Pareto k")  # of a guide that was not trained
+def test_states_of_rows_that_have_others_are_refused() -> None:
+    """A binomial with a total count of its own in one row, of which the examination's eight rows know nothing."""
+
+    class Counts(nn.Module):
+        def model(self, x: Record) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+                pyro.sample("k", dist.Binomial(x["n"], logits=torch.zeros(())), obs=x["k"])
+                pyro.sample("v", dist.Normal(z[..., None].expand(*z.shape, 12), 100.0).to_event(1), obs=x["v"])
+
+        def guide(self, x: Record) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.1))
+                pyro.sample("k", dist.Binomial(x["n"], logits=torch.full((), 0.3)))
+
+    n, v = torch.full((60,), 10.0), 100 * torch.randn(60, 12, generator=torch.Generator().manual_seed(0))
+    v[37] = 0  # in the midst of every column: none of the eight rows that are looked at
+    known = {"k": torch.arange(60) % 2 == 0}
+    same = pv.log_likelihood(Counts(), Record({"n": n, "k": torch.full((60,), 3.0), "v": v}, known), num_samples=100)
+    assert bool(torch.isfinite(same.log_likelihood).all())
+    n[37] = 20
+    with pytest.raises(pv.UserError, match=r"'k' .Binomial. can have differ from row to row"):
+        pv.log_likelihood(Counts(), Record({"n": n, "k": torch.full((60,), 3.0), "v": v}, known), num_samples=100)
+
+
+@pytest.mark.filterwarnings("ignore:Pareto k")  # of a guide that was not trained
+def test_two_layouts_of_a_folded_program_do_not_meet() -> None:
+    """What one kind of records has seldom drawn, one site, another has two of: results of before come again after it."""
+
+    class Folded(nn.Module):
+        def model(self, x: Record) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+                t = pyro.sample("t", dist.Normal(z.view(len(x)), 1.0), obs=x["t"])
+                pyro.sample("v", dist.Normal(t.view(len(x)), 0.5), obs=x["v"])
+
+        def guide(self, x: Record) -> None:
+            with pyro.plate("data", len(x)):
+                t = pyro.sample("t", dist.Normal(0.8 * x["v"], 0.6))
+                pyro.sample("z", dist.Normal(0.5 * t.view(len(x)), 0.8))
+
+    program, v = Folded(), torch.linspace(-1, 1, 6)
+    half = Record({"t": v, "v": v}, {"t": torch.arange(6) % 2 == 0})
+    first = pv.log_likelihood(program, half, num_samples=200).log_likelihood
+    pv.log_likelihood(program, Record({"t": v, "v": v}), num_samples=200)
+    assert torch.equal(pv.log_likelihood(program, half, num_samples=200).log_likelihood, first)

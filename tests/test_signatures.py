@@ -37,7 +37,7 @@ CASES = [
     for name, function in FUNCTIONS.items()
     for argument, parameter in inspect.signature(function).parameters.items()
     for kind in WRONG
-    if str(parameter.annotation).startswith(kind)
+    if str(parameter.annotation).partition("[")[0].removesuffix(" | None") == kind
     for wrong in WRONG[kind]
     if not (wrong is None and "None" in str(parameter.annotation))
 ]

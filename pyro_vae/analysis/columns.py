@@ -39,7 +39,7 @@ class ImputedColumns:
     Attributes:
         mean: by column, E[x | x_obs] with x itself where it is present, ``(N, *column)``; not of class numbers.
         mc_se: its Monte Carlo standard error, 0 where it is present.
-        probability: by column of class numbers, that of each class ``(N, classes)``; 1 for the one that is present.
+        probability: by column of class numbers, that of each class ``(N, *column, classes)``; 1 for the one that is present.
         draws: complete columns, of which what is missing is drawn from the posterior, ``(num_draws, N, *column)``; jointly.
         ess: effective number of the draws of a row ``(N,)``.
         khat: Pareto k of the weights ``(N,)``.
@@ -165,8 +165,8 @@ def _imputed(
         found["draws"][name] = (filled.to(column.dtype) if whole else filled).cpu()
         by_class = _classes(model, name)
         if by_class is not None:
-            hits = one_hot(draws.long(), by_class).to(weight)  # (K, rows, classes)
-            found["probability"][name] = (weight[..., None] * hits).sum(0).cpu()
+            hits = one_hot(draws.long(), by_class).to(weight)  # (K, rows, *column, classes)
+            found["probability"][name] = (weight.reshape(*weight.shape, *[1] * (hits.dim() - 2)) * hits).sum(0).cpu()
             continue
         mean = wide(mean.reshape(len(each), rows, *shape))
         w = weight.reshape(*weight.shape, *[1] * len(shape))

@@ -105,6 +105,8 @@ class Record:
         return iter(self._columns)
 
     def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, int):
+            item = [item]  # a record of one row
         if not isinstance(item, str):
             pick = lambda tensors: {name: t[item] for name, t in tensors.items()}  # noqa: E731
             return Record.of(pick(self._columns), pick(self.present))

@@ -99,8 +99,6 @@ class Comparison:
         if self.few:
             return math.nan
         beyond = abs(self.mean) - self.rounding
-        if not math.isfinite(beyond):
-            return math.nan
         if self.se == 0 or beyond <= 0:
             return 1.0 if beyond <= 0 else 0.0
         if len(self._variances) == 1:
@@ -196,6 +194,8 @@ def compare(
     few += ["one seed that both have says nothing of what another does"] if several and len(ours) < 2 else []
     few += [f"{r.num_samples} draws of {n} are too few (at least {r.least_samples})" for n, r in both if r.few_samples]
     by_image = torch.stack([corrected(r) - corrected(s) for r, s in zip(ours, theirs, strict=True)])
+    lost = int((~torch.isfinite(by_image)).any(0).sum())
+    few += [f"{lost} of {len(ours[0])} images have no finite log p(x)"] if lost else []
     mc_se = [_mc_se(r, s) for r, s in zip(ours, theirs, strict=True)]
     bad = [float(torch.tensor([r.khat_bad_fraction for r in results]).nanmean()) for results in (ours, theirs)]
     return Comparison(

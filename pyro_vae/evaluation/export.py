@@ -25,6 +25,7 @@ from torch.export import Dim, ExportedProgram
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.given_noise import GivenNoise
+from pyro_vae.evaluation.importance import block_shape
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.paths import made, replacing, writable_folder
 from pyro_vae.programs.contract import require_program
@@ -47,12 +48,14 @@ from pyro_vae.programs.trace import (
     y_to_program,
 )
 from pyro_vae.programs.walk import Walk
+from pyro_vae.signatures import checked
 
 PARTS = ("encoder", "decoder")
 ALL_PARTS = (*PARTS, "posterior", "density")
 ROWS = 3  # of the example; the batch is left open
 
 
+@checked
 def export(
     program: Program,
     out: str | Path | None = None,
@@ -154,8 +157,9 @@ def noise_of(
     walk = Walk(program, x, y, rows=1)
     for block in walk:
         with block, GivenNoise() as noise:
-            draws(block, num_samples, num_samples)
-        walk.keep(noise.drawn)
+            parts = draws(block, num_samples, block_shape(x, num_samples)[1])  # as a score is drawn
+        each = len(noise.drawn) // len(parts)
+        walk.keep([torch.cat(noise.drawn[i::each]) for i in range(each)])
     for drawn in walk.kept[0]:
         if drawn.shape[:2] != (num_samples, 1):
             raise UserError(

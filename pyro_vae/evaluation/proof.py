@@ -76,7 +76,7 @@ HAND_ELEMENTS = 2**22  # draws of a site that is asked for its integral
 MOST_AT_LEAST, HAND_ROWS = 8, 100  # whose densities are asked for their integral
 
 
-@door()
+@door(records=True)
 def prove(
     program: Program,
     x: Tensor,
@@ -91,7 +91,7 @@ def prove(
 
     Args:
         program: any Program with latents.
-        x: data ``(N, *event)``: what is missing in them is missing in what is drawn, and each of their rows is looked at.
+        x: data ``(N, *event)``, or a record: what is missing in them is missing in what is drawn; each row is looked at.
         y: what a conditional program is conditioned on, ``(N, ...)``.
         num_rows: drawn rows; more find smaller faults.
         num_samples: K, draws of the guide for each row; what the guide does not reach is asked at this K.

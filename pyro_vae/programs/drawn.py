@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.record import Record
-from pyro_vae.errors import UserError, nearest
+from pyro_vae.errors import UserError, nearest, said
 from pyro_vae.programs.columns import LAYOUTS, TWIN, Layout, layout_of, packed
 from pyro_vae.programs.contract import require_program
 from pyro_vae.programs.following import Following, From, densities_reached
@@ -75,10 +75,25 @@ def sample_columns(
     layout = layout_of(program, x)
     with evaluating(program), isolated(), seeded(derive_seed("sampled columns", seed), device_of(program)):
         following, chosen = Following(), lambda name: name.removesuffix(TWIN) not in held
-        with following, From(following, chosen):
-            traced = run(program.model, x)
+        try:
+            with following, From(following, chosen):
+                traced = run(program.model, x)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"the model does not run with {', '.join(held) or 'nothing'} given: {said(error)}"
+            ) from None
         if found := factors(traced):
             raise UserError(f"the model's pyro.factor {found[0]!r} has no part in samples: draw from posteriors")
+        for name in [name for name in held if name in traced.nodes]:
+            site = traced.nodes.get(name + TWIN, traced.nodes[name])
+            if not bool(
+                site.get("whole", site["fn"])
+                .support.check(values[name].reshape(num_samples, *site["fn"].event_shape))
+                .all()
+            ):
+                raise UserError(
+                    f"given: {name!r} has values that its distribution ({type(innermost(site['fn'])).__name__}) has not"
+                )
         _require_first(traced, densities_reached(following, traced, chosen), held)
         drawn = {n: _drawn(traced, layout, n, mean) for n in shapes if n in traced.nodes and n not in held}
     for name, value in drawn.items():

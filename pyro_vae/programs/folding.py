@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyro_vae.errors import UserError
 
 FOLDS = "_pyro_vae_folds"  # in the __dict__ of a program that is run so
-ONCE = "once"  # among what is kept there: the guide has one site, and is run once for all samples
+ONCE = "once"  # with the axes of data among what is kept there: with such data the guide has one site, and is run once
 
 
 class ByRow(TorchDistribution):

@@ -82,15 +82,15 @@ def look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int =
         ProgramError, UserError: see :func:`pyro_vae.programs.examination.examined`.
     """
     own = vars(program)
-    own[WHOLE] = own.get(WHOLE, False) and are_whole(x)
+    own[WHOLE] = own.get(WHOLE, False) and (layout_of(program, x) is not None or are_whole(x))
     try:
-        return _on_a_road(program, lambda: _look_at(program, x, y, guard, many))
+        return _on_a_road(program, x.dim(), lambda: _look_at(program, x, y, guard, many))
     except UserError as error:
-        if isinstance(error, ProgramError) or own[WHOLE] or not are_whole(x):
+        if isinstance(error, ProgramError) or own[WHOLE] or layout_of(program, x) is not None or not are_whole(x):
             raise
         own[WHOLE] = True  # tokens, or classes: what an embedding takes
         try:
-            return _on_a_road(program, lambda: _look_at(program, x, y, guard, many))
+            return _on_a_road(program, x.dim(), lambda: _look_at(program, x, y, guard, many))
         except UserError as other:
             own[WHOLE] = False
             raise (other if isinstance(other, ProgramError) else error) from None
@@ -128,7 +128,7 @@ def _look_at(program: Any, x: Tensor, y: Tensor | None, guard: Guard, many: int)
 
 def look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard, many: int = 0) -> Traces:
     """The same of the model alone, on eight rows that it draws itself."""
-    return _on_a_road(program, lambda: _look_at_model(program, event_shape, y, guard, many))
+    return _on_a_road(program, 1 + len(event_shape), lambda: _look_at_model(program, event_shape, y, guard, many))
 
 
 def _look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None, guard: Guard, many: int) -> Traces:
@@ -147,22 +147,22 @@ def _look_at_model(program: Any, event_shape: tuple[int, ...], y: Tensor | None,
     return traces
 
 
-def _on_a_road(program: Any, look: Callable[[], Traces]) -> Traces:
+def _on_a_road(program: Any, axes: int, look: Callable[[], Traces]) -> Traces:
     """Look at a program whose samples are an axis left of its rows, the fast road; where it takes none, folded into rows.
 
     The road that it went before is tried first. What is raised is what was said where it came further.
     """
     own = vars(program)
     before = own.get(FOLDS, False)
+    known = {key: one for key, one in before.items() if isinstance(key, tuple)} if isinstance(before, dict) else {}
     errors: list[UserError] = []
     for folds in (True, False) if isinstance(before, dict) else (False, True):
-        own[FOLDS] = {} if folds else False
+        own[FOLDS] = {key: one for key, one in known.items() if key[1] != axes} if folds else False
         try:
             found = look()
             if folds:
-                known = isinstance(before, dict) and before.get(ONCE, False)
                 sites = [site for site in found.guide.nodes.values() if is_random(site)]
-                own[FOLDS][ONCE] = len(sites) == 1 if sites else known
+                own[FOLDS][ONCE, axes] = len(sites) == 1 if sites else known.get((ONCE, axes), False)
             return found
         except UserError as error:
             errors.append(error)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.masks import counted
-from pyro_vae.programs.states import is_enumerable, joint_states
+from pyro_vae.programs.states import is_enumerable, joint_states, number_of_states
 from pyro_vae.programs.trace import (
     AtValues,
     Program,
@@ -30,6 +31,7 @@ from pyro_vae.programs.trace import (
     site_log_prob,
 )
 
+SAME_IN_ALL = (torch.distributions.Categorical, torch.distributions.OneHotCategorical, torch.distributions.Bernoulli)
 MOST_SUMMED = 128  # states: each costs a pass of guide and model per draw
 
 
@@ -94,11 +96,30 @@ def summed(program: Program, x: Tensor, y: Tensor | None, states: dict[str, Tens
     }
     guide = run(program.guide, x, y, num_samples=size * num, at=AsDrawn(values))
     model = run(program.model, x, y, num_samples=size * num, at=guide)
+    _require_these(model, states)
     log_chance: Any = sum(site_log_prob(guide.nodes[n]) for n in states)
     log_chance = log_chance.expand(size * num, batch)
     counts = counting(model, values, {n: s[0] for n, s in states.items()})
     log_chance = torch.where(counts, log_chance, torch.full_like(log_chance, -math.inf))
     return Summed(guide, model, log_chance.reshape(size, num, batch))
+
+
+def _require_these(model: Traced, states: dict[str, Tensor]) -> None:
+    """:class:`UserError` where rows have other values of a site than those that were listed, as counts may."""
+    for name in states:
+        base = innermost(model.nodes[name]["fn"])
+        if isinstance(base, SAME_IN_ALL):
+            continue
+        try:
+            count, elements = number_of_states(model.nodes[name]["fn"])
+        except NotImplementedError:  # rows that differ from each other
+            count, elements = 0, 1
+        listed = len(states[name].unique(dim=0))
+        if count**elements != listed:
+            raise UserError(
+                f"the values that the latent {name!r} ({type(base).__name__}) can have differ from row to row, and it is summed "
+                f"over {listed} of them: give each of these kinds of rows in a call of its own"
+            )
 
 
 def counting(model: Traced, values: dict[str, Tensor], first: dict[str, Tensor]) -> Tensor:

@@ -255,10 +255,10 @@ def run(
         The trace: what was drawn and observed at each site, and from what.
     """
     owner = getattr(part, "__self__", None)
-    if owner is not None and vars(owner).get(WHOLE, False):
-        x = x.to(torch.int64)
     dims = None if owner is None else vars(owner).get(FOLDS)
-    layout = layout_of(owner, x)
+    layout, axes = layout_of(owner, x), x.dim()
+    if layout is None and owner is not None and vars(owner).get(WHOLE, False):
+        x = x.to(torch.int64)
     columns: Columns | None = None
     if layout is not None:
         name = part.__name__
@@ -268,7 +268,7 @@ def run(
         part.__name__ = name
     if isinstance(dims, dict):
         batch = num_samples or 1
-        alone = once and batch > 1 and part.__name__ == "guide" and dims.get(ONCE, False)
+        alone = once and batch > 1 and part.__name__ == "guide" and dims.get((ONCE, axes), False)
         part = folded(part, num_samples, len(x), dims.setdefault(part.__name__, {}), alone)
         require_no_statistics(owner, batch)
         if batch > 1 and not alone:
