@@ -95,6 +95,7 @@ def test_with_the_exact_posterior_every_weight_is_p_of_x(num_samples: int) -> No
         assert result.nll_mc_se == 0.0
 
 
+@pytest.mark.slow
 def test_with_a_diagonal_guide_trained_alone_the_errors_are_as_stated() -> None:
     vae, (train, x) = ppca(), digits()
     for part in (vae.encoder, vae.posterior):

@@ -172,8 +172,8 @@ KINDS: dict[str, tuple[Any, set[str], set[str]]] = {
 }
 
 
-# Images on a plane, exact sums over bits, data without pictures: of the others each is between two of these.
-FAST = {"images", "bits", "cubes", "conditional"}
+# Images on a plane, data without pictures, a condition: of the others each is between two of these.
+FAST = {"images", "cubes", "conditional"}
 
 
 @pytest.mark.parametrize("kind", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])

@@ -13,6 +13,7 @@ from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.examination import SCANNED_ROWS, Examination, Rows, examined
 from pyro_vae.programs.given import require_rows, require_y
 from pyro_vae.programs.trace import WHOLE, Traces, latent_sites, to_program, y_to_program
+from pyro_vae.programs.trace import isolated as isolated  # where scripts of before look for it
 from pyro_vae.programs.values import check_conditions, check_observed, range_of, refusal, require_range
 from pyro_vae.programs.walk import spans
 
