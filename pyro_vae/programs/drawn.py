@@ -94,7 +94,8 @@ def sample_columns(
                 raise UserError(
                     f"given: {name!r} has values that its distribution ({type(innermost(site['fn'])).__name__}) has not"
                 )
-        _require_first(traced, densities_reached(following, traced, chosen), held)
+        reached = densities_reached(following, traced, chosen)
+        _require_first(traced, [*held] if following.left else reached, held)
         drawn = {n: _drawn(traced, layout, n, mean) for n in shapes if n in traced.nodes and n not in held}
     for name, value in drawn.items():
         own = value.shape[1 + len(traced.nodes[name]["fn"].event_shape) :]  # probabilities, of classes
@@ -128,6 +129,8 @@ def _given(name: str, value: Any, shape: tuple[int, ...], rows: int) -> Tensor:
 def _require_first(traced: Traced, reached: list[str], held: Mapping[str, Any]) -> None:
     """:class:`UserError` where what is given has a density that is made of what is drawn."""
     for name in (one.removesuffix(TWIN) for one in reached if one.removesuffix(TWIN) in held):
+        if name not in traced.nodes:  # a covariate
+            continue
         family = type(innermost(traced.nodes[name]["fn"])).__name__
         raise UserError(
             f"given: the model draws {name!r} ({family}) after latents, and what goes down the model is no "

@@ -7,16 +7,18 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.programs.trace import Traced, is_factor, is_random, site_log_prob
+
+TO_HOST = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
 
 
 class Following(TorchDispatchMode):
     """While entered, follows from tensor to tensor whatever is made of those that it was told of; views are one tensor.
 
-    Values do not count: what is multiplied by 0, or compared with a limit that no value is near, is followed all the same. NumPy
-    is not followed.
+    Values do not count: what is multiplied by 0, or compared with a limit that no value is near, is followed all the same.
 
     Attributes:
         left: whether a number that was made of them went to the host, where nothing is followed.
@@ -25,6 +27,7 @@ class Following(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.left = False
+        self._host = _ToHost(self)
         self._reached: dict[int, Any] = {}  # storages, kept so that no other one has their place
 
     def start(self, tensor: Tensor) -> None:
@@ -36,6 +39,15 @@ class Following(TorchDispatchMode):
         """Whether it is made of one that is followed."""
         return tensor.untyped_storage()._cdata in self._reached
 
+    def __enter__(self) -> Following:
+        super().__enter__()
+        self._host.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._host.__exit__(*error)
+        super().__exit__(*error)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = list(_tensors((args, kwargs or {})))
@@ -45,6 +57,18 @@ class Following(TorchDispatchMode):
             for tensor in made if made or out is not None else given:  # what returns nothing writes
                 self.start(tensor)
         return out
+
+
+class _ToHost(TorchFunctionMode):
+    """Sees what no operation of tensors is: NumPy's arrays, and lists."""
+
+    def __init__(self, following: Following) -> None:
+        super().__init__()
+        self.following = following
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.following.left |= func in TO_HOST and self.following.reaches(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 class From(Messenger):
