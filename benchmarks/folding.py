@@ -45,12 +45,12 @@ def paired(calls: list[Callable[[], object]], rounds: int) -> tuple[list[float],
     )
 
 
-def on_road(program: Any, folds: bool, call: Callable[[], object]) -> Callable[[], object]:
+def on_road(program: Any, folds: bool, axes: int, call: Callable[[], object]) -> Callable[[], object]:
     """The call, on one of the two roads."""
     from pyro_vae.programs.folding import FOLDS, ONCE
 
     def run() -> object:
-        vars(program)[FOLDS] = {ONCE: True} if folds else False
+        vars(program)[FOLDS] = {(ONCE, axes): True} if folds else False
         return call()
 
     return run
@@ -88,7 +88,7 @@ def main() -> None:
 
         cells = []
         for call in (weights, step):
-            (plain, folded), ratio = paired([on_road(program, folds, call) for folds in (False, True)], rounds)
+            (plain, folded), ratio = paired([on_road(program, folds, x.dim(), call) for folds in (False, True)], rounds)
             cells += [f"{plain:.2f}", f"{folded:.2f}", f"{ratio:.2f}"]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     print(f"\n{platform.processor() or platform.machine()}, torch {torch.__version__}, medians of {rounds} rounds.")

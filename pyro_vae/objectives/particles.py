@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from pyro_vae.errors import UserError
 from pyro_vae.programs.functional import OfProgram
+from pyro_vae.programs.scoring import require_scored_anew
 from pyro_vae.programs.trace import (
     Program,
     Traced,
@@ -118,6 +119,8 @@ def draw(
 
     ``reparameterized`` names the objective that needs z to be differentiable; without, no gradient passes z.
     """
+    if again or reparameterized is None:  # of draws that no gradient passes
+        require_scored_anew(program)
     sites = _Sites(gradients=reparameterized is not None)
     noise, bound = _Noise(sites), OfProgram(program, lambda p: run(p.guide, x, y, num_samples=num, at=drawn))
     buffers = bound.copied() if again else {}
