@@ -301,3 +301,10 @@ def test_importance_weights_score_a_flows_own_draws(name: str) -> None:
 def test_categorical_latents_need_a_prior_of_their_shape() -> None:
     with pytest.raises(UserError, match="latent_dim, classes"):
         build("mlp", "diagonal", (5,), posterior="categorical")
+
+
+@pytest.mark.parametrize("objective", ["stl", "dreg", "wake-sleep"])
+def test_a_planar_flow_is_not_trained_by_what_scores_its_draws_anew(objective: str) -> None:
+    program = pv.build("mlp", "planar", (4,), latent_dim=2)
+    with pytest.raises(pv.UserError, match="can score none but those that it has just drawn: use elbo or iwae"):
+        pv.fit(program, torch.ones(20, 4), epochs=1, objective=objective, compile="off")
