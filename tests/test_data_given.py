@@ -195,7 +195,9 @@ def test_a_run_of_before_finds_its_rows_in_a_file_of_float64(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("coarse_pages")
-@pytest.mark.parametrize("kind", [pytest.param("tensor", marks=pytest.mark.slow), "dataset", "data", "xy"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("tensor", "dataset")), "data", "xy"]
+)
 def test_runs_on_data_in_memory_are_evaluated_and_reported_afterwards(kind: str, tmp_path: Path) -> None:
     x = torch.from_numpy(X)
     own = pv.Data("mine", x[:40], x[40:50], x[50:], levels=None)
