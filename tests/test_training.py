@@ -349,14 +349,14 @@ def test_the_schedules_are_torchs(name: str, optimizer: str, total: int) -> None
     from pyro_vae.training.settings import Settings
 
     settings = Settings(lr=0.01, schedule=name, optimizer=optimizer)
-    theirs = make_optimizer(settings, [torch.nn.Parameter(torch.zeros(1))])
+    theirs = make_optimizer(settings.optimizer, settings.lr, [torch.nn.Parameter(torch.zeros(1))])
     momentum = optimizer == "adam"
     scheduler: Any = torch.optim.lr_scheduler.ConstantLR(theirs, factor=1.0, total_iters=1)
     if name == "one-cycle" and total > 3:
         scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.01, total_steps=total + 1, cycle_momentum=momentum)
     if name == "cosine":
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, total)
-    ours = make_optimizer(settings, [torch.nn.Parameter(torch.zeros(1))])
+    ours = make_optimizer(settings.optimizer, settings.lr, [torch.nn.Parameter(torch.zeros(1))])
     for step in range(total):
         Schedule(settings, total).apply(ours, step)
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9, abs=1e-15)

@@ -59,7 +59,7 @@ def test_an_optimizer_by_name_and_options_steps_as_torchs_and_resumes(text: str,
     block = parse_optimizer(text)
     assert pv.load(tmp_path / "a").record["training"]["optimizer"] == block.model_dump()
     theirs = OPTIMIZERS[block.name]([torch.nn.Parameter(torch.ones(2, 2))], lr=0.01, **block.options)  # type: ignore[call-arg]
-    ours = make_optimizer(Settings(lr=0.01, optimizer=text), [torch.nn.Parameter(torch.ones(2, 2))])  # type: ignore[arg-type]
+    ours = make_optimizer(parse_optimizer(text), 0.01, [torch.nn.Parameter(torch.ones(2, 2))])  # type: ignore[arg-type]
     for optimizer in (theirs, ours):
         for _ in range(3):
             p = optimizer.param_groups[0]["params"][0]
@@ -73,7 +73,7 @@ def test_every_optimizer_of_torchs_that_needs_no_closure_is_known() -> None:
     assert not {"lbfgs", "sparseadam", "optimizer"} & set(OPTIMIZERS)
     assert pv.fit(vae(), x(), epochs=1, optimizer=torch.optim.RAdam, **PLAIN).record["training"]["optimizer"] == "radam"
     like = torch.nn.Parameter(torch.zeros(3, 4))
-    assert set(state_of_one(Settings(optimizer="adam:amsgrad=true"), like)) == {  # type: ignore[arg-type]
+    assert set(state_of_one(parse_optimizer("adam:amsgrad=true"), 1e-3, like)) == {  # type: ignore[arg-type]
         "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq",
     }  # fmt: skip
     for wrong, message in (

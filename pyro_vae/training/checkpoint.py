@@ -186,7 +186,7 @@ def _admit(trainer: Trainer, found: dict[str, Outline], state: Any, where: Path)
         if any(
             name.startswith(f"optimizer.{index}.") for name in found
         ):  # none for a parameter without a gradient so far
-            kept = state_of_one(trainer.settings, p)
+            kept = state_of_one(trainer.settings.optimizer, trainer.settings.lr, p)
             expected |= {f"optimizer.{index}.{key}": outline for key, outline in kept.items()}
         # a callback may have trained what is frozen to begin with
         if trainer.average is not None and (p.requires_grad or f"average.{index}" in found):

@@ -79,7 +79,7 @@ class Trainer:
         self.steps_per_epoch, self.total_steps = settings.length(source.num_rows)
         self.all_parameters = self._flags()
         self.parameters = [p for p in program.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(settings, self.parameters)
+        self.optimizer = make_optimizer(settings.optimizer, settings.lr, self.parameters)
         self.schedule = Schedule(settings, self.total_steps, schedule)
         self.average = Average(program, moving) if settings.average else None
         split, judge = source.validation(), None if settings.keep == "elbo" else objective

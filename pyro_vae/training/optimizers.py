@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +12,6 @@ from torch.optim import Optimizer
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.spec import Block, read_block
 from pyro_vae.training.files import Outline
-
-if TYPE_CHECKING:
-    from pyro_vae.training.settings import Settings
 
 CLOSURES = {"lbfgs", "sparseadam"}  # that need the loss computed anew, or gradients that are not made here
 OURS = {
@@ -55,19 +52,19 @@ def parse_optimizer(value: Any) -> Block:
     return block
 
 
-def make_optimizer(settings: Settings, parameters: list[nn.Parameter]) -> Optimizer:
-    """The optimizer of the settings, fused where PyTorch has it so."""
+def make_optimizer(block: Block, lr: float, parameters: list[nn.Parameter]) -> Optimizer:
+    """The optimizer of a name and options, fused where PyTorch has it so."""
     if not parameters:
         raise UserError("the program has no parameter that requires a gradient: there is nothing to train")
-    fused = settings.optimizer.name in FUSED and parameters[0].device.type in ("cpu", "cuda")
-    return _make(settings.optimizer, parameters, settings.lr, **({"fused": True} if fused else {}))
+    fused = block.name in FUSED and parameters[0].device.type in ("cpu", "cuda")
+    return _make(block, parameters, lr, **({"fused": True} if fused else {}))
 
 
-def state_of_one(settings: Settings, parameter: nn.Parameter) -> dict[str, Outline]:
+def state_of_one(block: Block, lr: float, parameter: nn.Parameter) -> dict[str, Outline]:
     """What the optimizer keeps of a parameter after a step, by name: found by taking one on zeros."""
     own = nn.Parameter(torch.zeros_like(parameter, device="cpu"))
     own.grad = torch.zeros_like(own)
-    optimizer = make_optimizer(settings, [own])
+    optimizer = make_optimizer(block, lr, [own])
     optimizer.step()
     return {key: Outline.of(torch.as_tensor(value)) for key, value in optimizer.state[own].items()}
 
