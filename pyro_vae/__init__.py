@@ -24,6 +24,7 @@ _PUBLIC = {
     "build": "pyro_vae.spec",
     "Spec": "pyro_vae.spec",
     "fit": "pyro_vae.training.fit",
+    "MonteCarloEM": "pyro_vae.training.monte_carlo_em",
     "load": "pyro_vae.training.run",
     "Run": "pyro_vae.training.run",
     "log_likelihood": "pyro_vae.evaluation.importance",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from pyro_vae.programs.trace import Program
     from pyro_vae.spec import Spec, build
     from pyro_vae.training.fit import fit
+    from pyro_vae.training.monte_carlo_em import MonteCarloEM
     from pyro_vae.training.run import Run, load
 
 

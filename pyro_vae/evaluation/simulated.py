@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.errors import said
 from pyro_vae.evaluation.estimators import good_khat, pareto_khat
 from pyro_vae.evaluation.places import features, p_values, usable
 from pyro_vae.precision import wide
+from pyro_vae.programs.dreams import dream
 from pyro_vae.programs.masks import counted
 from pyro_vae.programs.trace import Program, is_random, latent_sites, run, site_log_prob
 
@@ -108,14 +108,7 @@ def _log_weight(log_guide: dict[str, Tensor], terms: dict[str, Tensor]) -> Tenso
 
 def _draw(program: Program, x: Tensor, y: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
     """Latents and data from the model; and whether the model, run again on them, says the density that they were drawn from."""
-    first = run(program.model, x, y, at=_Unobserved())
-    name = next(n for n, s in first.nodes.items() if is_random(s) and s["infer"].get("was_observed"))
-    rows, site = len(x), first.nodes[name]
-    value = site["value"].expand(rows, *site["fn"].event_shape).reshape(x.shape)
-    if (mask := counted(site)) is not None:
-        value = torch.where(mask.to(x.device).expand(rows, *site["fn"].event_shape).reshape(x.shape), value, x)
-    drawn = torch.where(x.isnan(), x, value.to(x.dtype))
-    latents = {n: s["value"].expand(rows, *s["fn"].event_shape) for n, s in latent_sites(first).items() if n != name}
+    first, name, latents, drawn = dream(program, x, y)
     again = run(program.model, drawn, y, at=latents)
     if moved := [n for n in latents if not _same(first.nodes[n], again.nodes[n])]:
         # a reverse model r(a | z, x) of the guide's auxiliary sites, which nothing else depends on: drawn when x is known
@@ -132,17 +125,6 @@ def _same(first: Any, again: Any) -> bool:
     a, b = (wide(site_log_prob(site, again["value"], mask=False)) for site in (first, again))
     known = torch.isfinite(b)
     return bool(((a - b).abs() <= SAME * (1 + b.abs()))[known].all())
-
-
-class _Unobserved(Messenger):
-    """Draw the observation."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if is_random(msg) and msg["is_observed"]:
-            msg["is_observed"], msg["value"], msg["done"] = False, None, False
-            if not callable(msg["fn"]):  # of torch's own, which Pyro scores, and cannot draw from
-                msg["value"], msg["done"] = msg["fn"].sample(), True
-            msg["infer"] = {**msg["infer"], "was_observed": True}
 
 
 def _by_row(site: Any, samples: int, rows: int) -> Tensor:

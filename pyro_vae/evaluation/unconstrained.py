@@ -110,6 +110,17 @@ class Unconstrained:
         _, x, y = self._given
         return Unconstrained(self._traces, x[keep], None if y is None else y[keep])
 
+    def on(self, x: Tensor, y: Tensor | None) -> Unconstrained:
+        """The same for other rows, in the dtype and on the device of these, nothing being asked anew."""
+        other = copy.copy(self)
+        other.x, other.y, other._given = x, y, (self.program, x, y)
+        return other
+
+    @property
+    def summed(self) -> bool:
+        """Whether discrete latents are summed over."""
+        return self._states is not None
+
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of each site's part of u, for one image, in the order of u."""
