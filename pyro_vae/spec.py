@@ -326,9 +326,10 @@ def _assemble(spec: Spec, event_shape: Shape, encoder: nn.Module | None, decoder
     latent_shape = family.latent_shape_of(spec.model.latent_dim, **spec.model.prior.options)
     program = cast(type[VAE], registry.get("programs", spec.model.program.name))
     options = registry.validate("programs", spec.model.program.name, spec.model.program.options)
-    decoded = program.decoder_shape(latent_shape, **options)
+    told = {"event_shape": event_shape, **options}
+    decoded = program.decoder_shape(latent_shape, **told)
     enc = Wrapped(event_shape, encoder) if encoder is not None else make("encoders", spec.guide.encoder, event_shape)
-    posterior = make("posteriors", spec.guide.posterior, program.features_shape(enc.out_shape, **options), latent_shape)
+    posterior = make("posteriors", spec.guide.posterior, program.features_shape(enc.out_shape, **told), latent_shape)
     prior = make("priors", spec.model.prior, latent_shape, *([event_shape] if family.needs_event_shape else []))
     dec = (
         Wrapped(decoded, decoder) if decoder is not None else make("decoders", spec.model.decoder, decoded, event_shape)

@@ -38,7 +38,8 @@ def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()
     built: Any = construct(spec, event_shape)
     latent: Shape = built.prior.latent_shape
     program = registry.get("programs", spec.model.program.name)
-    told = registry.validate("programs", spec.model.program.name, spec.model.program.options)
+    own = registry.validate("programs", spec.model.program.name, spec.model.program.options)
+    told: dict[str, Any] = {"event_shape": event_shape, **own}
     decoded, features = program.decoder_shape(latent, **told), program.features_shape(built.encoder.out_shape, **told)  # type: ignore[attr-defined]
     # in the order in which spec.construct draws their initial weights
     blocks: list[tuple[str, str, Block, tuple[Shape, ...]]] = [
@@ -66,7 +67,7 @@ def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()
     if not written:
         imports -= {_import_line(n, VAE) for n in _globals_of(methods.values())}
         imports |= {f"from {program.__module__} import {program.__name__}"}
-        handed = ["prior", "decoder", "likelihood", "encoder", "posterior", *(f"{k}={v!r}" for k, v in told.items())]
+        handed = ["prior", "decoder", "likelihood", "encoder", "posterior", *(f"{k}={v!r}" for k, v in own.items())]
         made = [*lines, f"program = {program.__name__}({', '.join(handed)})"]
         return "\n".join(
             [

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
@@ -33,6 +34,12 @@ def linear(fan_in: int, fan_out: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def beside(*values: Tensor) -> Tensor:
+    """Vectors ``(*leading, n_i)`` side by side, ``(*leading, sum n_i)``: leading axes broadcast."""
+    leading = torch.broadcast_shapes(*(v.shape[:-1] for v in values))
+    return torch.cat([v.expand(*leading, v.shape[-1]) for v in values], -1)
 
 
 class Network(nn.Module, ABC):

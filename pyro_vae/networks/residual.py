@@ -21,7 +21,7 @@ def _image(shape: Shape, network: str) -> tuple[int, int, int]:
     return c, h, w
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """x + conv(silu(conv(silu(x)))), the branch started small so that a deep stack starts near the identity."""
 
     def __init__(self, channels: int) -> None:
@@ -50,9 +50,9 @@ class ResidualEncoder(Network):
     def __init__(self, in_shape: Shape, *, channels: Width = 32, blocks: Width = 1, hidden: Width = 256) -> None:
         c, h, w = _image(in_shape, "residual-conv encoder")
         super().__init__(in_shape, (hidden,))
-        layers: list[nn.Module] = [nn.Conv2d(c, channels, 3, padding=1), *(_Residual(channels) for _ in range(blocks))]
+        layers: list[nn.Module] = [nn.Conv2d(c, channels, 3, padding=1), *(Residual(channels) for _ in range(blocks))]
         for k in (channels, 2 * channels):
-            layers += [nn.Conv2d(k, 2 * k, 3, stride=2, padding=1), *(_Residual(2 * k) for _ in range(blocks))]
+            layers += [nn.Conv2d(k, 2 * k, 3, stride=2, padding=1), *(Residual(2 * k) for _ in range(blocks))]
         dense = linear(4 * channels * (h // 4) * (w // 4), hidden)
         self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Flatten(), dense, nn.SiLU())
 
@@ -65,7 +65,8 @@ class ResidualEncoder(Network):
 class ResidualDecoder(Network):
     """A dense layer, then residual blocks at quarter, half and full size, joined by transposed 4x4 convolutions.
 
-    The likelihood's head on the map of features is a 3x3 convolution.
+    Maps that have a quarter or half of the image's size are begun from as they are, by a convolution. The likelihood's head on
+    the map of features is a 3x3 convolution.
 
     Args:
         channels: at full size, and of the features; twice as many at half, four times at quarter size.
@@ -75,14 +76,23 @@ class ResidualDecoder(Network):
     def __init__(self, in_shape: Shape, data_shape: Shape, *, channels: Width = 32, blocks: Width = 1) -> None:
         _, h, w = _image(data_shape, "residual-conv decoder")
         super().__init__(in_shape, (channels, h, w))
-        self.start = (4 * channels, h // 4, w // 4)
-        self.dense = linear(math.prod(in_shape), math.prod(self.start))
-        layers: list[nn.Module] = [_Residual(4 * channels) for _ in range(blocks)]
-        for k in (4 * channels, 2 * channels):
+        fitting = (k for k in (2, 1) if tuple(in_shape[1:]) == (h >> k, w >> k))
+        halvings = next(fitting, 0)  # of maps that are begun from
+        first = channels << (halvings or 2)
+        self.start = tuple(in_shape) if halvings else (first, h // 4, w // 4)
+        self.dense: nn.Module = (
+            nn.Conv2d(in_shape[0], first, 3, padding=1)
+            if halvings
+            else linear(math.prod(in_shape), math.prod(self.start))
+        )
+        layers: list[nn.Module] = [Residual(first) for _ in range(blocks)]
+        for k in (4 * channels, 2 * channels)[2 - (halvings or 2) :]:
             layers += [nn.SiLU(), nn.ConvTranspose2d(k, k // 2, 4, stride=2, padding=1)]
-            layers += [_Residual(k // 2) for _ in range(blocks)]
+            layers += [Residual(k // 2) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers, nn.SiLU())
 
     def features(self, x: Tensor) -> Tensor:
         """Features ``(n, channels, H, W)`` of latents ``(n, *latent_shape)``."""
+        if isinstance(self.dense, nn.Conv2d):
+            return self.layers(self.dense(x))
         return self.layers(self.dense(x.flatten(1)).reshape(-1, *self.start))

@@ -15,13 +15,12 @@ from typing import Annotated, Any
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.networks.base import Network, linear
+from pyro_vae.networks.base import Network, beside, linear
 from pyro_vae.posteriors.base import Distribution, Posterior
 from pyro_vae.priors.base import Prior
 from pyro_vae.priors.standard_normal import StandardNormal
@@ -114,11 +113,6 @@ class Conditional(VAE):
             return self.p(like)
         loc, raw = self.locate(e).reshape(len(e), 2, *self.prior.latent_shape).unbind(1)
         return dist.Normal(loc, nn.functional.softplus(raw) + 1e-4, validate_args=False).to_event(loc.dim() - 1)
-
-
-def beside(values: Tensor, e: Tensor) -> Tensor:
-    """Numbers ``(..., batch, n)`` with those of each row ``(batch, m)`` behind them."""
-    return torch.cat([values, e.expand(*values.shape[:-1], e.shape[-1])], -1)
 
 
 def _longer(shape: Shape, options: dict[str, Any]) -> Shape:

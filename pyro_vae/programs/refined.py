@@ -71,8 +71,10 @@ class Refined(nn.Module):
 
     def __init__(self, program: VAE, *, steps: int = 20, lr: float = 0.05, num_draws: int = 8, seed: int = 0) -> None:
         super().__init__()
-        if not isinstance(program, VAE):
-            raise UserError(f"expected a VAE, whose encoder's features can be refined; got {type(program).__name__}")
+        if not isinstance(program, VAE) or type(program).guide is not VAE.guide:
+            raise UserError(
+                f"expected a VAE of one layer, whose encoder's features can be refined; got {type(program).__name__}"
+            )
         if min(steps, num_draws) < 1 or not 0 < lr < float("inf"):
             raise UserError(
                 f"expected steps and num_draws of at least 1 and a positive lr, got {steps}, {num_draws}, {lr}"

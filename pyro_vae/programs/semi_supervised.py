@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pyro_vae.data.record import Record
 from pyro_vae.errors import UserError
 from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.networks.base import Network, linear
+from pyro_vae.networks.base import Network, beside, linear
 from pyro_vae.posteriors.base import Posterior
 from pyro_vae.priors.base import Prior
 from pyro_vae.programs.vae import VAE
@@ -92,6 +92,4 @@ class SemiSupervised(VAE):
             pyro.sample("z", self.posterior(self._beside(features, label)))
 
     def _beside(self, values: Tensor, label: Tensor) -> Tensor:
-        one = nn.functional.one_hot(label.long(), self.classes).to(values.dtype)
-        shape = torch.broadcast_shapes(values.shape[:-1], one.shape[:-1])
-        return torch.cat([part.expand(*shape, part.shape[-1]) for part in (values, one)], -1)
+        return beside(values, nn.functional.one_hot(label.long(), self.classes).to(values.dtype))

@@ -40,7 +40,7 @@ class VAE(nn.Module):
 
     @classmethod
     def decoder_shape(cls, latent: tuple[int, ...], **options: Any) -> tuple[int, ...]:
-        """Of what the decoder takes, from the shape of the latents and the options declared for the program."""
+        """Of what the decoder takes, from the shape of the latents, and by keyword the ``event_shape`` and declared options."""
         return latent
 
     @classmethod
