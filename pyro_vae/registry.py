@@ -1,7 +1,7 @@
 """Names to classes: the table in which every block registers itself, and nowhere else.
 
-A *kind* is ``"priors"``, ``"likelihoods"``, ``"posteriors"``, ``"encoders"``, ``"decoders"``, ``"programs"`` or
-``"objectives"``. The options that a user may declare for a block are the keyword-only arguments of its
+A *kind* is ``"priors"``, ``"likelihoods"``, ``"posteriors"``, ``"encoders"``, ``"decoders"``, ``"programs"``,
+``"objectives"`` or ``"baselines"``. The options that a user may declare for a block are the keyword-only arguments of its
 constructor: their annotations are the schema and their defaults the defaults, so a block is described once.
 
     @register("priors", "standard-normal")
@@ -31,6 +31,7 @@ PACKAGES = {
     "posteriors": "pyro_vae.posteriors",
     "programs": "pyro_vae.programs",
     "objectives": "pyro_vae.objectives",
+    "baselines": "pyro_vae.baselines",
 }
 
 _classes: dict[str, dict[str, type]] = {kind: {} for kind in PACKAGES}

@@ -13,6 +13,7 @@ import typer
 
 from pyro_vae.cli import (
     anomaly,
+    baseline,
     catalogue,
     compare,
     evaluate,
@@ -75,6 +76,7 @@ def _root(
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train.train,
     "evaluate": evaluate.evaluate,
+    "baseline": baseline.baseline,
     "prove": prove.prove,
     "compare": compare.compare,
     "sample": sample.sample,
@@ -92,7 +94,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "show": show.show,
 }
 for name, function in COMMANDS.items():
-    app.command(name)(function if name in ("list", "show", "runs") else trusting(function))
+    app.command(name)(function if name in ("list", "show", "runs", "baseline") else trusting(function))
 
 
 def run(args: list[str]) -> int:

@@ -20,6 +20,7 @@ KINDS = {
     "objectives": "what is minimised",
     "programs": "pairs of Pyro programs that declarations fill",
     "networks": "encoders and decoders",
+    "baselines": "what pyro-vae baseline trains, and the data that it takes",
     "data": "data sets by name",
 }
 
@@ -92,7 +93,7 @@ def _block(kind: str, name: str, cls: Any) -> dict[str, Any]:
         entry["description"] = _first_line(cls)
     else:
         entry["formula"] = cls.formula
-    if kind == "likelihoods":
+    if kind in ("likelihoods", "baselines"):
         entry["data"] = cls.data
     if kind in ("priors", "posteriors"):
         entry["support"] = _support_text(cls.support)
