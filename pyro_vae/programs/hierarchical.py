@@ -17,17 +17,19 @@ Vahdat & Kautz 2020, https://arxiv.org/abs/2007.03898, section 3.2 (residual).
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.networks.base import Activation, Network, beside
-from pyro_vae.networks.dense import MLP, Widths
+from pyro_vae.networks.dense import MLP, Linear, Widths
 from pyro_vae.posteriors.base import Distribution, Posterior
 from pyro_vae.posteriors.diagonal_normal import DiagonalNormal
 from pyro_vae.priors.base import Prior
@@ -35,6 +37,7 @@ from pyro_vae.programs.vae import VAE
 from pyro_vae.registry import register
 
 Shape = tuple[int, ...]
+Hidden = Annotated[Sequence[Annotated[int, Field(ge=1, le=1_000_000)]], Field(max_length=64)]
 BELOW, HIDDEN = (100,), (200,)
 
 
@@ -45,7 +48,7 @@ class Hierarchical(VAE):
     Args:
         below: units of the layers below the top, z1 first.
         inference: the order of the guide, and what its factors are made of.
-        hidden: widths of the network between any two layers, in the model and in the guide.
+        hidden: widths of the network between any two layers, in the model and in the guide; none for a linear map.
         activation: of these networks.
         skip: whether every layer, and x, is given all layers above it and not the next alone.
         residual: top-down only: q(z_l) = N(mu + m, (s t)^2), where p(z_l) = N(mu, s^2), so that the guide says what differs.
@@ -61,7 +64,7 @@ class Hierarchical(VAE):
         *,
         below: Widths = BELOW,
         inference: Literal["bottom-up", "top-down", "ladder"] = "bottom-up",
-        hidden: Widths = HIDDEN,
+        hidden: Hidden = HIDDEN,
         activation: Activation = "silu",
         skip: bool = False,
         residual: bool = False,
@@ -76,18 +79,23 @@ class Hierarchical(VAE):
             raise UserError(f"residual is of inference top-down, and this is {inference}: leave it out, or choose that")
         self.inference, self.skip, self.residual = inference, skip, residual
         dims = [*below, math.prod(prior.latent_shape)]
-        layers, width, features = range(len(below)), hidden[-1], math.prod(encoder.out_shape)
+        layers, features = range(len(below)), math.prod(encoder.out_shape)
         above = [sum(dims[i + 1 :]) if skip else dims[i + 1] for i in layers]
         read = {  # by the guide's network of a layer
             "bottom-up": dims[:-1],
             "top-down": [features + n for n in above],
-            "ladder": [features, *(width for _ in below[1:])],
+            "ladder": [features, *((hidden[-1] if hidden else features) for _ in below[1:])],
         }[inference]
-        made = [width for _ in layers] if inference == "top-down" else [features, *(width for _ in below[1:])]
-        self.down = nn.ModuleList(MLP((n,), hidden=hidden, activation=activation) for n in above)
-        self.between = nn.ModuleList(MLP((n,), hidden=hidden, activation=activation) for n in read)
-        self.priors = nn.ModuleList(DiagonalNormal((width,), (n,)) for n in below)
-        self.posteriors = nn.ModuleList(DiagonalNormal((m,), (n,)) for m, n in zip(made, below, strict=True))
+
+        def network(inputs: int) -> Network:
+            return MLP((inputs,), hidden=hidden, activation=activation) if hidden else Linear((inputs,))
+
+        down, between = ([network(n) for n in inputs] for inputs in (above, read))
+        self.down, self.between = nn.ModuleList(down), nn.ModuleList(between)
+        made = [net.out_shape for net in between]  # of what each layer of the guide is a normal
+        made = made if inference == "top-down" else [(features,), *made[:-1]]
+        self.priors = nn.ModuleList(DiagonalNormal(net.out_shape, (n,)) for net, n in zip(down, below, strict=True))
+        self.posteriors = nn.ModuleList(DiagonalNormal(shape, (n,)) for shape, n in zip(made, below, strict=True))
 
     @classmethod
     def decoder_shape(cls, latent: Shape, **options: Any) -> Shape:
@@ -98,7 +106,10 @@ class Hierarchical(VAE):
     @classmethod
     def features_shape(cls, features: Shape, **options: Any) -> Shape:
         """Of what the top's posterior takes: the encoder's features, or what the networks between the layers make of them."""
-        return features if options.get("inference") == "top-down" else (options.get("hidden", HIDDEN)[-1],)
+        inference, hidden = options.get("inference", "bottom-up"), options.get("hidden", HIDDEN)
+        if inference != "top-down" and hidden:
+            return (hidden[-1],)
+        return (options.get("below", BELOW)[-1],) if inference == "bottom-up" else features
 
     @property
     def top(self) -> str:
