@@ -16,7 +16,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from pyro_vae.errors import UserError, nearest
 
@@ -94,6 +94,33 @@ def validate(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
         if first["type"] == "missing":
             raise UserError(f"{kind[:-1]} {name!r} needs the option {key!r}") from None
         raise UserError(f"{kind[:-1]} {name!r}: {key} = {first['input']!r}: {first['msg']}") from None
+
+
+def blocks(kind: str, value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Blocks that are an option of another, as names with validated options.
+
+    Args:
+        kind: of these blocks.
+        value: a name, a table with a ``name`` and options, or a list of these.
+    """
+    found = []
+    for one in value if isinstance(value, (list, tuple)) and value else [value]:
+        options = {"name": one} if isinstance(one, str) else dict(one) if isinstance(one, dict) else {}
+        name = options.pop("name", None)
+        if not isinstance(name, str):
+            raise UserError(f"expected a name, a table with a name, or a list of these, got {one!r}")
+        found.append((name, validate(kind, name, options)))
+    return found
+
+
+def holding(kind: str) -> BeforeValidator:
+    """What holds an option of a block to be :func:`blocks` of a kind, and leaves it as it was declared."""
+
+    def held(value: Any) -> Any:
+        blocks(kind, value)
+        return value
+
+    return BeforeValidator(held)
 
 
 def _table(kind: str) -> dict[str, type]:

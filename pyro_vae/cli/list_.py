@@ -144,7 +144,9 @@ def _type_text(annotation: Any, metadata: Any = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type_text(arguments[0], arguments[1:])
-    if origin is Literal:
+    if origin is dict:
+        text = "table"
+    elif origin is Literal:
         text = _either([f'"{a}"' if isinstance(a, str) else str(a) for a in arguments])
     elif origin in (Union, types.UnionType):
         # words already joined by "or" are taken apart, so that the whole reads as one list

@@ -51,6 +51,9 @@ def show(
     print(f"# {Path(model).stem}, {Path(guide).stem}\n")
     parts = (program.prior, program.likelihood, program.posterior)
     print("\n".join([*(f"    {part.formula}" for part in parts), "", *(f"{line}  " for line in headings)]).rstrip())
+    own, mixed = getattr(program.prior, "components", 1), program.posterior.components
+    if program.prior.scores_guide and mixed > 1:
+        print(f"\np(z) has {own:,} x {mixed:,} = {own * mixed:,} components, under all of which each z is scored.")
     _print_contents(program)
     print(f"\n## Declaration\n\n```toml\n{spec.to_toml().strip()}\n```")
     print(f"\n## The Python that it stands for\n\n```python\n{source}\n```")

@@ -39,7 +39,7 @@ def adaptive(draws: Draws, block: Block, at_once: int, num_samples: int, target_
     """
     place = draws.place(block)
     of_pilot = lambda first: derive_seed("importance weights: pilot", draws.seed, place, first)  # noqa: E731
-    pilot = reduced(draws(block, PILOT, at_once, seeds=of_pilot))
+    pilot = reduced(draws(block, PILOT, at_once, seeds=of_pilot), draws.length, draws.strata > 1)
     numbers = chosen(pilot, PILOT, num_samples, target_se)
     places, parts = [], []
     for number in numbers.unique().tolist():
@@ -50,7 +50,8 @@ def adaptive(draws: Draws, block: Block, at_once: int, num_samples: int, target_
             return derive_seed("importance weights: after a pilot", draws.seed, place, number, first)
 
         places.append(rows)
-        parts.append(reduced(draws(block, number, at_once * len(block) // len(rows), seeds=seeds, rows=rows)))
+        drawn = draws(block, number, at_once * len(block) // len(rows), seeds=seeds, rows=rows)
+        parts.append(reduced(drawn, draws.length, draws.strata > 1))
     return Reduced(**joined(parts, torch.cat(places).argsort()))
 
 

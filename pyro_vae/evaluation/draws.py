@@ -10,10 +10,12 @@ from torch import Tensor
 
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
 from pyro_vae.errors import warn
+from pyro_vae.evaluation.interval import FEWEST
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.quasi import SobolNoise, length_of
 from pyro_vae.evaluation.weights import Weighed, weigh
 from pyro_vae.programs.functional import OfProgram
+from pyro_vae.programs.strata import InStrata
 from pyro_vae.programs.trace import Program
 from pyro_vae.programs.walk import Block, spans
 from pyro_vae.seeding import derive_seed, digest, seeded
@@ -24,13 +26,20 @@ class Draws:
 
     Attributes:
         seed: of the draws.
-        length: draws in a row that depend on each other, where noise is Sobol's; None where they are independent.
+        strata: components of mixtures that draws are stratified by, 1 for none; of fewer than 25 draws of each the error
+            would not be known, and all are independent.
+        length: draws in a row that depend on each other, of a randomisation of Sobol noise or of one of each stratum.
     """
 
-    def __init__(self, program: Program, how: ImportanceSampling, samples: int, *, compiled: bool = False) -> None:
-        self.program, self.samples, self.precision, self.wanted = program, samples, how.precision, compiled
+    def __init__(
+        self, program: Program, how: ImportanceSampling, samples: int, *, compiled: bool = False, strata: int = 1
+    ) -> None:
+        self.sobol = how.noise == "sobol"
+        self.strata = 1 if self.sobol or how.num_samples < FEWEST * strata else strata
+        self.length = length_of(how.num_samples) if self.sobol else self.strata
+        self.samples = self.whole(samples)
+        self.program, self.precision, self.wanted = program, how.precision, compiled
         self.seed, self.streams = how.seed, how.streams
-        self.length = length_of(how.num_samples) if how.noise == "sobol" else None
         self.bound = OfProgram(program, weigh)
         self.graph: Captured | None = None
         self.leaves: list[Tensor] = []  # the program's tensors
@@ -57,13 +66,17 @@ class Draws:
         if rows is not None and len(rows) < len(block):
             x, y = x[rows], None if y is None else y[rows]
         found = []
-        for part in spans(num_samples, at_once):
+        for part in spans(num_samples, self.whole(at_once)):
             first, number = part.start, part.stop - part.start
             seed = derive_seed("importance weights", self.seed, place, first) if seeds is None else seeds(first)
-            even = SobolNoise(self.seed, place, first, number, self.length) if self.length else nullcontext()
-            with seeded(seed, x.device), even:
+            even = SobolNoise(self.seed, place, first, number, self.length) if self.sobol else nullcontext()
+            with seeded(seed, x.device), even, InStrata() if self.strata > 1 else nullcontext():
                 found.append(self._pass(x, y, number))
         return found
+
+    def whole(self, samples: int) -> int:
+        """So many draws of one pass, as hold every stratum equally often."""
+        return max(samples - samples % self.strata, self.strata)
 
     def place(self, block: Block) -> int:
         """What a block's noise is seeded by: where its first row stands, or what the one row that it has holds."""

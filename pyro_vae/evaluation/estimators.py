@@ -49,12 +49,14 @@ class Estimate:
     groups: Tensor
 
 
-def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) -> Estimate:
+def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1, stratified: bool = False) -> Estimate:
     """Reduce log-weights ``(num_samples, batch)`` once, in float64.
 
     ``size`` ``(batch,)`` is the largest sum of the absolute terms that make a log-weight: weights that differ by less than
     its rounding are equal. Without it, the largest log-weight stands for it. Of ``length`` draws in a row, which
-    may depend on each other, the jackknife leaves out all or none.
+    may depend on each other, the jackknife leaves out all or none. Where these are ``stratified``, one of each component of a
+    mixture, the effective sample size is that of as many independent draws as have the same error: K E[w]^2 / (E[w^2] - V), V the
+    variance of the components' mean weights, which no stratified mean has.
 
     Weights that are equal to rounding have zero error, full effective sample size and k = -inf. A single unit has no
     error estimate: ``mc_se``, ``bias``, ``khat`` and ``interval`` are NaN. Where one unit holds all the weight, ``mc_se`` and the
@@ -90,6 +92,8 @@ def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1) ->
         lost = ~torch.isfinite(shift).all(0)
         bias[lost], mc_se[lost], khat[lost], ends[lost, 1] = -math.inf, math.inf, math.inf, math.inf
         ends[torch.isneginf(log_likelihood), 0] = -math.inf
+        if stratified:
+            ess = 1 / (relative_se.square() + 1 / num_samples)
         equal = torch.isneginf(khat)
         bias[equal], mc_se[equal] = 0.0, 0.0
         ends[equal] = log_likelihood[equal, None] if num_samples >= FEWEST else math.nan

@@ -35,6 +35,7 @@ from pyro_vae.precision import products, require_precision
 from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.states import joint_states
+from pyro_vae.programs.strata import strata_of
 from pyro_vae.programs.trace import Program, device_of, dtype_of, latent_sites, to_program
 from pyro_vae.programs.walk import Walk, at_once
 from pyro_vae.seeding import digest
@@ -133,8 +134,10 @@ def log_likelihood(
     images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size, each)
     if streams == "content":
         images = 1
-    draws = Draws(program, how, samples, compiled=wants_compiling(how, len(x), device_of(program)))
-    walk = Walk(program, x, y, rows=images, draws=samples, shared=True, progress=progress)
+    strata = strata_of(traces.guide) if each == 1 else 1
+    compiled = wants_compiling(how, len(x), device_of(program))
+    draws = Draws(program, how, samples, compiled=compiled, strata=strata)
+    walk = Walk(program, x, y, rows=images, draws=draws.samples, shared=True, progress=progress)
     for block in walk:
         with block, products(precision):
             if states is not None:
@@ -142,7 +145,7 @@ def log_likelihood(
             elif target_se is not None and num_samples > PILOT:
                 walk.keep(adaptive(draws, block, walk.draws, num_samples, target_se))
             else:
-                walk.keep(reduced(draws(block, num_samples, walk.draws), draws.length or 1))
+                walk.keep(reduced(draws(block, num_samples, walk.draws), draws.length, draws.strata > 1))
     found = joined(walk.gathered())
     if states is None and discrete_sites(traces):
         found["khat"] = torch.full_like(found["khat"], math.nan)  # it would see the states alone that were drawn
@@ -164,6 +167,7 @@ def log_likelihood(
         precision=precision,
         rounding_error=measured(program, x, y, traces, precision, seed, num_samples),
         noise=noise,
+        strata=draws.strata,
         states=None if states is None else number_of_joint(states),
         blind_spots=against,
         proof=proof,

@@ -34,7 +34,8 @@ class LogLikelihood:
         interval: ``(N, 2)``, where log p(x) of each image lies at 95 %, over redrawn samples; wider upwards, as weights
             are skew. Where Pareto k is bad its upper end may be too low by an unknown amount; for fewer than 25 draws it is NaN,
             chains of annealing included. See :mod:`pyro_vae.evaluation.interval`.
-        ess: effective sample size (sum w)^2 / sum w^2, out of an image's draws.
+        ess: effective sample size, out of an image's draws: (sum w)^2 / sum w^2, or of stratified draws what as many independent
+            ones would have to be for the same error.
         khat: Pareto k of the largest weights; NaN for fewer than 25 draws; -inf where all are equal, and the guide is proved to
             reach all that matters.
         reconstruction: E_q log p(x | z).
@@ -46,6 +47,7 @@ class LogLikelihood:
         rounding_error: what computing in float32, or in fewer bits, adds to estimates, against float64 and the same draws, of 16
             images; None in float64, and where it could not be measured.
         noise: ``random``, or ``sobol`` for randomised quasi-Monte Carlo.
+        strata: components of the guide's mixtures, of each of which equally many draws were made; 1 where draws were independent.
         target_se: the standard error that was aimed at, in nats; None where all images got ``num_samples`` draws.
         forbidden: what of the result theory forbids, a line each (:mod:`pyro_vae.evaluation.consistency`); not to be used where
             there is any.
@@ -70,6 +72,7 @@ class LogLikelihood:
     precision: str = field(default="full", kw_only=True)
     rounding_error: Tensor | None = field(default=None, kw_only=True)
     noise: str = field(default="random", kw_only=True)
+    strata: int = field(default=1, kw_only=True)
     draws: Tensor | None = field(default=None, kw_only=True)
     target_se: float | None = field(default=None, kw_only=True)
     states: int | None = field(default=None, kw_only=True)

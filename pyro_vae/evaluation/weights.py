@@ -63,11 +63,11 @@ class Reduced(Estimate):
     rounding: Tensor
 
 
-def reduced(parts: list[Weighed], length: int = 1) -> Reduced:
-    """What the draws of each image say, which were made in parts; ``length`` of them in a row may depend on each other."""
+def reduced(parts: list[Weighed], length: int = 1, stratified: bool = False) -> Reduced:
+    """What the draws of each image say, which were made in parts; see :func:`estimate`."""
     log_weight = torch.cat([part[0] for part in parts])
     size = torch.stack([part[3] for part in parts]).amax(0)
-    found = estimate(log_weight, size, length)
+    found = estimate(log_weight, size, length, stratified)
     sums = [torch.stack([part[i].cpu().double() for part in parts]).sum(0) for i in (1, 2)]
     reconstruction, kl = (total / len(log_weight) for total in sums)
     draws = torch.full((len(kl),), len(log_weight), dtype=torch.int64)

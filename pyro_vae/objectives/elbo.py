@@ -21,6 +21,7 @@ from torch.distributions import kl_divergence
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import LAST_STEP, Objective
 from pyro_vae.programs.columns import Layout, by_element, layout_of
+from pyro_vae.programs.strata import InStrata
 from pyro_vae.programs.summing import Summed, summed
 from pyro_vae.programs.trace import (
     Program,
@@ -198,7 +199,8 @@ class _ELBO(Objective):
             if layout is not None and layout.states is not None:
                 guide, elbo, surrogate = self._summed(program, x, y, layout.states)
             else:
-                guide = run(program.guide, x, y, num_samples=num, once=self.estimator is not analytic)
+                with InStrata():
+                    guide = run(program.guide, x, y, num_samples=num, once=self.estimator is not analytic)
                 elbo, surrogate = self.estimator(run(program.model, x, y, num_samples=num, at=guide), guide)
         loss, surrogate = (-t / self.num_particles / x.shape[0] for t in (elbo.detach(), surrogate))
         if self.label_weight == 0:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 from pyro_vae.errors import UserError
 from pyro_vae.programs.functional import OfProgram
 from pyro_vae.programs.scoring import require_scored_anew
+from pyro_vae.programs.strata import InStrata
 from pyro_vae.programs.trace import (
     Program,
     Traced,
@@ -114,9 +115,11 @@ def draw(
     *,
     reparameterized: str | None = None,
     again: bool = False,
+    stratified: bool = True,
 ) -> Particles:
     """Draw ``num`` particles per image; ``again``, to score the guide without gradients to its parameters.
 
+    Mixtures draw from their components by turns, but where an estimate needs particles that are independent of each other.
     ``reparameterized`` names the objective that needs z to be differentiable; without, no gradient passes z.
     """
     if again or reparameterized is None:  # of draws that no gradient passes
@@ -124,7 +127,7 @@ def draw(
     sites = _Sites(gradients=reparameterized is not None)
     noise, bound = _Noise(sites), OfProgram(program, lambda p: run(p.guide, x, y, num_samples=num, at=drawn))
     buffers = bound.copied() if again else {}
-    with isolated(), noise if again else nullcontext(), sites:
+    with isolated(), noise if again else nullcontext(), sites, InStrata() if stratified else nullcontext():
         drawn = run(program.guide, x, y, num_samples=num)
     if reparameterized is not None:
         for name, site in latent_sites(drawn).items():

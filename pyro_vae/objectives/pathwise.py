@@ -48,7 +48,8 @@ class DoublyReparameterized(Objective):
     """loss = -E log (1/K) sum_k w_k; model gradient sum_k v_k d log p, guide gradient sum_k v_k^2 (d log w_k / dz) dz/dphi.
 
     v_k = w_k / sum w. The guide's gradient has the expectation of ``iwae``'s for every K, and a signal-to-noise
-    ratio that grows with K. Tucker, Lawson, Gu & Maddison 2019, https://arxiv.org/abs/1810.04152.
+    ratio that grows with K. Particles are independent of each other also where q is a mixture: of stratified ones this gradient
+    is biased. Tucker, Lawson, Gu & Maddison 2019, https://arxiv.org/abs/1810.04152.
 
     Args:
         num_particles: K, draws of z per image.
@@ -63,7 +64,7 @@ class DoublyReparameterized(Objective):
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0
     ) -> tuple[Tensor, Tensor]:
         """Minus the bound, and a surrogate whose gradient is the estimate (and whose value means nothing)."""
-        particles = draw(program, x, y, self.num_particles, reparameterized="dreg", again=True)
+        particles = draw(program, x, y, self.num_particles, reparameterized="dreg", again=True, stratified=False)
         log_joint, log_guide = particles.log_joint(), particles.log_guide(parameters=False)
         log_weight = (log_joint - log_guide).detach()
         weight, scale = log_weight.softmax(0), particles.row_scale("dreg")

@@ -27,6 +27,7 @@ class Posterior(nn.Module, ABC):
     support: ClassVar[constraints.Constraint] = constraints.real_vector
     scoring: ClassVar[Literal["cheap", "sequential", "impossible"]] = "cheap"
     reparameterized: ClassVar[bool] = True
+    components: int = 1  # densities of this cost that scoring one z takes
 
     def __init__(self, feature_shape: Shape, latent_shape: Shape) -> None:
         super().__init__()

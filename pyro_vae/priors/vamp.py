@@ -20,8 +20,8 @@ class Vamp(Prior):
     """p(z) = (1/K) sum_k q(z | u_k): a mixture of the guide at K learned pseudo-inputs u_k.
 
     Tomczak & Welling 2018, https://arxiv.org/abs/1705.07120. Every z is scored under K guide densities: the guide
-    must score what it did not draw, and cheaply. Pseudo-inputs bounded by a hardtanh, as there, get no gradient where
-    they have left [0, 1].
+    must score what it did not draw, and cheaply; a mixture of S guides makes K S of them. Pseudo-inputs bounded by a
+    hardtanh, as there, get no gradient where they have left [0, 1].
 
     Args:
         components: the number of pseudo-inputs K.
@@ -71,8 +71,13 @@ class Vamp(Prior):
             raise UserError("the vamp prior is made of the guide: call prior(x, guide) with guide(x) = q(z | x)")
         u = nn.functional.hardtanh(self.pseudo_inputs, 0.0, 1.0) if self.bounds == "unit" else self.pseudo_inputs
         q: Any = guide(u)
-        if isinstance(q, dist.Independent) and type(q.base_dist) is dist.Normal and len(q.event_shape) == 1:
-            return Mixture(u.new_zeros(len(u)), q.base_dist.loc, q.base_dist.scale)
+        parts = getattr(q, "components", (q,))  # of a mixture of S guides, p(z) has K S components
+        if (
+            all(isinstance(f, dist.Independent) and type(f.base_dist) is dist.Normal for f in parts)
+            and q.event_dim == 1
+        ):
+            loc, scale = (torch.cat([getattr(f.base_dist, name) for f in parts]) for name in ("loc", "scale"))
+            return Mixture(u.new_zeros(len(loc)), loc, scale)
         return dist.MixtureSameFamily(
             dist.Categorical(logits=u.new_zeros(len(u)), validate_args=False), q, validate_args=False
         )

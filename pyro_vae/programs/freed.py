@@ -30,19 +30,20 @@ class FreedGuide:
     """
 
     def __init__(
-        self, program: Program, x: Tensor, y: Tensor | None, values: dict[nn.Module, tuple[Tensor, ...]]
+        self, program: Program, x: Tensor, y: Tensor | None, values: dict[nn.Module, list[tuple[Tensor, ...]]]
     ) -> None:
         self.program, self.x, self._y = program, x, y
         self._free = {
-            module: tuple(v.detach().clone().requires_grad_(True) for v in found) for module, found in values.items()
+            module: [tuple(v.detach().clone().requires_grad_(True) for v in found) for found in calls]
+            for module, calls in values.items()
         }
-        everything = [v for found in self._free.values() for v in found]
+        everything = [v for calls in self._free.values() for found in calls for v in found]
         with torch.enable_grad():
             traces = self._traces(1)
             drawn = sum(s["value"].sum() + site_log_prob(s).sum() for s in latent_sites(traces.guide).values())
             grads = torch.autograd.grad(drawn, everything, allow_unused=True)
         used = [v for v, grad in zip(everything, grads, strict=True) if grad is not None]
-        features = [v for module, found in self._free.items() if isinstance(module, Posterior) for v in found]
+        features = [v for module, calls in self._free.items() if isinstance(module, Posterior) for v in calls[0]]
         self.parameters = used
         self.family = FEATURES_FREE if any(v is f for v in used for f in features) else SAME_FAMILY
 
@@ -68,6 +69,8 @@ def free_guide(program: Program, x: Tensor, y: Tensor | None = None) -> FreedGui
     """
     modules = program.modules() if isinstance(program, nn.Module) else ()
     posteriors = [module for module in modules if isinstance(module, Posterior)]
+    within = {part for module in posteriors for part in module.modules() if part is not module}
+    posteriors = [module for module in posteriors if module not in within]  # not the components of a mixture
     if not posteriors:
         return None
     calls: dict[nn.Module, list[tuple[Tensor, ...]]] = {}
@@ -78,15 +81,16 @@ def free_guide(program: Program, x: Tensor, y: Tensor | None = None) -> FreedGui
             drawn = run(guide, x, y, num_samples=2)
     sites = latent_sites(drawn)
     used = [posterior for posterior in posteriors if posterior in calls]
-    once = all(len(found) == 1 for found in calls.values())
-    if not once or len(used) != len(sites) or any(not _by_row(v, len(x)) for found in calls.values() for v in found[0]):
+    once = all(len(calls[posterior]) == 1 for posterior in used)
+    found = [v for made in calls.values() for call in made for v in call]
+    if not once or len(used) != len(sites) or not all(_by_row(v, len(x)) for v in found):
         return None
     for name, site in sites.items():
         if not site["fn"].has_rsample:
             raise UserError(
                 f"the posterior of {name!r} is not reparameterized: no gradient of the ELBO leads to its family's best member"
             )
-    return FreedGuide(program, x, y, {module: found[0] for module, found in calls.items()})
+    return FreedGuide(program, x, y, calls)
 
 
 def _by_row(value: Tensor, batch: int) -> bool:
@@ -112,14 +116,16 @@ def _recording(posteriors: Sequence[Posterior], calls: dict[nn.Module, list[tupl
 
 
 @contextmanager
-def _replacing(free: dict[nn.Module, tuple[Tensor, ...]]) -> Iterator[None]:
-    """Give posteriors these features, and let their maps return these values."""
+def _replacing(free: dict[nn.Module, list[tuple[Tensor, ...]]]) -> Iterator[None]:
+    """Give posteriors these features, and let their maps return these values, call by call."""
+    left = {module: iter(calls) for module, calls in free.items()}
 
     def given(module: nn.Module, args: Any) -> Any:
-        return free[module]
+        return next(left[module])
 
     def returned(module: nn.Module, args: Any, output: Any) -> Any:
-        return free[module] if isinstance(output, tuple) else free[module][0]
+        found = next(left[module])
+        return found if isinstance(output, tuple) else found[0]
 
     with ExitStack() as stack:
         for module in free:

@@ -28,7 +28,7 @@ def require_fit(prior: Prior, posterior: Posterior) -> None:
             f"the prior {p!r} lives on {_on(prior.support)}, the posterior {q!r} on {_on(posterior.support)}: with this prior "
             f"choose from {', '.join(fitting) or 'no posterior'}; with this posterior from {', '.join(others) or 'no prior'}"
         )
-    if not prior.scores_guide or posterior.scoring == "cheap":
+    if not (prior.scores_guide or posterior.components > 1) or posterior.scoring == "cheap":
         return
     cheap = [
         n
@@ -40,12 +40,15 @@ def require_fit(prior: Prior, posterior: Posterior) -> None:
             f"the prior {p!r} is made of the guide's density at z that the guide did not draw, and the posterior {q!r} can score "
             f"its own draws only: choose from {', '.join(cheap)}"
         )
-    components, dims = getattr(prior, "components", 1), posterior.latent_shape[0]
+    own = getattr(prior, "components", 1) if prior.scores_guide else 1
+    components, dims = own * posterior.components, posterior.latent_shape[0]
     passes = components * dims
     if passes > MOST_PASSES:
+        by = f"the prior {p!r}" if prior.scores_guide else f"the posterior {q!r}"
+        which = "each" if posterior.components == 1 else "each of its components"
         raise UserError(
-            f"the prior {p!r} scores every z under {components} densities of the guide, and the posterior {q!r} takes {dims} "
-            f"passes for each: {passes:,} passes per draw, above {MOST_PASSES:,}: choose from {', '.join(cheap)}, or fewer "
+            f"{by} scores every z under {components} densities of the guide, and the posterior {q!r} takes {dims} "
+            f"passes for {which}: {passes:,} passes per draw, above {MOST_PASSES:,}: choose from {', '.join(cheap)}, or fewer "
             "components"
         )
 
