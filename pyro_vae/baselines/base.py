@@ -80,6 +80,17 @@ class Baseline(nn.Module, ABC):
         """``binary`` or ``grey``: the data that it takes with these options."""
         return cls.data
 
+    def require(self, data: Data) -> None:
+        """:class:`UserError` for grey levels under a system for binary images, the other way round, and no rows."""
+        binary = data.observed_levels == 2
+        if (self.data == "binary") != binary:
+            given, way = ("grey", "static or dynamic") if self.data == "binary" else ("binary", "none")
+            raise UserError(
+                f"{type(self).__name__} takes {self.data} images, and {data.name} is {given}: give --binarization {way}"
+            )
+        if not len(data.train):
+            raise UserError(f"{data.name} has no training rows")
+
     @abstractmethod
     def figures(self, data: Data, how: How, progress: Progress) -> dict[str, Any]:
         """``nll``, ``nll_mc_se``, ``nll_data_se``, ``num_data``, ``bits_per_dim``, ``computed`` (in words), ``warnings`` ..."""

@@ -96,7 +96,7 @@ def baseline(
         figures = made.figures(rows, how, lambda share: bar.advance(100 * share, "evaluating"))
     figures = {
         "baseline": name, **figures, "split": split, "binarization": rows.binarization, "images_used": len(rows.train),
-        "parameters": sum(p.numel() for p in made.parameters()), "minutes": minutes,
+        "parameters": sum(p.numel() for p in getattr(made, "program", made).parameters()), "minutes": minutes,
     }  # fmt: skip
     _draw(made, out, seed)
     text = _json(figures)
@@ -128,11 +128,11 @@ def _declare(
         training.read(parent)
     require_known(data)
     how: dict[str, Any] = {"binarization": binarization, "validation": validation}
-    if kind.kind_of(options) == "grey" and binarization is None:
+    if kind.kind_of(options) == "grey" and binarization in (None, "none"):
         how |= {"binarization": "none", "dequantization": "uniform"}
     rows = load_data(data, root, **how)
     made = training.declare(name, options, rows.event_shape, seed)
-    training.require_kind(made, rows)
+    made.require(rows)
     record = training.record_of(name, options, rows, seed, None if parent is None else str(parent.absolute()))
     if parent is not None:
         made.begin_with(_parent(parent))  # refused before anything is written
