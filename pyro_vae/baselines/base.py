@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -50,7 +51,7 @@ class Baseline(nn.Module, ABC):
     """
 
     formula: ClassVar[str]
-    data: ClassVar[str]  # "binary" or "grey"
+    data: str  # "binary" or "grey"; of a class, either where its options decide
     batch_size: int
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
@@ -69,6 +70,26 @@ class Baseline(nn.Module, ABC):
     @abstractmethod
     def train_pass(self, number: int, data: Data, generator: torch.Generator) -> dict[str, float]:
         """Pass ``number`` (from 0) over the training data, all of its random numbers from ``generator``; what is worth noting."""
+
+    def finish(self, data: Data, path: Path | None, seed: int, visible: bool) -> float:
+        """What follows the passes, kept in ``path`` and found there again, and its minutes; by default, nothing."""
+        return 0.0
+
+    @classmethod
+    def kind_of(cls, options: dict[str, Any]) -> str:
+        """``binary`` or ``grey``: the data that it takes with these options."""
+        return cls.data
+
+    def require(self, data: Data) -> None:
+        """:class:`UserError` for grey levels under a system for binary images, the other way round, and no rows."""
+        binary = data.observed_levels == 2
+        if (self.data == "binary") != binary:
+            given, way = ("grey", "static or dynamic") if self.data == "binary" else ("binary", "none")
+            raise UserError(
+                f"{type(self).__name__} takes {self.data} images, and {data.name} is {given}: give --binarization {way}"
+            )
+        if not len(data.train):
+            raise UserError(f"{data.name} has no training rows")
 
     @abstractmethod
     def figures(self, data: Data, how: How, progress: Progress) -> dict[str, Any]:

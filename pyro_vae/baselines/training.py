@@ -104,7 +104,7 @@ def train(
     progress: Callable[[int, str], None] = lambda done, text: None,
 ) -> list[dict[str, Any]]:
     """Make the passes that are left, saving now and then and at the end; :class:`Interrupted` after a signal and a save."""
-    require_kind(made, data)
+    made.require(data)
     with claimed(path), Interrupts() as interrupts:
         if not metrics:
             made.start(data, generator("start of a baseline", seed))
@@ -124,19 +124,6 @@ def train(
                     f"interrupted after {number + 1} of {made.passes} passes: --out {path} --resume goes on",
                 )
     return metrics
-
-
-def require_kind(made: Baseline, data: Data) -> None:
-    """:class:`UserError` for grey levels under a system for binary images, and the other way round."""
-    binary = data.observed_levels == 2
-    if (made.data == "binary") != binary:
-        given = "binary" if binary else "grey"
-        way = "static or dynamic" if made.data == "binary" else "none"
-        raise UserError(
-            f"{type(made).__name__} takes {made.data} images, and {data.name} is {given}: give --binarization {way}"
-        )
-    if not len(data.train):
-        raise UserError(f"{data.name} has no training rows")
 
 
 def _save(made: Baseline, metrics: list[dict[str, Any]], path: Path) -> None:

@@ -90,13 +90,13 @@ def baseline(
             training.create(out, record, rows)
     if record["parent"] is not None and not metrics:
         made.begin_with(_parent(Path(record["parent"])))
-    _train(made, rows, out, record, metrics, visible=not quiet)
+    minutes = _train(made, rows, out, record, metrics, visible=not quiet)
     how = How(samples, chains, distributions, limit, split, seed)
     with Progress(100, visible=not quiet, unit="per cent") as bar:
         figures = made.figures(rows, how, lambda share: bar.advance(100 * share, "evaluating"))
     figures = {
         "baseline": name, **figures, "split": split, "binarization": rows.binarization, "images_used": len(rows.train),
-        "parameters": sum(p.numel() for p in made.parameters()), "minutes": sum(m["seconds"] for m in metrics) / 60,
+        "parameters": sum(p.numel() for p in getattr(made, "program", made).parameters()), "minutes": minutes,
     }  # fmt: skip
     _draw(made, out, seed)
     text = _json(figures)
@@ -127,10 +127,12 @@ def _declare(
         options.setdefault("epochs", 0)
         training.read(parent)
     require_known(data)
-    how = {"binarization": binarization or ("none" if kind.data == "grey" else None), "validation": validation}
-    rows = load_data(data, root, **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"binarization": binarization, "validation": validation}
+    if kind.kind_of(options) == "grey" and binarization in (None, "none"):
+        how |= {"binarization": "none", "dequantization": "uniform"}
+    rows = load_data(data, root, **how)
     made = training.declare(name, options, rows.event_shape, seed)
-    training.require_kind(made, rows)
+    made.require(rows)
     record = training.record_of(name, options, rows, seed, None if parent is None else str(parent.absolute()))
     if parent is not None:
         made.begin_with(_parent(parent))  # refused before anything is written
@@ -143,8 +145,10 @@ def _parent(path: Path) -> Baseline:
     return training.load(path, training.read(path))[0]
 
 
-def _train(made: Baseline, rows: Data, out: Path, record: dict[str, Any], metrics: list[Any], *, visible: bool) -> None:
-    """Make the passes that are left; a signal ends it with the status that is usual for it."""
+def _train(
+    made: Baseline, rows: Data, out: Path, record: dict[str, Any], metrics: list[Any], *, visible: bool
+) -> float:
+    """Make the passes that are left, and what follows them: minutes; a signal ends it with the status that is usual for it."""
     from pyro_vae.baselines import training
     from pyro_vae.cli.runs import say
     from pyro_vae.training.interrupts import Interrupted
@@ -153,6 +157,7 @@ def _train(made: Baseline, rows: Data, out: Path, record: dict[str, Any], metric
     try:
         with Progress(made.passes, len(metrics), visible=visible, unit="passe") as bar:
             training.train(made, rows, out, record["seed"], metrics, bar.update)
+        return sum(m["seconds"] for m in metrics) / 60 + made.finish(rows, out, record["seed"], visible)
     except Interrupted as interrupted:
         say(str(interrupted))
         raise typer.Exit(interrupted.status) from None
