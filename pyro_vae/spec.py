@@ -25,7 +25,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from torch import Tensor, nn
 
 from pyro_vae import memory, registry
+from pyro_vae.data import Data
+from pyro_vae.data.columned import x_alone
 from pyro_vae.data.given import as_data, given
+from pyro_vae.data.record import record_of
 from pyro_vae.declared import find, names
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.networks.wrapped import Wrapped
@@ -277,7 +280,8 @@ def build(
     if data is None:
         raise UserError("build needs the data, a tensor of it, or its event shape: build(model, guide, data)")
     if not (isinstance(data, (tuple, list)) and not any(hasattr(part, "__len__") for part in data)):  # a shape
-        data = given(data)
+        data = given(record_of(data))
+    data = x_alone(data) if isinstance(data, Data) else data
     modules = {k: overrides.pop(k) for k in ("encoder", "decoder") if isinstance(overrides.get(k), nn.Module)}
     spec = Spec(model=read("models", model), guide=read("guides", guide)).override(overrides)
     spec = _with_levels(spec, data)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pyro_vae.data import load_data, static_mnist, torchvision_sets
 from pyro_vae.errors import UserError
+from pyro_vae.spec import build
 
 
 def refused(call: Callable[[], Any], *expected: str) -> str:
@@ -117,8 +118,12 @@ def test_damaged_files(tmp_path: Path, suffix: str, damage: str) -> None:
 
 
 def test_npz_without_a_single_array(tmp_path: Path) -> None:
-    np.savez(tmp_path / "many.npz", a=np.zeros((5, 2)), b=np.zeros((5, 2)))
-    refused(lambda: load_data(tmp_path / "many.npz"), "a, b", "x=")
+    np.savez(tmp_path / "many.npz", a=np.zeros((5, 2)), b=np.zeros((4, 2)))
+    refused(lambda: load_data(tmp_path / "many.npz"), r"a .5, 2., b .4, 2.", "named x")
+    np.savez(
+        tmp_path / "many.npz", a=np.zeros((5, 2)), b=np.zeros((5, 2))
+    )  # columns, for programs that read them by name
+    refused(lambda: build("mlp", "diagonal", load_data(tmp_path / "many.npz")), "column 'x'", "a, b")
     np.savez(tmp_path / "none.npz")
     refused(lambda: load_data(tmp_path / "none.npz"), "none")
 

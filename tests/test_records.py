@@ -185,7 +185,7 @@ def test_what_is_refused_by_name() -> None:
     with pytest.raises(pv.UserError, match="did you mean"):
         pv.log_likelihood(program, record, of="aa", given="b")
     with pytest.raises(pv.UserError, match="takes no records"):
-        pv.inference_gaps(program, record)  # type: ignore[arg-type]
+        pv.traversals(program, record)  # type: ignore[arg-type]
     with pytest.raises(pv.UserError, match="no column 'c'"):
         pv.log_likelihood(program, {"a": record["a"], "b": record["b"]})
     assert SIZES

@@ -29,6 +29,7 @@ from pyro_vae.evaluation.consistency import FEW
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.evaluation.score import VERDICTS
+from pyro_vae.programs.columns import taken
 from pyro_vae.programs.given import require_rows
 from pyro_vae.programs.trace import Program
 from pyro_vae.signatures import checked
@@ -197,7 +198,7 @@ def detect(
 
     Args:
         program: any unconditional Program.
-        reference: held-in data ``(N, *event)`` that the p-values are calibrated on: not those it was trained on.
+        reference: held-in data ``(N, *event)``, or a record, that the p-values are calibrated on: not those it was trained on.
         normal: more held-in data ``(n, *event)``.
         other: what may be anomalies ``(m, *event)``, prepared as the normal images are: see
             :func:`~pyro_vae.data.alike.observed_like`, and :func:`~pyro_vae.data.alike.fitted` for another size.
@@ -207,6 +208,7 @@ def detect(
             that differ on average are then an error.
         progress: called with the number of images after every block.
     """
+    reference, normal, other = (taken(program, x) for x in (reference, normal, other))
     for name, x in (("reference", reference), ("normal", normal), ("other", other)):
         require_rows(x, program)
         if len(x) < 2:

@@ -27,7 +27,7 @@ MANY_CLASSES = 10  # beyond which labels are a scale of colours, not a legend
 PERPLEXITY = 30.0
 
 
-@door(scored=False, latents="an embedding")
+@door(scored=False, latents="an embedding", records=True)
 @drawn
 def embedding(
     program: Program,

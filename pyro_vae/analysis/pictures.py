@@ -37,6 +37,7 @@ from pyro_vae.analysis.interpolation import find_path
 from pyro_vae.analysis.manifold import latent_grid, prior_sites
 from pyro_vae.errors import UserError
 from pyro_vae.programs import latents
+from pyro_vae.programs.columns import layout_of, taken
 from pyro_vae.programs.trace import Program
 
 __all__ = [
@@ -93,7 +94,7 @@ def reconstructions(
 
     Args:
         program: any Program.
-        x: data ``(n, *event)``, as a program sees them.
+        x: data ``(n, *event)``, as a program sees them; of a record its first column that is no single number is drawn.
         y: what a conditional program is conditioned on, ``(n, ...)``.
         ax: where to draw; a new figure where None.
         ncols: images per row, 10 at most where None.
@@ -101,10 +102,16 @@ def reconstructions(
     Returns:
         The axes; points are joined to theirs by a line.
     """
+    x = taken(program, x)
+    means = None
+    if (layout := layout_of(program, x)) is not None:
+        made = latents.reconstruct(program, x, y)
+        name = next((c.name for c in layout.columns if c.name in made and c.shape), layout.columns[0].name)
+        x, means = layout.unpacked(x)[name], made[name]
     shape = tuple(x.shape[1:])
     require_drawable(shape)
     _require_rows(x)
-    means = latents.reconstruct(program, x, y).cpu()
+    means = (latents.reconstruct(program, x, y) if means is None else means).cpu()
     title = "Data (above) and reconstructions (below)"
     if not is_image(shape):
         sets = {"data": x, "reconstructions": means}

@@ -71,10 +71,10 @@ def anomaly(
     from pyro_vae.cli.output import deliver
     from pyro_vae.cli.runs import open_run
     from pyro_vae.data import DATA_SETS, load_data
-    from pyro_vae.data.alike import observed_like
+    from pyro_vae.data.columned import without_labels
     from pyro_vae.data.load import load_whole
     from pyro_vae.errors import UserError
-    from pyro_vae.evaluation.evaluate import chosen_rows
+    from pyro_vae.evaluation.evaluate import chosen_rows, rows_like
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
     from pyro_vae.evaluation.score import VERDICTS
     from pyro_vae.programs.labels import needs_y
@@ -87,14 +87,18 @@ def anomaly(
         raise UserError(
             "anomaly scores of a conditional program need labels, which an anomaly has not: use an unconditional one"
         )
-    ours = loaded.load_data(data_root)
+    ours = without_labels(loaded.load_data(data_root))
     if len(ours.validation) < 2 or len(ours.test) < 2:
         raise UserError(f"{ours.name} has no validation and test splits to calibrate on: train with --validation")
     own_file = data not in DATA_SETS and str(expand(data).absolute()) != ours.source.get("name")
     theirs = load_whole(data, data_root) if own_file else load_data(data, root=data_root)
     chosen = chosen_rows(len(theirs.test), None if own_file and not given(ctx, "limit") else limit)
-    pick = lambda split: observed_like(ours, ours, split, rows=chosen_rows(len(ours.stored(split)), limit))  # noqa: E731
-    reference, normal, other = pick("validation"), pick("test"), observed_like(ours, theirs, "test", rows=chosen)
+    parts = (
+        (ours, "validation", chosen_rows(len(ours.validation), limit)), (ours, "test", chosen_rows(len(ours.test), limit)),
+        (theirs, "test", chosen),
+    )  # fmt: skip
+    like = loaded.prepared_like()
+    reference, normal, other = (rows_like(loaded.program, like, data, split, rows)[0] for data, split, rows in parts)
     total = len(reference) + len(normal) + len(other)
     with Progress(total, visible=not quiet, unit="image") as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result
@@ -106,7 +110,7 @@ def anomaly(
     figures = {"data": ours.name, "other": theirs.name, "seed": seed, **result.summary(), "rows": str(lines)}
     if threshold is not None:
         figures |= {"threshold": threshold, "num_anomalies": columns["verdict"].count(VERDICTS[True])}
-    picture = most_surprising(result, normal, other) if is_image(loaded.event_shape) else None
+    picture = most_surprising(result, normal, other) if is_image(tuple(normal.shape[1:])) else None
     if picture is not None:
         figures["picture"] = str(path)
     text = _json(figures | {"weights_crc32": weights})

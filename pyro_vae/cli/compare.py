@@ -190,7 +190,7 @@ def _results(
     from pyro_vae.cli.runs import file_of, open_run
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.ais import annealed_log_likelihood
-    from pyro_vae.evaluation.evaluate import chosen_rows, gives_probabilities, y_of
+    from pyro_vae.evaluation.evaluate import chosen_rows, gives_probabilities, rows_for
     from pyro_vae.evaluation.importance import log_likelihood
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
     from pyro_vae.training.progress import Progress
@@ -201,10 +201,13 @@ def _results(
         loaded = open_run(path, device, file_of(path, model))
         data = loaded.load_data(data_root)
         rows = chosen_rows(len(data.stored(split)), limit)
-        x = data.observed(split, rows=rows)
-        y = y_of(loaded.program, data, split, rows)
+        x, y = rows_for(loaded.program, data, split, rows)
         what = f"{data.name} ({data.binarization} binarization, {data.dequantization} dequantization)"
-        if opened and not (x.shape == opened[0][1].shape and torch.equal(x, opened[0][1])):
+        same = x if not opened else opened[0][1]
+        if not (
+            x.flatten(1).shape == same.flatten(1).shape
+            and torch.equal(*(t.nan_to_num(0.5).flatten(1) for t in (x, same)))
+        ):
             raise UserError(
                 f"{runs[0]} and {path} see different data: {opened[0][3]} and {what}, {split} split; log p(x) of different "
                 "data cannot be compared: compare runs trained on the same data and binarization"

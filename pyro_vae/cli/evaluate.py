@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, Json, ProgramFile, RunPath, Seed, Split, refuse_given
+from pyro_vae.cli.options import DataRoot, Device, Json, Present, ProgramFile, RunPath, Seed, Split, refuse_given
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="A random subset of so many images, by a fixed seed.", show_default=False)
     ] = None,
     split: Split = "test",
+    present: Present = None,
     method: Annotated[
         str,
         typer.Option(
@@ -68,6 +69,7 @@ def evaluate(
 
     from pyro_vae.cli.output import deliver, saved
     from pyro_vae.cli.runs import open_run
+    from pyro_vae.data.columned import thinned
     from pyro_vae.errors import UserError, nearest
     from pyro_vae.evaluation.evaluate import chosen_rows
     from pyro_vae.evaluation.evaluate import evaluate as evaluate_program
@@ -86,6 +88,7 @@ def evaluate(
     )
     loaded, weights = open_run(run, device, model), checksum_of(run / WEIGHTS)
     data = loaded.load_data(data_root)
+    data = data if present is None else thinned(data, present, split)
     total = len(chosen_rows(len(data.stored(split)), limit))
     of_process = f"-{rank}" if rank else ""
     parts = {} if method == "iw" else {"checkpoint": "ais", "simulated_checkpoint": "bdmc"}
@@ -110,6 +113,7 @@ def evaluate(
             loaded.program, data, method=how, split=split, limit=limit, simulated=method == "bdmc",
             progress=lambda n: bar.advance(n, note), **checkpoints,
         )  # fmt: skip
+    figures |= {} if present is None else {"present": present}
     figures["weights_crc32"] = weights
     text = _json(figures)
     if is_first():

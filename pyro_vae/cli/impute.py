@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, ProgramFile, RunPath, Seed, expand
+from pyro_vae.cli.options import DataRoot, Device, Present, ProgramFile, RunPath, Seed, expand
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from pyro_vae.data.record import Record
     from pyro_vae.training.run import Run
 
 INTERVAL = 0.9
@@ -22,7 +23,8 @@ def impute(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="Rows with gaps: NaN, and of an .npz of columns what arrays called NAME_present say."
+            metavar="FILE",
+            help="Rows with gaps: NaN, and of an .npz of columns what arrays called NAME_present say; or a data set with labels.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The .npz file to write.", show_default=False, callback=expand)],
@@ -32,6 +34,7 @@ def impute(
     device: Device = "auto",
     data_root: DataRoot = None,
     model: ProgramFile = None,
+    present: Present = None,
 ) -> None:
     """Fill what is missing in FILE by the posterior of what is there.
 
@@ -42,23 +45,57 @@ def impute(
     from pyro_vae.cli.output import show_or_say
     from pyro_vae.cli.pictures import write_arrays
     from pyro_vae.cli.runs import open_run
+    from pyro_vae.errors import UserError
     from pyro_vae.paths import writable
 
     out = writable(out, ".npz", "what is imputed is written as arrays by name")
     loaded = open_run(run, device, model)
     columns = getattr(loaded.program, "columns", None) is not None or "columns" in loaded.record["program"]
-    found = _columns(loaded, data, samples, draws, seed) if columns else _tensor(loaded, data, data_root, seed)
+    if present is not None and not columns:
+        raise UserError("--present is for programs that read columns")
+    found = (
+        _columns(loaded, _record(loaded, data, data_root, present), samples, draws, seed)
+        if columns
+        else _tensor(loaded, data, data_root, seed)
+    )
     write_arrays(found, out)
     show_or_say(f"{len(next(iter(found.values())))} rows: {out}")
 
 
-def _columns(loaded: Run, data: str, samples: int, draws: int, seed: int) -> dict[str, np.ndarray]:
+def _record(loaded: Run, data: str, root: str | None, present: str | None) -> Record:
+    """The columns of a file by name, or x and labels of a data set, prepared as the run's were."""
+    from dataclasses import replace
+
+    from pyro_vae.data.alike import observed_like
+    from pyro_vae.data.columned import in_columns, thinned
+    from pyro_vae.data.load import load_whole
+    from pyro_vae.data.record import Record
+    from pyro_vae.errors import UserError
+
+    if data.endswith(".npz"):
+        record = Record.read(data, nan_is_missing=True)
+        if present is not None:
+            raise UserError(
+                "--present is for data sets with labels: of an .npz of columns, arrays called NAME_present say it"
+            )
+        return record
+    theirs, shapes = load_whole(data, root), getattr(loaded.program, "columns", None)
+    if shapes is None:
+        raise UserError(
+            f"{data}: expected an .npz of arrays by name, for {type(loaded.program).__name__} does not say its columns"
+        )
+    x = observed_like(loaded.prepared_like(), theirs, "test")
+    whole = in_columns(replace(theirs, train=x[:0], validation=x[:0], test=x, levels=None), shapes)
+    record = (whole if present is None else thinned(whole, present, "test")).observed("test")
+    return record
+
+
+def _columns(loaded: Run, record: Record, samples: int, draws: int, seed: int) -> dict[str, np.ndarray]:
     """Of a record."""
     from pyro_vae.analysis.columns import impute_columns
-    from pyro_vae.data.record import Record
 
-    record: Any = Record.read(data, nan_is_missing=True)
-    filled = impute_columns(loaded.program, record, num_samples=samples, num_draws=draws, seed=seed)
+    given: Any = record
+    filled = impute_columns(loaded.program, given, num_samples=samples, num_draws=draws, seed=seed)
     found = {name: record[name].numpy() for name in record}
     for name in filled.draws:
         if name in filled.probability:

@@ -55,6 +55,14 @@ Trust = Annotated[
         "--trust-program", help="Let the file that --model names have the weights of a run that was trained on another."
     ),
 ]
+Present = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN=ROWS",
+        help="Rows in which a column is present, label=100, as many of each class as can be; nan: NaN of a file are missing.",
+        show_default=False,
+    ),
+]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 

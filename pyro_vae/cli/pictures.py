@@ -117,6 +117,7 @@ def some_rows(
     import torch
 
     from pyro_vae.errors import UserError
+    from pyro_vae.evaluation.evaluate import rows_for
     from pyro_vae.programs.labels import takes_y
     from pyro_vae.seeding import generator
 
@@ -128,4 +129,4 @@ def some_rows(
     rows = rows[torch.arange(num) % size]
     labels = data.labels.get(split)
     y = labels[rows] if takes_y(run.program) and labels is not None else None
-    return data.observed(split, rows=rows), y
+    return rows_for(run.program, data, split, rows)[0], y

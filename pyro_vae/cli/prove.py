@@ -29,14 +29,14 @@ def prove(
     """
     from pyro_vae.cli.output import deliver
     from pyro_vae.cli.runs import open_run
-    from pyro_vae.evaluation.evaluate import chosen_rows, y_of
+    from pyro_vae.evaluation.evaluate import chosen_rows, rows_for
     from pyro_vae.evaluation.proof import prove as prove_program
     from pyro_vae.tables import markdown
 
     loaded = open_run(run, device, model)
     data = loaded.load_data(data_root)
     chosen = chosen_rows(len(data.stored(split)), limit)
-    x, y = data.observed(split, rows=chosen), y_of(loaded.program, data, split, chosen)
+    x, y = rows_for(loaded.program, data, split, chosen)
     proof = prove_program(loaded.program, x, y, num_rows=rows, num_samples=samples, seed=seed)
     if json:
         import json as plain

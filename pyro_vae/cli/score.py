@@ -93,12 +93,7 @@ def score(
 
 def _rows(loaded: Run, data: str, root: str | None) -> tuple[Tensor, Tensor | None]:
     """What the program sees of the rows of a file, and what it is conditioned on."""
-    import torch
-
-    from pyro_vae.data.alike import observed_like
     from pyro_vae.data.load import load_whole
-    from pyro_vae.evaluation.evaluate import y_of
+    from pyro_vae.evaluation.evaluate import rows_like
 
-    theirs = load_whole(data, root)
-    x = observed_like(loaded.prepared_like(), theirs, "test")
-    return x, y_of(loaded.program, theirs, "test", torch.arange(len(x)))
+    return rows_like(loaded.program, loaded.prepared_like(), load_whole(data, root), "test")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyro_vae.cli.options import DataRoot, Device, expand, given, refuse_given
+from pyro_vae.cli.options import DataRoot, Device, Present, expand, given, refuse_given
 
 if TYPE_CHECKING:
     from pyro_vae.data import Data
@@ -108,6 +108,7 @@ def train(
         str | None, typer.Option(help="none or uniform [default: uniform under a density].", show_default=False)
     ] = None,
     validation: Annotated[int | None, typer.Option(help="Rows held back for validation.", show_default=False)] = None,
+    present: Present = None,
     data_root: DataRoot = None,
     out: Annotated[
         Path | None,
@@ -187,7 +188,7 @@ def train(
         _assignments(set_ or []),
         seed,
         data_root,
-        {"binarization": binarization, "validation": validation},
+        {"binarization": binarization, "validation": validation, "present": _with_seed(present, seed)},
         dequantization,
         parent,
     )
@@ -308,6 +309,11 @@ def _resume(
     if epochs is not None:
         settings["epochs"] = epochs
     _train(program, data, out=out, resume=True, **how, **settings)
+
+
+def _with_seed(present: str | None, seed: int) -> str | None:
+    """What is present, by the run's seed where it says none."""
+    return present if present is None or "seed" in present else f"{present},seed={seed}"
 
 
 def _assignments(texts: list[str]) -> dict[str, Any]:

@@ -103,6 +103,7 @@ class Content:
 
 def content_of(data: Data) -> Content:
     """The content of a data set; its rows are read once, and not at all where it was :func:`found <find_rows>` again."""
+    data = data if data.plain is None else data.plain
     base = data if data.grey is None else data.grey
     digests = base.digests or {split: digest_rows(base.stored(split)) for split in SPLITS}
     return Content(
@@ -114,6 +115,7 @@ def content_of(data: Data) -> Content:
             "dequantization": data.dequantization,
             **({} if base.dtype == torch.float32 else {"dtype": "float64"}),
             **({} if base.column_names is None else {"columns": list(base.column_names)}),
+            **({} if base.columns is None else {"record": [[c.name, *c.shape] for c in base.columns]}),
             **{f"{split} rows": len(base.stored(split)) for split in SPLITS},
         },
         rows={split: rows for split, rows in base.rows.items() if rows is not None},

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.data.names import SPLITS
 from pyro_vae.data.preparation import BLOCK, binarize_once, block_generator, check_preparation, is_random, prepare
+from pyro_vae.data.record import Column, unflattened
 from pyro_vae.data.rows import Rows
 from pyro_vae.errors import UserError, nearest
 from pyro_vae.signatures import whole
@@ -40,6 +41,7 @@ class Data:
         source: keyword arguments, fit for JSON, with which ``load_data(**source)`` gives the same data again.
         label_names: the classes' names in the order of the labels, or None.
         column_names: of a table whose file names its columns, or None.
+        columns: of rows that are records (:mod:`pyro_vae.data.columned`), which are stored flat, how they lie there; or None.
 
     Example:
         >>> from pyro_vae.data import load_data
@@ -66,6 +68,9 @@ class Data:
     column_names: tuple[str, ...] | None = None
     # The data with its grey levels, where these splits were binarized once and for all.
     grey: Data | None = None
+    columns: tuple[Column, ...] | None = None
+    # The data as they were before labels were made a column, or some of a column missing.
+    plain: Data | None = None
     # Split -> digests of its rows as stored, where they were read for them (pyro_vae.data.content).
     digests: dict[str, Tensor] | None = None
 
@@ -113,9 +118,13 @@ class Data:
         Returns:
             ``(n, *event_shape)`` of :attr:`dtype` on the same device. Traceable: torch operations only.
         """
-        return prepare(stored, self.levels, self.binarization, self.dequantization, generator)
+        how = (self.levels, self.binarization, self.dequantization, generator)
+        if self.columns is None or self.levels is None:
+            return prepare(stored, *how)
+        size = self.columns[0].numel  # whose levels they are
+        return torch.cat([prepare(stored[..., :size], *how), stored[..., size:]], -1)
 
-    def observed(self, split: str = "test", seed: int = 0, rows: Tensor | Sequence[int] | None = None) -> Tensor:
+    def observed(self, split: str = "test", seed: int = 0, rows: Tensor | Sequence[int] | None = None) -> Any:
         """What a program sees of a split, drawn once: the same tensor whenever the seed is the same.
 
         Rows are drawn in fixed blocks of 1,000, each seeded by (seed, split, block), so that the draw for a row does
@@ -127,14 +136,20 @@ class Data:
             rows: which rows, in which order; all where None.
 
         Returns:
-            ``(n, *event_shape)`` of :attr:`dtype` on the CPU; levels are given as level / (levels - 1).
+            ``(n, *event_shape)`` of :attr:`dtype` on the CPU; levels are given as level / (levels - 1). A
+            :class:`~pyro_vae.Record` where there are :attr:`columns`.
 
         Raises:
             UserError: an unknown split, or a row that the split does not have.
         """
+        drawn = self.drawn(split, seed, rows)
+        return drawn if self.columns is None else unflattened(self.columns, drawn)
+
+    def drawn(self, split: str = "test", seed: int = 0, rows: Tensor | Sequence[int] | None = None) -> Tensor:
+        """The same in one tensor, as it is stored: records are flat rows."""
         stored, seed = self.stored(split), whole("observed: expected seed", seed)
         index = self._checked(rows, split, len(stored))
-        out = torch.empty((len(index), *self.event_shape), dtype=self.dtype)
+        out = torch.empty((len(index), *stored.shape[1:]), dtype=self.dtype)
         order = torch.argsort(index // BLOCK, stable=True)
         blocks, counts = torch.unique_consecutive(index[order] // BLOCK, return_counts=True)
         random = is_random(self.binarization, self.dequantization)

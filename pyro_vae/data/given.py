@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_vae.data.columned import of_record
 from pyro_vae.data.data import Data
 from pyro_vae.data.load import load_data
+from pyro_vae.data.record import Record, record_of
 from pyro_vae.data.splits import fixed_permutation
 from pyro_vae.errors import UserError
 from pyro_vae.tensors import tensor_of
@@ -36,7 +38,7 @@ def given(data: Any, validation: float | int | None = None) -> Any:
     y = None
     if isinstance(data, tuple) and len(data) == 2:
         data, y = data[0], tensor_of(data[1], "y")
-    data = tensor_of(data)
+    data = of_record(data) if isinstance(data, Record) else tensor_of(data)
     if isinstance(data, Tensor):
         if y is None and validation is None:
             return data
@@ -76,7 +78,7 @@ def as_data(data: Any) -> Data:
     Raises:
         UserError: something that is no data.
     """
-    data = given(data)
+    data = given(record_of(data))
     if isinstance(data, Data):
         held = next(split for split in ("test", "validation", "train") if len(data.stored(split)))
         labels = {**data.labels, "test": data.labels.get(held)}

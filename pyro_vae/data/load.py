@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from pyro_vae.data import digits, files, idx, image_folder, mat, static_mnist, torchvision_sets, toys
+from pyro_vae.data.columned import counts_of
 from pyro_vae.data.content import Changed, Content, content_of
 from pyro_vae.data.data import Data
 from pyro_vae.data.names import DATA_SETS, OWN, TOYS, require_known
 from pyro_vae.data.preparation import check_preparation
 from pyro_vae.data.roots import data_root
 from pyro_vae.data.splits import Filed, in_float32, split
-from pyro_vae.errors import UserError, nearest
+from pyro_vae.errors import DataError, UserError, nearest
 from pyro_vae.paths import expanded
 from pyro_vae.signatures import checked
 
@@ -40,6 +41,7 @@ def load_data(
     binarization: str | None = None,
     dequantization: str = "none",
     validation: int | None = None,
+    present: str | None = None,
 ) -> Data:
     """A data set by name, or a user's own from a .npy, .npz, .mat, .csv or IDX file, or a folder of images or IDX files.
 
@@ -56,6 +58,9 @@ def load_data(
         dequantization: none or uniform.
         validation: how many rows validate; 0 trains on all. Where None: 10,000 for MNIST and its kin and
             static-mnist, 5,000 for CIFAR-10, 1,345 for Omniglot, 200 for Frey faces, a tenth of any other.
+        present: of which column so many training rows alone are present for programs that read columns, and by which seed:
+            ``label=100,seed=1``; as many of each class as can be, and none of the validation split. ``nan`` says that NaN in
+            columns of a file are missing.
 
     Raises:
         UserError: an unknown name, files that are missing or damaged, arrays that are no data, or a preparation that
@@ -69,7 +74,7 @@ def load_data(
         raise UserError(f"data must be a name or a path, not {type(name).__name__}: {nearest('', DATA_SETS)}")
     if name not in DATA_SETS:
         expanded(name)
-    return _load(os.fspath(name), root, binarization, dequantization, validation, None)
+    return _load(os.fspath(name), root, binarization, dequantization, validation, None, present)
 
 
 def load_whole(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Data:
@@ -80,7 +85,11 @@ def load_whole(name: str | os.PathLike[str], root: str | os.PathLike[str] | None
     filed = _read(os.fspath(name), root)
     x, y = (filed.x, filed.labels) if filed.test is None else (filed.test, filed.test_labels)
     labels = {"train": None, "validation": None, "test": y}
-    names: dict[str, Any] = {"label_names": filed.label_names, "column_names": filed.column_names}
+    names: dict[str, Any] = {
+        "label_names": filed.label_names,
+        "column_names": filed.column_names,
+        "columns": filed.columns,
+    }
     return Data(filed.name, filed.x[:0], filed.x[:0], x, filed.levels, labels=labels, **names)
 
 
@@ -101,6 +110,7 @@ def load_again(source: dict[str, Any], recorded: Content, what: str) -> Data:
         "binarization": None,
         "dequantization": "none",
         "validation": None,
+        "present": None,
         **source,
     }
     name = arguments.pop("name")
@@ -119,12 +129,21 @@ def _load(
     dequantization: str,
     validation: int | None,
     recorded: Content | None,
+    present: str | None = None,
 ) -> Data:
     source: dict[str, Any] = {"name": key if key in DATA_SETS else str(expanded(key).absolute())}
     if root is not None and key in LOADERS:
         source["root"] = str(data_root(root).absolute())
     source["validation"] = validation
+    nan = False
+    if present is not None:
+        nan, source["present"] = counts_of(present).nan, present
     filed = _read(key, root)
+    if filed.unsaid and not nan:
+        raise DataError(
+            f"{filed.name}: the column {filed.unsaid[0]!r} has NaN: say that they are missing, present='nan' (--present nan), or "
+            f"which entries are there, by an array of booleans {filed.unsaid[0] + '_present'!r}"
+        )
     if recorded is not None and recorded.form.get("dtype") != "float64" and filed.x.dtype == torch.float64:
         filed = in_float32(filed)  # as runs of 0.1 kept their rows
     if binarization is None:

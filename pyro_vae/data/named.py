@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from pyro_vae.data.arrays import from_array
+from pyro_vae.data.record import Record, flattened
 from pyro_vae.data.rows import cut
 from pyro_vae.data.splits import Filed
 from pyro_vae.errors import UserError
@@ -64,13 +66,17 @@ def filed(
     Raises:
         UserError: no array that is data, or splits that do not fit together.
     """
-    keys = split_keys(names)
+    masks = {n + "_present" for n in names} & set(names)
+    keys = {} if masks else split_keys(names)
     if keys:
         require(list(keys.values()))
         return _own_split(what, name, keys, get)
     labels = next((n for key in LABEL_KEYS for n in names if n.lower() == key), None)
     others = [n for n in names if n != labels]
     key = next((n for key in DATA_KEYS for n in others if n.lower() == key), others[0] if len(others) == 1 else None)
+    if masks or (key is None and len(names) > 1):
+        require(list(names))
+        return _record(what, name, {n: get(n) for n in names})
     if key is None:
         raise UserError(
             f"{what} holds the arrays {', '.join(names) or 'none'}: expected one named x, data or images, or a single array, or "
@@ -83,6 +89,21 @@ def filed(
     ):  # a datum in each column, as MATLAB has them
         x, y = _last_axis_first(x), _last_axis_first(y) if y.shape[-1] == x.shape[-1] else y
     return from_array(name, x, y)
+
+
+def _record(what: str, name: str, arrays: dict[str, np.ndarray]) -> Filed:
+    """Columns by name, and of each what ``NAME_present`` says is there."""
+    if len({len(a) if a.ndim else None for a in arrays.values()}) > 1:
+        shapes = ", ".join(f"{n} {a.shape}" for n, a in arrays.items())
+        raise UserError(
+            f"{what} holds the arrays {shapes}: expected one named x, data or images, or columns of as many rows each"
+        )
+    masks = {n: arrays.pop(n + "_present") for n in list(arrays) if n + "_present" in arrays}
+    record = Record(arrays, masks, nan_is_missing=True)
+    said = Record({n: np.nan_to_num(a) for n, a in arrays.items()}, masks)
+    columns, flat = flattened(record)
+    unsaid = tuple(n for n in record if not torch.equal(record.present[n], said.present[n]))
+    return Filed(name, flat, None, columns=columns, unsaid=unsaid)
 
 
 def _own_split(what: str, name: str, keys: Keys, get: Callable[[str], np.ndarray]) -> Filed:

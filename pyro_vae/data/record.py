@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,61 @@ class Record:
             for name, value in self._columns.items()
         )
         return f"Record({len(self)} rows; {columns})"
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a column lies in a flat row. ``missing``: ``no`` entries, ``rows``, or ``elements`` of them."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    missing: str
+
+    @property
+    def numel(self) -> int:
+        """How many numbers of a row it has."""
+        return torch.Size(self.shape).numel()
+
+
+def flattened(record: Record, *, whole: bool = False) -> tuple[tuple[Column, ...], Tensor]:
+    """The columns of a record side by side ``(N, numbers)``, in float32, or float64 where one is; NaN where one is missing.
+
+    Args:
+        record: of any columns.
+        whole: whether any column may be missing in some row, though it is not here.
+
+    Raises:
+        DataError: whole numbers that a float does not hold.
+    """
+    columns, parts = [], []
+    wide = torch.float64 if any(record[n].dtype == torch.float64 for n in record) else torch.float32
+    for name in record:
+        value, known = record[name], record.present[name]
+        if not value.is_floating_point() and value.dtype != torch.bool and float(value.abs().max()) > 2**24:
+            raise DataError(
+                f"the column {name!r} holds whole numbers above {2**24:,}, which float32 does not hold: number them from 0"
+            )
+        missing = "elements" if known.dim() > 1 else "no" if bool(known.all()) and not whole else "rows"
+        columns.append(Column(name, tuple(value.shape[1:]), value.dtype, missing))
+        known = known.reshape(known.shape + (1,) * (value.dim() - known.dim()))
+        parts.append(torch.where(known, value.to(wide), torch.nan).reshape(len(value), -1))
+    return tuple(columns), torch.cat(parts, 1)
+
+
+def unflattened(columns: tuple[Column, ...], x: Tensor) -> Record:
+    """The record of :func:`flattened` rows ``(N, ..., numbers)``, missing entries 0."""
+    flat, at = x.reshape(len(x), -1), 0
+    values, present = dict[str, Tensor](), dict[str, Tensor]()
+    for column in columns:
+        value = flat[:, at : at + column.numel].reshape(len(x), *column.shape)
+        known = ~value.isnan()
+        if column.missing != "elements":
+            known = known.reshape(len(x), -1)[:, 0]
+        value = value if column.missing == "no" else value.nan_to_num(0.0)
+        values[column.name] = value if column.dtype.is_floating_point else value.to(column.dtype)
+        present[column.name], at = known, at + column.numel
+    return Record.of(values, present)
 
 
 def record_of(data: Any) -> Any:

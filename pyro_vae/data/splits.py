@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.data.content import Content, find_rows, require_form
 from pyro_vae.data.data import Data
 from pyro_vae.data.names import SPLITS
+from pyro_vae.data.record import Column
 from pyro_vae.data.rows import Rows, RowView, cut, take
 from pyro_vae.errors import UserError
 
@@ -35,6 +36,8 @@ class Filed:
         label_names: the classes' names, or None.
         row_names: the rows' names (files of a folder), or None.
         column_names: of a table, or None.
+        columns: of rows that are records, stored flat, or None.
+        unsaid: names of columns with NaN that nothing in the file calls missing.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Filed:
     label_names: tuple[str, ...] | None = None
     row_names: tuple[str, ...] | None = None
     column_names: tuple[str, ...] | None = None
+    columns: tuple[Column, ...] | None = None
+    unsaid: tuple[str, ...] = ()
 
 
 def split(filed: Filed, validation: int | None, source: dict[str, Any], recorded: Content | None = None) -> Data:
@@ -104,6 +109,7 @@ def split(filed: Filed, validation: int | None, source: dict[str, Any], recorded
         source=source,
         label_names=filed.label_names,
         column_names=filed.column_names,
+        columns=filed.columns,
         digests=None if recorded is None else recorded.digests or None,
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_vae.errors import warn
 from pyro_vae.evaluation.means import unit_names
+from pyro_vae.programs.columns import given_columns
 from pyro_vae.programs.trace import Program, innermost, isolated, latent_sites, run
 from pyro_vae.programs.walk import Block, Walk, at_once, spans
 from pyro_vae.seeding import derive_seed, seeded
@@ -95,7 +96,8 @@ def unit_activity(program: Program, x: Tensor, y: Tensor | None = None, *, seed:
 
     Args:
         program: any Program.
-        x: data ``(N, *event)``, 500 training images in the reference.
+        x: data ``(N, *event)``, 500 training images in the reference. Columns of a record are left out
+            unless all of one is missing.
         y: what a conditional program is conditioned on, ``(N, ...)``.
         seed: of the draws; torch's generators are put back.
 
@@ -122,10 +124,10 @@ def told(activity: Activity) -> Activity:
 
 
 def _estimate(program: Program, x: Tensor, y: Tensor | None, num_draws: int, seed: int) -> Activity:
-    walk = Walk(program, x, y, rows=at_once("active units"))
+    walk, known = Walk(program, x, y, rows=at_once("active units")), given_columns(program, x)
     for block in walk:
         with block:
-            walk.keep(_moments(block, num_draws, seed))
+            walk.keep({n: found for n, found in _moments(block, num_draws, seed).items() if n not in known})
     blocks = walk.gathered()
     shapes = {name: mean for name, (mean, _, _) in blocks[0].items()}
     if not shapes:  # no latents

@@ -71,7 +71,7 @@ class Weights:
     chunk_size: int
 
 
-@door(scored=False, gradients=True)
+@door(scored=False, gradients=True, records=True)
 def run(
     program: Program,
     x: Tensor,

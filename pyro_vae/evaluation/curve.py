@@ -24,6 +24,7 @@ from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.proven import blind_spots
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.programs.door import admitted, door
+from pyro_vae.programs.summing import states_of
 from pyro_vae.programs.trace import Program
 from pyro_vae.programs.walk import Walk
 
@@ -91,7 +92,7 @@ def curve(log_weight: Tensor) -> BoundCurve:
     return BoundCurve(torch.tensor(sizes), torch.stack(bounds), torch.stack(errors))
 
 
-@door()
+@door(records=True)
 def bound_curve(
     program: Program,
     x: Tensor,
@@ -126,7 +127,9 @@ def bound_curve(
     require_weights(traces)
     tell(blind_spots(program, x, y, traces, len(x) * num_samples), UnreliableEstimateWarning)
     how = ImportanceSampling(num_samples, seed=seed, chunk_size=chunk_size)
-    images, samples = block_shape(x, num_samples, chunk_size)
+    states = states_of(program, x)
+    each = 1 if not states else len(next(iter(states.values())))
+    images, samples = block_shape(x, num_samples, chunk_size, each)
     draws = Draws(program, how, samples)
     walk = Walk(program, x, y, rows=images, draws=samples, progress=progress)
     for block in walk:

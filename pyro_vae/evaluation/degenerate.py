@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_vae.evaluation.activity import Activity, unit_activity
 from pyro_vae.precision import wide
+from pyro_vae.programs.columns import layout_of
 from pyro_vae.programs.latents import mean_of
 from pyro_vae.programs.states import is_enumerable, joint_states
 from pyro_vae.programs.trace import (
@@ -165,7 +166,8 @@ def _of_prior(block: Block, seed: int) -> tuple[Tensor, Tensor] | None:
         likelihood = wide(sum_log_prob(traced, DRAWS, len(block), latent=False)).cpu()
         fn = traced.nodes[observation(traced)]["fn"]
         means = wide(mean_of(fn)).cpu()
-    if means.dim() - fn.event_dim > 2:  # plates inside of the rows'
+    # plates inside of the rows', or columns of different units
+    if means.dim() - fn.event_dim > 2 or layout_of(program, block.x) is not None:
         return likelihood, torch.full((len(block),), torch.nan)
     means = means.expand(DRAWS, len(block), *fn.event_shape)
     return likelihood, means.reshape(DRAWS, len(block), -1).var(0).mean(-1)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data
+from pyro_vae.data.alike import observed_like
+from pyro_vae.data.columned import for_program, in_columns
 from pyro_vae.data.given import as_data
 from pyro_vae.data.preparation import published_generator
 from pyro_vae.errors import UserError
@@ -22,9 +24,10 @@ from pyro_vae.evaluation.degenerate import degenerate
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.methods import Annealing, ImportanceSampling, taking
 from pyro_vae.evaluation.result import LogLikelihood
+from pyro_vae.programs.columns import taken
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.labels import needs_y, takes_y
-from pyro_vae.programs.trace import Program, observation
+from pyro_vae.programs.trace import Program, observations
 from pyro_vae.seeding import derive_seed
 from pyro_vae.signatures import checked
 
@@ -65,7 +68,7 @@ def evaluate(
         The figures of ``evaluate --json``, undefined ones None, and the per-image result they were made of.
     """
     start = time.perf_counter()
-    data = as_data(data)
+    data = for_program(program, as_data(data))
     if method is not None and options:
         raise UserError(f"give {next(iter(options))} to the method, as an option of {type(method).__name__}")
     method = ImportanceSampling(**options) if method is None else method
@@ -75,11 +78,10 @@ def evaluate(
     if isinstance(method, ImportanceSampling) and (simulated or checkpoint or simulated_checkpoint):
         raise UserError("simulated images and checkpoints are for annealing: give method=Annealing(...)")
     rows = chosen_rows(len(data.stored(split)), limit)
-    x, y = data.observed(split, rows=rows), y_of(program, data, split, rows)
+    x, y = rows_for(program, data, split, rows)
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)
     # before the work of hours, which what cannot be counted does not undo
-    observed_train = data.observed("train", rows=train_rows)
-    y_train = y_of(program, data, "train", train_rows)
+    observed_train, y_train = rows_for(program, data, "train", train_rows)
     activity = told(unit_activity(program, observed_train, y_train))
     against: list[str] = []
     if isinstance(method, ImportanceSampling):
@@ -129,6 +131,8 @@ def bits_per_dim(program: Program, data: Data, nll: float, x: Tensor, y: Tensor 
     A probability of levels needs no more than its unit; a density of dequantized data, p(levels) >= the integral over
     the bin, adds log(levels) per dimension (Theis, van den Oord & Bethge 2016, https://arxiv.org/abs/1511.01844).
     """
+    if data.columns is not None:  # of different units
+        return None
     dims = math.prod(data.event_shape)
     if gives_probabilities(program, x, y):
         return nll / (dims * math.log(2))
@@ -137,11 +141,49 @@ def bits_per_dim(program: Program, data: Data, nll: float, x: Tensor, y: Tensor 
     return None
 
 
-@door(scored=False)
+@door(scored=False, records=True)
 def gives_probabilities(program: Program, x: Tensor, y: Tensor | None = None) -> bool:
-    """Whether a program gives data a probability, and not a density."""
+    """Whether a program gives data, or all columns of a record, a probability, and not a density."""
     model = admitted().model
-    return bool(model.nodes[observation(model)]["fn"].support.is_discrete)
+    return all(model.nodes[name]["fn"].support.is_discrete for name in observations(model))
+
+
+def rows_for(program: Program, data: Data, split: str, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """These rows of a split as a program takes them, and y: the one place that gives rows, be they tensors or records.
+
+    Args:
+        program: the Program.
+        data: as :func:`~pyro_vae.data.columned.for_program` makes them for it.
+        split: ``train``, ``validation`` or ``test``.
+        rows: their numbers ``(n,)``.
+
+    Returns:
+        x ``(n, *event)``, of records packed (:mod:`pyro_vae.programs.columns`), and y or None.
+    """
+    return taken(program, data.observed(split, rows=rows)), y_of(program, data, split, rows)
+
+
+def rows_like(
+    program: Program, ours: Data, theirs: Data, split: str, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Rows of other data as a program takes them, prepared as those of its run were, and y: for rows that are to be scored.
+
+    Of a program that reads columns, and data that have none, the column beside x is missing: it is log p(x) that is asked for.
+
+    Args:
+        program: the Program.
+        ours: how the data of its run were prepared (:meth:`pyro_vae.training.run.Run.prepared_like`).
+        theirs: the other data.
+        split: of theirs.
+        rows: which of it; all where None.
+    """
+    index = torch.arange(len(theirs.stored(split))) if rows is None else rows
+    x = theirs.observed(split, rows=index) if theirs.columns else observed_like(ours, theirs, split, rows=index)
+    shapes = getattr(program, "columns", None)
+    if shapes and theirs.columns is None:
+        whole = Data(theirs.name, x[:0], x[:0], x, levels=None)
+        x = in_columns(whole, shapes, type(program).__name__, labelled=False).observed("test")
+    return taken(program, x), y_of(program, theirs, split, index)
 
 
 def y_of(program: Program, data: Data, split: str, rows: Tensor) -> Tensor | None:

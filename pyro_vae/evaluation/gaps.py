@@ -24,6 +24,7 @@ from pyro_vae.evaluation.free_normals import DIAGONAL_NORMAL, FreeNormals
 from pyro_vae.evaluation.importance import log_likelihood as importance_weighted
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.ascent import ascend
+from pyro_vae.programs.columns import given_columns, layout_of
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.freed import SAME_FAMILY as SAME_FAMILY
 from pyro_vae.programs.freed import FreedGuide, free_guide
@@ -149,7 +150,7 @@ class InferenceGaps:
         return "\n".join([line, *(f"warning: {w}" for w in (*self.forbidden, *self.warnings))])
 
 
-@door(gradients=True)
+@door(gradients=True, records=True)
 def inference_gaps(
     program: Program,
     x: Tensor,
@@ -190,7 +191,8 @@ def inference_gaps(
         The gaps per image, with errors.
 
     Raises:
-        UserError: a posterior that is not reparameterized; discrete latents, by name; no rows.
+        UserError: a posterior that is not reparameterized; discrete latents, by name; no rows; a column that the guide draws in
+            some of the rows alone.
     """
     if min(num_steps, num_draws) < 1 or num_final_draws < 2:
         raise UserError("expected num_steps and num_draws of at least 1, and num_final_draws of at least 2")
@@ -198,6 +200,17 @@ def inference_gaps(
         raise UserError(f"expected the result of log_likelihood of these images, got {type(log_likelihood).__name__}")
     if not 0 < lr < math.inf:
         raise UserError(f"expected lr above 0, got {lr}")
+    layout, known = layout_of(program, x), given_columns(program, x)
+    mixed = (
+        []
+        if layout is None
+        else [c.name for c in layout.columns if c.missing != "no" and c.name in layout.guided & known]
+    )
+    if mixed:
+        raise UserError(
+            f"the guide draws the column {mixed[0]!r} in some rows, or elements, and is given it in others: an ascent frees one "
+            "kind of rows; give those in which all of it is missing, or all of it present"
+        )
     own = log_likelihood or importance_weighted(program, x, y, num_samples=5000, seed=seed)
     if len(own) != len(x):
         raise UserError(f"expected the log-likelihood of the same {len(x)} images, got {len(own)}")

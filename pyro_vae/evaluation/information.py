@@ -177,7 +177,7 @@ class LatentInformation:
         )
 
 
-@door(latents="latent_information")
+@door(latents="latent_information", records=True)
 def latent_information(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int = 8, seed: int = 0
 ) -> LatentInformation:

@@ -6,19 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.programs.columns import given_columns
 from pyro_vae.programs.door import door
 from pyro_vae.programs.latents import encoded_sites
 from pyro_vae.programs.trace import Program
 from pyro_vae.programs.walk import Walk, at_once
 
 
-@door(scored=False)
+@door(scored=False, records=True)
 def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[tuple[str, ...], Tensor]:
     """The names of the units of the latents, and their means under q(z | x).
 
     Args:
         program: any Program.
-        x: data ``(N, *event)``.
+        x: data ``(N, *event)``, or a record, whose columns are no units, unless all of one is missing.
         y: what a conditional program is conditioned on, ``(N, ...)``.
 
     Returns:
@@ -30,10 +31,11 @@ def guide_means(program: Program, x: Tensor, y: Tensor | None = None) -> tuple[t
         >>> names, means.shape
         (('z[0]', 'z[1]'), torch.Size([5, 2]))
     """
-    walk = Walk(program, x, y, rows=at_once("latent means"))
+    walk, known = Walk(program, x, y, rows=at_once("latent means")), given_columns(program, x)
     for block in walk:
         with block:
-            walk.keep(encoded_sites(program, block.x, block.y))
+            sites = encoded_sites(program, block.x, block.y)
+            walk.keep({name: value for name, value in sites.items() if name not in known})
     parts = walk.gathered()
     return unit_names(parts[0]), torch.cat([flat(part) for part in parts])
 

@@ -81,7 +81,7 @@ def require_threshold(threshold: float | None) -> None:
         raise UserError("threshold is NaN: expected nats of log p(x), below which a row is an anomaly")
 
 
-@door()
+@door(records=True)
 def score(
     program: Program,
     x: Tensor,

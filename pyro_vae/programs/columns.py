@@ -15,7 +15,7 @@ What of a column's elements is missing in some rows needs a distribution whose e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.data.record import Record
-from pyro_vae.errors import DataError, UserError
+from pyro_vae.data.record import Column, Record, flattened, record_of, unflattened
+from pyro_vae.errors import UserError
 from pyro_vae.programs.folding import ByRow, innermost
 from pyro_vae.seeding import ONE_THREAD
 
@@ -35,16 +35,6 @@ AXES = 8  # of a packed record, one more for each further layout: (N, 1, ..., nu
 MOST = 40  # layouts of one program: torch has 64 axes
 TWIN = "_observed"
 ROOM = (constraints.real, constraints.boolean, constraints.nonnegative_integer)  # supports that hold 0
-
-
-@dataclass(frozen=True)
-class Column:
-    """Of a layout. ``missing``: ``no`` entries, ``rows``, or ``elements`` of them."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    missing: str
 
 
 @dataclass(eq=False)
@@ -66,28 +56,16 @@ class Layout:
 
     def unpacked(self, x: Tensor) -> Record:
         """The record in a tensor ``(N, 1, ..., numbers)``, missing entries 0."""
-        flat, at = x.reshape(len(x), -1), 0
-        columns, present = dict[str, Tensor](), dict[str, Tensor]()
-        for column in self.columns:
-            size = torch.Size(column.shape).numel()
-            value = flat[:, at : at + size].reshape(len(x), *column.shape)
-            known = ~value.isnan()
-            if column.missing != "elements":
-                known = known.reshape(len(x), -1)[:, 0]
-            value = value if column.missing == "no" else value.nan_to_num(0.0)
-            columns[column.name] = value if column.dtype.is_floating_point else value.to(column.dtype)
-            present[column.name], at = known, at + size
-        return Record.of(columns, present)
+        return unflattened(self.columns, x)
 
     def columns_of(self, x: Tensor) -> dict[str, Tensor]:
         """The columns that are sites of the model, as they are packed: ``(N, *column)`` in the dtype of x, NaN where missing."""
-        flat, sizes = x.reshape(len(x), -1), [torch.Size(column.shape).numel() for column in self.columns]
-        parts = zip(self.columns, flat.split(sizes, 1), strict=True)
+        parts = zip(self.columns, x.reshape(len(x), -1).split([c.numel for c in self.columns], 1), strict=True)
         return {c.name: part.reshape(len(x), *c.shape) for c, part in parts if c.name in self.sites}
 
     def without(self, x: Tensor, names: list[str]) -> Tensor:
         """The packed record with these columns missing in all rows."""
-        parts = [torch.full((torch.Size(c.shape).numel(),), c.name in names) for c in self.columns]
+        parts = [torch.full((c.numel,), c.name in names) for c in self.columns]
         return torch.where(torch.cat(parts).to(x.device).reshape(x.shape[1:]), torch.nan, x)
 
     def forget(self) -> None:
@@ -96,7 +74,7 @@ class Layout:
 
     def covariates(self, x: Tensor) -> Tensor:
         """Which numbers of a row are of no site ``(1, ..., numbers)``."""
-        parts = [torch.full((torch.Size(c.shape).numel(),), c.name not in self.sites) for c in self.columns]
+        parts = [torch.full((c.numel,), c.name not in self.sites) for c in self.columns]
         return torch.cat(parts).to(x.device).reshape(x.shape[1:])
 
     def left_out(self) -> list[str]:
@@ -115,29 +93,26 @@ def packed(program: Any, record: Record, *, whole: bool = False) -> Tensor:
     Raises:
         DataError: whole numbers that a float does not hold.
     """
-    columns, parts = [], []
-    wide = torch.float64 if any(record[n].dtype == torch.float64 for n in record) else torch.float32
-    for name in record:
-        value, known = record[name], record.present[name]
-        if not value.is_floating_point() and value.dtype != torch.bool and float(value.abs().max()) > 2**24:
-            raise DataError(
-                f"the column {name!r} holds whole numbers above {2**24:,}, which float32 does not hold: number them from 0"
-            )
-        missing = "elements" if known.dim() > 1 else "no" if bool(known.all()) and not whole else "rows"
-        columns.append(Column(name, tuple(value.shape[1:]), value.dtype, missing))
-        known = known.reshape(known.shape + (1,) * (value.dim() - known.dim()))
-        parts.append(torch.where(known, value.to(wide), torch.nan).reshape(len(value), -1))
+    return placed(program, *flattened(record, whole=whole))
+
+
+def taken(program: Any, x: Any) -> Any:
+    """A record, or a dict of tensors, packed; anything else as it is."""
+    return packed(program, record_of(x)) if isinstance(x, Mapping | Record) else x
+
+
+def placed(program: Any, columns: tuple[Column, ...], flat: Tensor) -> Tensor:
+    """Rows ``(N, numbers)`` of columns as :func:`packed` makes them."""
     with ONE_THREAD:
         layouts: list[Layout] = vars(program).setdefault(LAYOUTS, [])
-        place = next((i for i, one in enumerate(layouts) if one.columns == tuple(columns)), len(layouts))
+        place = next((i for i, one in enumerate(layouts) if one.columns == columns), len(layouts))
         if place == MOST:
             raise UserError(
                 f"the program was given records of {MOST} kinds (columns, shapes, dtypes, which may be missing), and has no room "
                 "for another: hand over copy.deepcopy(program), or give the columns in one order"
             )
         if place == len(layouts):
-            layouts.append(Layout(tuple(columns)))
-    flat = torch.cat(parts, 1)
+            layouts.append(Layout(columns))
     return flat.reshape(len(flat), *[1] * (AXES - 2 + place), -1)
 
 
@@ -158,6 +133,12 @@ def layout_of(program: Any, x: Any) -> Layout | None:
         return None
     found: Layout = layouts[x.dim() - AXES]
     return found
+
+
+def given_columns(program: Any, x: Any) -> set[str]:
+    """Columns that are present in some entry of these rows, and so no latents of theirs; none of a bare tensor."""
+    layout = layout_of(program, x)
+    return set() if layout is None else {n for n, known in layout.unpacked(x).present.items() if bool(known.any())}
 
 
 def left_out_values(layout: Layout, model: Any, num_samples: int, batch: int) -> dict[str, Tensor]:

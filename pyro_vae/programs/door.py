@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from pyro_vae.data.record import Record, record_of
+from pyro_vae.data.record import Record
 from pyro_vae.errors import UserError
 from pyro_vae.programs.adopted import Adopted
-from pyro_vae.programs.columns import packed
+from pyro_vae.programs.columns import layout_of, taken
 from pyro_vae.programs.contract import admit, require_gradients, require_latents, require_program
 from pyro_vae.programs.examination import examined_model
 from pyro_vae.programs.given import event_shape_of, require_y
@@ -19,6 +20,7 @@ from pyro_vae.signatures import checked
 
 P = ParamSpec("P")
 R = TypeVar("R")
+NO_RECORDS = "{} takes no records: expected data as a torch tensor (N, *event), one column"
 _PASSED = threading.local()
 
 
@@ -46,9 +48,12 @@ def door(
     """
 
     @contextmanager
-    def looking(arguments: dict[str, Any], anew: bool) -> Iterator[None]:
+    def looking(name: str, arguments: dict[str, Any], anew: bool) -> Iterator[None]:
         program, y = arguments["program"], arguments.get("y")
         if data:
+            require_program(program)
+            if not records and layout_of(program, arguments["x"]) is not None:
+                raise UserError(NO_RECORDS.format(name))
             found = admit(program, arguments["x"], y, support=scored, anew=anew)
         else:
             require_program(program)
@@ -76,13 +81,14 @@ def door(
         if not isinstance(x, Mapping | Record):
             return x
         if not records:
-            raise UserError(
-                f"{name} takes no records: expected data as a torch tensor (N, *event), got {type(x).__name__}"
-            )
+            raise UserError(NO_RECORDS.format(name))
         require_program(program)
-        return packed(program, record_of(x))
+        return taken(program, x)
 
-    return lambda function: checked(function, looking, with_inputs, with_columns if data else None)
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        return checked(function, partial(looking, function.__name__), with_inputs, with_columns if data else None)
+
+    return decorate
 
 
 def with_inputs(program: Any, y: Any, inputs: Any) -> Any:

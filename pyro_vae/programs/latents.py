@@ -12,6 +12,7 @@ from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError, said, warn
 from pyro_vae.programs.adopted import Adopted, data_among
+from pyro_vae.programs.columns import Layout, layout_of
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.given import event_shape_of, require_dense, require_y
@@ -230,13 +231,36 @@ def sample_latents_like(program: Program, x: Tensor, y: Tensor | None = None) ->
         return latent_values(run(program.model, x, y))
 
 
-@door(scored=False, latents="a reconstruction")
+@door(scored=False, latents="a reconstruction", records=True)
 def reconstruct(
     program: Program, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None, seed: int = 0
-) -> Tensor:
-    """The mean of p(x | z) at the guide's mean ``(N, *event)``, or at draws from it ``(num_samples, N, *event)``."""
+) -> Any:
+    """The mean of p(x | z) at the guide's mean ``(N, *event)``, or at draws from it ``(num_samples, N, *event)``.
+
+    Of a record a dict of these by column, whether it is present or not; of class numbers their probabilities.
+    """
     z = encoded_sites(program, x, y, num_samples=num_samples, seed=seed)
+    if (layout := layout_of(program, x)) is not None:
+        return _columns(program, layout, z, x, y, num_samples, seed)
     return _decoded(program, z, y, True, tuple(x.shape[1:]), seed, to_program(program, x))
+
+
+def _columns(
+    program: Program, layout: Layout, z: dict[str, Tensor], x: Tensor, y: Tensor | None, num: int | None, seed: int
+) -> dict[str, Tensor]:
+    """The mean of every column given latents, ``(N, *column)`` or ``(num, N, *column)``."""
+    x, found = to_program(program, x), {}
+    with evaluating(program), isolated(), seeded(derive_seed("reconstructed columns", seed), x.device):
+        model = run(program.model, x, y_to_program(program, y), num_samples=num, at=z)
+        for column in layout.columns:
+            if column.name not in layout.sites:
+                continue
+            fn = model.nodes[column.name].get("whole", model.nodes[column.name]["fn"])
+            mean = expected(fn)
+            rows, own = fn.batch_shape, mean.shape[len(fn.batch_shape) + len(fn.event_shape) :]
+            leading = (len(x),) if num is None else (num, len(x))
+            found[column.name] = mean.reshape(*rows, *column.shape, *own).expand(*leading, *column.shape, *own)
+    return found
 
 
 def _require_count(what: str, num_samples: int) -> None:

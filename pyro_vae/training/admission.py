@@ -139,7 +139,7 @@ def _look_at_conditions(program: Any, source: Source, data: Any) -> None:
     if isinstance(data, Data) and (labels := data.labels.get("validation")) is not None and len(data.validation):
 
         def part(rows: Tensor) -> Batch:
-            return to_program(program, data.observed("validation", rows=rows)), y_to_program(program, labels[rows])
+            return to_program(program, data.drawn("validation", rows=rows)), y_to_program(program, labels[rows])
 
         check_conditions(program, labels, part, where=" of the validation split")
 
@@ -149,7 +149,7 @@ def _look_at_validation(traces: Traces, data: Data, program: Any) -> None:
     for rows in _blocks(len(data.validation), math.prod(data.event_shape)) if len(data.validation) else ():
         y = None if labels is None or not takes_y(program) else y_to_program(program, labels[rows])
         try:
-            check_observed(traces, to_program(program, data.observed("validation", rows=rows)), y, first=int(rows[0]))
+            check_observed(traces, to_program(program, data.drawn("validation", rows=rows)), y, first=int(rows[0]))
         except DataError as error:
             raise DataError(f"in the validation split, {error}") from None
 

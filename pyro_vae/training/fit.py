@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch.utils.data import TensorDataset
 
 from pyro_vae import memory, registry
 from pyro_vae.data import Data
+from pyro_vae.data.columned import for_program
 from pyro_vae.data.given import given
+from pyro_vae.data.names import SPLITS
 from pyro_vae.data.record import Record, record_of
 from pyro_vae.errors import DataError, UserError, warn
 from pyro_vae.evaluation.degenerate import DegenerateFitWarning, degenerate
@@ -24,7 +27,7 @@ from pyro_vae.objectives.own import OwnObjective
 from pyro_vae.paths import expanded
 from pyro_vae.precision import require_precision
 from pyro_vae.programs.adopted import take_dtype
-from pyro_vae.programs.columns import layout_of, packed
+from pyro_vae.programs.columns import layout_of, packed, placed
 from pyro_vae.programs.contract import require_gradients, require_program
 from pyro_vae.programs.door import with_inputs
 from pyro_vae.programs.given import require_rows
@@ -139,7 +142,8 @@ def fit(
     """
     require_program(program)
     require_gradients(program)
-    data = _packed(program, data)
+    whole = record_of(data)
+    data = _packed(program, whole)
     if inputs is not None:
         data = _beside(program, data, inputs)
     take_dtype(program, data.tensors[0] if isinstance(data, TensorDataset) else data)
@@ -167,6 +171,7 @@ def fit(
     require_precision(chosen.precision, target, dtype_of(program))
     require_kept(program)
     data = given(data, validation)
+    whole, data = (data, _columned(program, data)) if isinstance(data, Data) else (whole, data)
     if isinstance(data, torch.Tensor):
         require_rows(data, program)
     source = make_source(data, takes_y(program), target, dtype_of(program), needs_y(program))
@@ -180,8 +185,9 @@ def fit(
         event_shape, moving = admit(program, data, source, objective, batch)
         _require_possible(objective, chosen, ranks.size, batch, event_shape)
         if layout_of(program, rows_of(data)) is not None:  # of its own x, or how many numbers a row of all columns has
-            event_shape = tuple(getattr(program, "event_shape", None) or event_shape[-1:])
-        content = keep(data)
+            own = whole.event_shape if isinstance(whole, Data) else event_shape[-1:]
+            event_shape = tuple(getattr(program, "event_shape", None) or own)
+        content = keep(whole if isinstance(whole, Data) else data)
         record = make_record(program, event_shape, data, chosen, content)
         trainer = Trainer(
             program, source, chosen, objective, target, path, ranks, moving=moving, schedule=schedule,
@@ -221,22 +227,33 @@ def fit(
             raise
     if path is not None and ranks.first and (path / WEIGHTS).is_file():
         remember_parent(program, path)
-    if ranks.first and trainer.step >= SETTLED and layout_of(program, rows_of(data)) is None:
+    if ranks.first and trainer.step >= SETTLED:
         _say_what_degenerated(program, source, target, chosen.seed)
-    return Run(program, path, record, trainer.metrics, content, trainer.noise, data)
+    return Run(
+        program,
+        path,
+        record,
+        trainer.metrics,
+        content,
+        trainer.noise,
+        whole if isinstance(whole, Data | Record) else data,
+    )
 
 
 def _packed(program: Any, data: Any) -> Any:
-    """A record, a dict of tensors, or a Dataset of dicts without an x among them, as the tensor that stands for it."""
+    """A record as the tensor that stands for it."""
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping | Record):
-        return _packed(program, data[0]), data[1]
-    found = record_of(data)
-    if isinstance(data, Data | str | os.PathLike) and (columns := getattr(program, "columns", None)):
-        raise UserError(
-            f"{type(program).__name__} reads the columns {', '.join(columns)}: give fit a record of them, "
-            "pv.Record({'x': x, 'label': y}, present={'label': labelled})"
-        )
-    return packed(program, found) if isinstance(found, Record) else data
+        return _packed(program, record_of(data[0])), data[1]
+    return packed(program, data) if isinstance(data, Record) else data
+
+
+def _columned(program: Any, data: Data) -> Data:
+    """A data set whose rows are records, or are such for this program, as tensors that stand for them."""
+    data = for_program(program, data)
+    if data.columns is None:
+        return data
+    parts: dict[str, Any] = {s: placed(program, data.columns, data.stored(s)[:]) for s in SPLITS}
+    return replace(data, **parts)
 
 
 def _say_what_degenerated(program: Any, source: Source, device: torch.device, seed: int) -> None:

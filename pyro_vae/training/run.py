@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from pyro_vae import memory
 from pyro_vae.data import Data
+from pyro_vae.data.columned import for_program
 from pyro_vae.data.content import Content
 from pyro_vae.data.given import as_data
 from pyro_vae.errors import UserError
@@ -58,7 +59,9 @@ from pyro_vae.training.standardize import rows_of
 SPEC, WEIGHTS, CHECKPOINT = "spec.toml", "weights.safetensors", "checkpoint.safetensors"
 FILES = (SPEC, WEIGHTS, CHECKPOINT, METRICS, METRICS_CSV, ROWS)
 TABLES = ("program", "model", "guide", "data", "rows", "training", "lineage", "versions")
-DATA_KEYS = {"name": str, "root": str, "binarization": str, "dequantization": str, "validation": int}
+DATA_KEYS = {
+    "name": str, "root": str, "binarization": str, "dequantization": str, "validation": int, "present": str,
+}  # fmt: skip
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DRAWN_AT_ONCE = 64  # data that the pictures of a run hold at least
 LINEAGE = "_pyro_vae_lineage"  # attribute of a program that came out of a run: which, and the checksum of its weights
@@ -123,8 +126,8 @@ class Run:
             UserError: data that are missing or have changed; a run that was loaded, and was trained on data that have no path.
         """
         if root is None and self.data is not None and "name" not in self.record.get("data", {}):
-            return as_data(self.data)
-        return load_kept(self.path, self.record, self.content, root)
+            return for_program(self.program, as_data(self.data))
+        return for_program(self.program, load_kept(self.path, self.record, self.content, root))
 
     def prepared_like(self) -> Data:
         """A data set of no rows, prepared as that of the run was, which need not be there: for rows that are to be scored."""

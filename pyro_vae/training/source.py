@@ -34,7 +34,7 @@ class Observed:
         return len(self.data.stored(self.split))
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return self.data.observed(self.split, rows=torch.arange(*rows.indices(len(self))))
+        return self.data.drawn(self.split, rows=torch.arange(*rows.indices(len(self))))
 
 
 class Source(ABC):
@@ -134,7 +134,7 @@ class DataSource(_Rows):
         if len(rows) == 0:
             return None
         whole = torch.float32.itemsize * math.prod(rows.shape) <= OBSERVED_BYTES
-        x = self.data.observed("validation") if whole else Observed(self.data, "validation")
+        x = self.data.drawn("validation") if whole else Observed(self.data, "validation")
         return x, self.data.labels.get("validation") if self.conditional else None
 
 

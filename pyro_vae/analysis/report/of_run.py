@@ -20,6 +20,7 @@ from pyro_vae.analysis.report.subject import Subject
 from pyro_vae.analysis.report.surprising import surprising
 from pyro_vae.analysis.report.trained import trained
 from pyro_vae.data import Data
+from pyro_vae.data.columned import for_program
 from pyro_vae.data.content import Changed
 from pyro_vae.data.given import as_data
 from pyro_vae.errors import UserError
@@ -66,7 +67,7 @@ def report(
     """
     if not isinstance(run, Run):
         raise UserError(f"expected a run, what fit and load return, got {type(run).__name__}")
-    data = None if data is None else as_data(data)
+    data = None if data is None else for_program(run.program, as_data(data))
     if path is None:
         if run.path is None:
             raise UserError("the run has no directory: say where the report goes, report(run, path)")

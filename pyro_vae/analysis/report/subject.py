@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.analysis.pictures import sample_count
 from pyro_vae.data import Data
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.evaluate import chosen_rows, y_of
+from pyro_vae.evaluation.evaluate import chosen_rows, rows_for
 from pyro_vae.programs.labels import needs_y, takes_y
 from pyro_vae.programs.trace import device_of, y_to_program
 from pyro_vae.training.run import Run
@@ -129,9 +129,9 @@ class Subject:
         labels = (
             labels if labels is not None and labels.dim() == 1 and not labels.is_floating_point() else None
         )  # classes
-        y = y_of(self.program, self.data, split, index)
+        x, y = rows_for(self.program, self.data, split, index)
         y = y_to_program(self.program, y)
-        return Rows(self.data.observed(split, rows=index), y, None if labels is None else labels[index], index)
+        return Rows(x, y, None if labels is None else labels[index], index)
 
     @cached_property
     def test(self) -> Rows:
