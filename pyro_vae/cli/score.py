@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,7 +61,7 @@ def score(
     from pyro_vae.training.progress import Progress
 
     loaded = open_run(run, device, model)
-    x, y = _rows(loaded, data, data_root)
+    x, y = _rows(loaded, data, data_root, streams)
     with Progress(len(x), visible=not quiet, unit="row") as bar:
         found = score_rows(
             loaded.program, x, y, num_samples=samples, threshold=threshold, seed=seed, streams=streams, warn=False,
@@ -91,9 +91,9 @@ def score(
         say(f"warning: {line}")
 
 
-def _rows(loaded: Run, data: str, root: str | None) -> tuple[Tensor, Tensor | None]:
+def _rows(loaded: Run, data: str, root: str | None, streams: Any) -> tuple[Tensor, Tensor | None]:
     """What the program sees of the rows of a file, and what it is conditioned on."""
     from pyro_vae.data.load import load_whole
     from pyro_vae.evaluation.evaluate import rows_like
 
-    return rows_like(loaded.program, loaded.prepared_like(), load_whole(data, root), "test")
+    return rows_like(loaded.program, loaded.prepared_like(), load_whole(data, root), "test", streams=streams)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,13 @@ from pyro_vae.errors import UserError
 
 
 def observed_like(
-    ours: Data, theirs: Data, split: str = "test", *, rows: Tensor | Sequence[int] | None = None, seed: int = 0
+    ours: Data,
+    theirs: Data,
+    split: str = "test",
+    *,
+    rows: Tensor | Sequence[int] | None = None,
+    seed: int = 0,
+    streams: Literal["place", "content"] = "place",
 ) -> Tensor:
     """What a program trained on ``ours`` sees of a split of ``theirs``.
 
@@ -30,6 +36,7 @@ def observed_like(
         split: of theirs.
         rows: which rows of it, in which order; all where None.
         seed: of the draws; leave it alone for evaluation.
+        streams: what a row is drawn by: its place, or its content (after levels and sizes are ours).
 
     Returns:
         float32 ``(n, *ours.event_shape)``.
@@ -47,7 +54,7 @@ def observed_like(
     """
     theirs = _in_order(ours, theirs)
     if _preparation(theirs) == _preparation(ours):
-        return theirs.observed(split, seed, rows)
+        return theirs.observed(split, seed, rows, streams=streams)
     theirs = theirs if theirs.grey is None else theirs.grey
     if theirs.levels is None and ours.dequantization != "none":
         raise UserError(
@@ -61,7 +68,7 @@ def observed_like(
         stored = fitted(_on_levels(stored, theirs.levels, ours.levels) if regrid else stored, ours.event_shape)
         levels = ours.levels if regrid else theirs.levels
         theirs, rows = replace(theirs, train=stored, validation=stored, test=stored, levels=levels), None
-    return _prepared(theirs, ours).observed(split, seed, rows)
+    return _prepared(theirs, ours).observed(split, seed, rows, streams=streams)
 
 
 def _in_order(ours: Data, theirs: Data) -> Data:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from pyro_vae.data.preparation import BLOCK, binarize_once, block_generator, che
 from pyro_vae.data.record import Column, unflattened
 from pyro_vae.data.rows import Rows
 from pyro_vae.errors import UserError, nearest
+from pyro_vae.seeding import digest, generator
 from pyro_vae.signatures import whole
 
 MEAN_ROWS = 60_000
@@ -124,7 +125,14 @@ class Data:
         size = self.columns[0].numel  # whose levels they are
         return torch.cat([prepare(stored[..., :size], *how), stored[..., size:]], -1)
 
-    def observed(self, split: str = "test", seed: int = 0, rows: Tensor | Sequence[int] | None = None) -> Any:
+    def observed(
+        self,
+        split: str = "test",
+        seed: int = 0,
+        rows: Tensor | Sequence[int] | None = None,
+        *,
+        streams: Literal["place", "content"] = "place",
+    ) -> Any:
         """What a program sees of a split, drawn once: the same tensor whenever the seed is the same.
 
         Rows are drawn in fixed blocks of 1,000, each seeded by (seed, split, block), so that the draw for a row does
@@ -134,6 +142,7 @@ class Data:
             split: train, validation or test.
             seed: of the draws; leave it alone for evaluation. Statically binarized data do not depend on it.
             rows: which rows, in which order; all where None.
+            streams: what a row is drawn by: its place, or its content, so that it is the same row in any file.
 
         Returns:
             ``(n, *event_shape)`` of :attr:`dtype` on the CPU; levels are given as level / (levels - 1). A
@@ -142,10 +151,12 @@ class Data:
         Raises:
             UserError: an unknown split, or a row that the split does not have.
         """
-        drawn = self.drawn(split, seed, rows)
+        drawn = self.drawn(split, seed, rows, streams)
         return drawn if self.columns is None else unflattened(self.columns, drawn)
 
-    def drawn(self, split: str = "test", seed: int = 0, rows: Tensor | Sequence[int] | None = None) -> Tensor:
+    def drawn(
+        self, split: str = "test", seed: int = 0, rows: Tensor | Sequence[int] | None = None, streams: str = "place"
+    ) -> Tensor:
         """The same in one tensor, as it is stored: records are flat rows."""
         stored, seed = self.stored(split), whole("observed: expected seed", seed)
         index = self._checked(rows, split, len(stored))
@@ -153,6 +164,9 @@ class Data:
         order = torch.argsort(index // BLOCK, stable=True)
         blocks, counts = torch.unique_consecutive(index[order] // BLOCK, return_counts=True)
         random = is_random(self.binarization, self.dequantization)
+        if random and streams == "content":
+            found = (stored[index[i : i + 1]] for i in range(len(index)))
+            return torch.cat([out[:0], *(self.prepare(x, generator("a row prepared", seed, digest(x))) for x in found)])
         for block, where in zip(blocks.tolist(), order.split(counts.tolist()), strict=True):
             if random:
                 start = block * BLOCK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -164,7 +164,12 @@ def rows_for(program: Program, data: Data, split: str, rows: Tensor) -> tuple[Te
 
 
 def rows_like(
-    program: Program, ours: Data, theirs: Data, split: str, rows: Tensor | None = None
+    program: Program,
+    ours: Data,
+    theirs: Data,
+    split: str,
+    rows: Tensor | None = None,
+    streams: Literal["place", "content"] = "place",
 ) -> tuple[Tensor, Tensor | None]:
     """Rows of other data as a program takes them, prepared as those of its run were, and y: for rows that are to be scored.
 
@@ -176,9 +181,11 @@ def rows_like(
         theirs: the other data.
         split: of theirs.
         rows: which of it; all where None.
+        streams: what a row is prepared by where anything is drawn: its place, or its content.
     """
     index = torch.arange(len(theirs.stored(split))) if rows is None else rows
-    x = theirs.observed(split, rows=index) if theirs.columns else observed_like(ours, theirs, split, rows=index)
+    how: dict[str, Any] = {"rows": index, "streams": streams}
+    x = theirs.observed(split, **how) if theirs.columns else observed_like(ours, theirs, split, **how)
     shapes = getattr(program, "columns", None)
     if shapes and theirs.columns is None:
         whole = Data(theirs.name, x[:0], x[:0], x, levels=None)
