@@ -1,7 +1,8 @@
 """What a user declares, and the only place that turns a name into an object.
 
 A model file says ``program``, ``latent_dim``, ``prior``, ``likelihood`` and ``decoder``; a guide file says
-``posterior`` and ``encoder``. Each block is a name, or a name with options::
+``posterior`` and ``encoder``. A program without latents is declared by itself and a likelihood, and has no guide to choose. Each
+block is a name, or a name with options::
 
     # p(z) = sum_k w_k N(mu_k, diag s_k^2), p(x|z) = Bernoulli(f(z)).
     latent_dim = 40
@@ -14,6 +15,7 @@ The same types take TOML, dicts and keyword arguments, and refuse what is misspe
 
 from __future__ import annotations
 
+import functools
 import math
 import tomllib
 from pathlib import Path
@@ -21,10 +23,13 @@ from typing import Annotated, Any, Literal, cast
 
 import tomli_w
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from pyro_vae import memory, registry
+from pyro_vae.blocks import Block, parse_block, table
+from pyro_vae.blocks import parse_assignment as parse_assignment  # where callers look for them
+from pyro_vae.blocks import read_block as read_block
 from pyro_vae.data import Data
 from pyro_vae.data.columned import x_alone
 from pyro_vae.data.given import as_data, given
@@ -41,74 +46,8 @@ from pyro_vae.signatures import checked, whole
 DEFAULT_MODEL = "mixture"
 DEFAULT_GUIDE = "diagonal"
 SPREAD_ROWS = 1000
+OF_ALL = {"program", "likelihood"}  # keys of a model that has no latents too
 Shape = tuple[int, ...]
-
-
-class Block(BaseModel):
-    """A registered name and the options declared for it."""
-
-    model_config = ConfigDict(frozen=True)
-    name: str
-    options: dict[str, Any] = {}
-
-    @model_serializer
-    def _plain(self) -> str | dict[str, Any]:
-        return {"name": self.name, **self.options} if self.options else self.name
-
-    def __str__(self) -> str:
-        options = ",".join(f"{k}={_toml_value(v)}" for k, v in self.options.items())
-        return self.name + (f":{options}" if options else "")
-
-
-def parse_block(kind: str, value: Any) -> Block:
-    """A validated block from ``"name"``, ``"name:key=value,..."``, ``{"name": ..., key: value}`` or a :class:`Block`."""
-    block = read_block(kind, value)
-    return Block(name=block.name, options=registry.validate(kind, block.name, block.options))
-
-
-def read_block(kind: str, value: Any) -> Block:
-    """The same with names and options as they come."""
-    if isinstance(value, Block):
-        return value
-    options = _table(value) if isinstance(value, str) else dict(value) if isinstance(value, dict) else {}
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise UserError(f"{kind[:-1]}: expected a name, or a table with a name; got {value!r}")
-    return Block(name=name, options=options)
-
-
-def _table(text: str) -> dict[str, Any]:
-    """``"name"`` or ``"name:key=value,..."`` as a table."""
-    name, _, options = text.partition(":")
-    return {"name": name, **(dict(parse_assignment(part) for part in _split(options)) if options else {})}
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """``key=value`` as a pair; the value is read as TOML, or else taken as a string.
-
-    >>> parse_assignment("hidden=[300, 300]"), parse_assignment("activation=tanh")
-    (('hidden', [300, 300]), ('activation', 'tanh'))
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"expected key=value, got {text!r}")
-    try:
-        parsed = tomllib.loads(f"v = {value.strip()}")["v"]
-    except (ValueError, RecursionError):
-        parsed = value.strip()
-    return key.strip(), parsed
-
-
-def _split(text: str) -> list[str]:
-    """Split at the commas that stand outside brackets."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char in "[{") - (char in "]}")
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return parts
 
 
 def _of(kind: str) -> BeforeValidator:
@@ -128,6 +67,26 @@ class ModelSpec(_Declared):
     likelihood: Annotated[Block, _of("likelihoods")] = Block(name="bernoulli")
     decoder: Annotated[Block, _of("decoders")] = Block(name="mlp")
 
+    @property
+    def latents(self) -> bool:
+        """Whether the program has any: it is of a likelihood alone where not, and there is no guide to choose."""
+        return bool(cast(Any, registry.get("programs", self.program.name)).latents)
+
+    @property
+    def network(self) -> Block:
+        """What makes x: the decoder, or a program without latents itself."""
+        return self.decoder if self.latents else self.program
+
+    def no_such(self, key: str) -> str:
+        """Why a key of what is about latents is refused."""
+        return f"the program {self.program.name!r} has no latents, and so no {key} to choose: leave it out"
+
+    @model_validator(mode="after")
+    def _says_what_there_is(self) -> ModelSpec:
+        if not self.latents and (others := self.model_fields_set - OF_ALL):
+            raise ValueError(self.no_such(min(others)))
+        return self
+
 
 class GuideSpec(_Declared):
     """q(z | x)."""
@@ -144,7 +103,18 @@ class Spec(_Declared):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
-        return self.model_dump(exclude_none=True)
+        found = self.model_dump(exclude_none=True)
+        return (
+            found
+            if self.model.latents
+            else {"model": {k: found["model"][k] for k in sorted(OF_ALL)[::-1]}, "guide": {}}
+        )
+
+    @model_validator(mode="after")
+    def _has_a_guide_for_latents(self) -> Spec:
+        if not self.model.latents:
+            self.__dict__["guide"] = GuideSpec()  # what was declared beside it says nothing
+        return self
 
     def to_toml(self) -> str:
         """TOML that :meth:`from_toml` reads back as the same spec."""
@@ -166,6 +136,8 @@ class Spec(_Declared):
         for key, value in assignments.items():
             head, *rest = key.split(".")
             part = "model" if head in ModelSpec.model_fields else "guide"
+            if not self.model.latents and head in {*ModelSpec.model_fields, *GuideSpec.model_fields} - OF_ALL:
+                raise UserError(self.model.no_such(head))
             if head not in data[part]:
                 raise UserError(
                     f"unknown key {key!r}: {nearest(head, [*ModelSpec.model_fields, *GuideSpec.model_fields])}"
@@ -176,7 +148,7 @@ class Spec(_Declared):
                 block = data[part][head]
                 if not isinstance(block, (str, dict)):
                     raise UserError(f"unknown key {key!r}: {head} is a plain value, it has no options")
-                data[part][head] = {**(_table(block) if isinstance(block, str) else block), rest[0]: value}
+                data[part][head] = {**(table(block) if isinstance(block, str) else block), rest[0]: value}
             else:
                 raise UserError(f"unknown key {key!r}: expected at most one dot, as in prior.components")
         return Spec.from_dict(data)
@@ -228,6 +200,20 @@ def read(kind: Literal["models", "guides"], source: str | Path | dict[str, Any] 
     return validated(cls, parse_toml(text, str(path)), path.name)
 
 
+def declare(model: Any, guide: Any = None) -> Spec:
+    """The spec of a model and a guide, each as :func:`read` takes it; of the default guide, where there is one to choose.
+
+    Raises:
+        UserError: a guide for a model without latents.
+    """
+    found: ModelSpec = read("models", model)
+    if found.latents:
+        return Spec(model=found, guide=read("guides", DEFAULT_GUIDE if guide is None else guide))
+    if guide is not None:
+        raise UserError(found.no_such("guide"))
+    return Spec(model=found)
+
+
 def declared(kind: Literal["models", "guides"]) -> list[str]:
     """The names that :func:`read` finds among the declared models or guides."""
     return names(kind)
@@ -253,7 +239,7 @@ def event_shape_of(data: Any) -> Shape:
 @checked
 def build(
     model: str | Path | dict[str, Any] | ModelSpec = DEFAULT_MODEL,
-    guide: str | Path | dict[str, Any] | GuideSpec = DEFAULT_GUIDE,
+    guide: str | Path | dict[str, Any] | GuideSpec | None = None,
     data: Any = None,
     *,
     seed: int = 0,
@@ -263,7 +249,7 @@ def build(
 
     Args:
         model: a declared name, the path of a TOML file, a dict or a :class:`ModelSpec`.
-        guide: likewise, or a :class:`GuideSpec`.
+        guide: likewise, or a :class:`GuideSpec`; where None, ``diagonal``, or nothing for a program without latents.
         data: what the program will describe: a data set of ours (its mean image then starts the output bias), any other data
             that ``fit`` takes, or the event shape itself.
         seed: of the initial weights; torch's generators are left as they were.
@@ -283,13 +269,15 @@ def build(
         data = given(record_of(data))
     data = x_alone(data) if isinstance(data, Data) else data
     modules = {k: overrides.pop(k) for k in ("encoder", "decoder") if isinstance(overrides.get(k), nn.Module)}
-    spec = Spec(model=read("models", model), guide=read("guides", guide)).override(overrides)
+    spec = declare(model, guide).override(overrides)
+    if modules and not spec.model.latents:
+        raise UserError(spec.model.no_such(min(modules)))
     spec = _with_levels(spec, data)
     program = construct(spec, event_shape_of(data), seed=seed, **modules)
     if hasattr(data, "mean_image"):
         real = program.likelihood.data == "real" and data.levels is None
-        program.likelihood.start_at(data.mean_image(), _spread(data) if real else None)
-    if program.prior.start_rows and not isinstance(data, (tuple, list)):
+        program.start_at(data.mean_image(), _spread(data) if real else None)
+    if spec.model.latents and program.prior.start_rows and not isinstance(data, (tuple, list)):
         program.prior.start_at(_random_rows(data, program.prior.start_rows, seed))
     program.spec = None if modules else spec
     return program
@@ -328,8 +316,11 @@ def _assemble(spec: Spec, event_shape: Shape, encoder: nn.Module | None, decoder
 
     family = cast(type[Prior], registry.get("priors", spec.model.prior.name))
     latent_shape = family.latent_shape_of(spec.model.latent_dim, **spec.model.prior.options)
-    program = cast(type[VAE], registry.get("programs", spec.model.program.name))
     options = registry.validate("programs", spec.model.program.name, spec.model.program.options)
+    if not spec.model.latents:
+        of_a_place = functools.partial(make, "likelihoods", spec.model.likelihood)
+        return cast(Any, registry.get("programs", spec.model.program.name))(event_shape, of_a_place, **options)
+    program = cast(type[VAE], registry.get("programs", spec.model.program.name))
     told = {"event_shape": event_shape, **options}
     decoded = program.decoder_shape(latent_shape, **told)
     enc = Wrapped(event_shape, encoder) if encoder is not None else make("encoders", spec.guide.encoder, event_shape)
@@ -374,8 +365,3 @@ def _spread(data: Any) -> float:
     rows = data.train[torch.arange(count) * len(data.train) // count].double()
     spread = float((rows - rows.nanmean(0)).square().nanmean(0).nanmean().sqrt())
     return spread if 0 < spread < math.inf else 1.0
-
-
-def _toml_value(value: Any) -> str:
-    text = tomli_w.dumps({"v": value}).partition("=")[2].strip()
-    return text.strip('"') if isinstance(value, str) else text.replace("\n", "").replace("    ", "").replace(",]", "]")

@@ -153,7 +153,7 @@ def test_models_say_their_network_parameters_and_cost(capsys):
         if entry["network"] == "its own":
             continue
         spec = pv.Spec(model=pv.spec.read("models", name)).model
-        assert (entry["network"], entry["likelihood"]) == (str(spec.decoder), str(spec.likelihood))
+        assert (entry["network"], entry["likelihood"]) == (str(spec.network), str(spec.likelihood))
         assert entry["parameters"] > 1000
     built = pv.build("ppca", "diagonal", (1, 28, 28))
     assert found["ppca"]["parameters"] == sum(p.numel() for p in built.parameters())

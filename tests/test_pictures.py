@@ -348,7 +348,8 @@ TOML_GUIDES = [n for n in names("guides") if pv.spec.find("guides", n).suffix ==
 def first_that_fits(pairs):
     """The program of the first pair that is not refused."""
     for model, guide in pairs:
-        spec = Spec(model=read("models", model), guide=read("guides", guide)).override({"latent_dim": 3})
+        spec = Spec(model=read("models", model), guide=read("guides", guide))
+        spec = spec.override({"latent_dim": 3}) if spec.model.latents else spec
         try:
             return spec, construct(spec, (1, 8, 8), seed=0)
         except UserError as error:

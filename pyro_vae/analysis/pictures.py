@@ -83,6 +83,8 @@ def samples(
     if x is None:
         x = latents.sample(program, sample_count(shape) if num is None else num, y, mean=mean, seed=seed)
     title = "Samples: " + ("the mean of $p(x \\mid z)$, " if mean else "$x \\sim p(x \\mid z)$, ") + "$z \\sim p(z)$"
+    if not getattr(program, "latents", True):
+        title = "Samples: $x \\sim p(x)$"
     return _draw(x, shape, ax, title)
 
 

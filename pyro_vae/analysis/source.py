@@ -35,6 +35,8 @@ def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()
         >>> print(python_source(Spec(), (1, 8, 8)).splitlines()[2])
         import pyro
     """
+    if not spec.model.latents:
+        return _of_a_likelihood(spec, event_shape, headings)
     built: Any = construct(spec, event_shape)
     latent: Shape = built.prior.latent_shape
     program = registry.get("programs", spec.model.program.name)
@@ -68,17 +70,7 @@ def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()
         imports -= {_import_line(n, VAE) for n in _globals_of(methods.values())}
         imports |= {f"from {program.__module__} import {program.__name__}"}
         handed = ["prior", "decoder", "likelihood", "encoder", "posterior", *(f"{k}={v!r}" for k, v in own.items())]
-        made = [*lines, f"program = {program.__name__}({', '.join(handed)})"]
-        return "\n".join(
-            [
-                *(f"# {line}" for line in headings),
-                "from __future__ import annotations",
-                "",
-                *_sorted_imports(imports),
-                "",
-                *made,
-            ]
-        )
+        return _script(headings, imports, [*lines, f"program = {program.__name__}({', '.join(handed)})"])
     imports |= {"from torch import nn"}
     body = ["def __init__(self) -> None:\n" + textwrap.indent("\n".join(lines), "    "), *methods.values()]
     return "\n".join(
@@ -96,6 +88,25 @@ def python_source(spec: Spec, event_shape: Shape, headings: tuple[str, ...] = ()
             "program = Program()",
         ]
     )
+
+
+def _of_a_likelihood(spec: Spec, event_shape: Shape, headings: tuple[str, ...]) -> str:
+    """A program without latents, which makes its likelihood itself."""
+    made: list[str] = []
+    imports, classes = set(), []
+    for kind, block in (("likelihoods", spec.model.likelihood), ("programs", spec.model.program)):
+        cls, options = registry.get(kind, block.name), registry.validate(kind, block.name, block.options)
+        imports.add(f"from {cls.__module__} import {cls.__name__}")
+        classes.append(cls.__name__)
+        made.append("".join(f", {k}={v!r}" for k, v in options.items()))
+    likelihood = f"partial({classes[0]}{made[0]})" if made[0] else classes[0]
+    imports |= {"from functools import partial"} if made[0] else set()
+    return _script(headings, imports, [f"program = {classes[1]}({event_shape!r}, {likelihood}{made[1]})"])
+
+
+def _script(headings: tuple[str, ...], imports: set[str], lines: list[str]) -> str:
+    above = [*(f"# {line}" for line in headings), "from __future__ import annotations", ""]
+    return "\n".join([*above, *_sorted_imports(imports), "", *lines])
 
 
 def _is_own_method(name: str, value: Any) -> bool:

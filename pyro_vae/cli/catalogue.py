@@ -60,7 +60,7 @@ def _line(path: Path, folder: Path) -> dict[str, Any]:
             value = value.get(key) if isinstance(value, dict) else None
         return value["name"] if isinstance(value, dict) and "name" in value else value
 
-    declared = [of("model", "prior"), of("model", "likelihood")]
+    declared = [of("model", "prior") or of("model", "program"), of("model", "likelihood")]
     own = of("program", "file") or of("program", "class")
     try:
         nll = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))["nll"]

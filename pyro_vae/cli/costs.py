@@ -32,7 +32,7 @@ def made_of(name: str) -> dict[str, Any]:
     program = _outlined(spec)
     return {
         "likelihood": str(spec.likelihood),
-        "network": str(spec.decoder),
+        "network": str(spec.network),
         "parameters": None if program is None else sum(p.numel() for p in program.parameters()),
         "flops": None if program is None else _flops(program),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ def sample(
     data_root: DataRoot = None,
     model: ProgramFile = None,
 ) -> None:
-    """Draw what the model makes: z from p(z), then the mean of p(x | z).
+    """Draw what the model makes: z from p(z), then the mean of p(x | z); x from p(x) where there are no latents.
 
     What a conditional program is given are --given values, or labels and covariates of test data. A name that ends in .npy gets
     the numbers.
@@ -35,6 +36,7 @@ def sample(
     from pyro_vae.programs.drawn import sample_columns
     from pyro_vae.programs.labels import needs_y
     from pyro_vae.programs.latents import sample as draw
+    from pyro_vae.training.progress import Progress
 
     path = destination(run, out, "sample", arrays=True)
     loaded = open_run(run, device, model)
@@ -51,7 +53,11 @@ def sample(
     y = given_y(loaded.program, given, num)
     if y is None and needs_y(loaded.program):
         y = some_rows(loaded, "test", num, seed, data_root, repeat=True)[1]
+    total, slow = math.prod(loaded.event_shape), not getattr(loaded.program, "latents", True)
+    with Progress(total, visible=slow, unit="number") as bar:
+        shown = {"progress": lambda part: bar.update(part * total, "drawing")} if slow else {}
+        x = draw(loaded.program, num, y, mean=not draws, seed=seed, **shown)
     if path.suffix.lower() == ".npy":
-        write_array(draw(loaded.program, num, y, mean=not draws, seed=seed), path)
+        write_array(x, path)
     else:
-        finish(samples(loaded.program, num, seed, mean=not draws, y=y), path)
+        finish(samples(loaded.program, num, seed, mean=not draws, drawn=x), path)

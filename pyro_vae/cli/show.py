@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from pyro_vae.spec import Spec
 
 
 def show(
@@ -28,7 +25,6 @@ def show(
 
     from pyro_vae.declared import find, heading
     from pyro_vae.errors import UserError
-    from pyro_vae.spec import DEFAULT_GUIDE
 
     event_shape = _shape(shape)
     path = find("models", model)
@@ -37,22 +33,22 @@ def show(
             raise UserError(f"{model} is a whole Pyro program with its own guide: leave {guide} out")
         _show_file(path, event_shape, python, set_ or [])
         return
-    guide = guide or DEFAULT_GUIDE
-    headings = (heading(path), heading(find("guides", guide)))
     from pyro_vae.analysis.source import python_source
-    from pyro_vae.spec import build
+    from pyro_vae.spec import DEFAULT_GUIDE, construct, declare, parse_assignment
 
-    spec = _declared(model, guide, set_ or [])
-    program = build(spec.model, spec.guide, event_shape)
+    spec = declare(model, guide).override(dict(parse_assignment(text) for text in set_ or []))
+    program = construct(spec, event_shape)
+    guide = (guide or DEFAULT_GUIDE) if spec.model.latents else None
+    headings = (heading(path), *([heading(find("guides", guide))] if guide else []))
     source = python_source(spec, event_shape, headings)
     if python:
         print(source)
         return
-    print(f"# {Path(model).stem}, {Path(guide).stem}\n")
-    parts = (program.prior, program.likelihood, program.posterior)
-    print("\n".join([*(f"    {part.formula}" for part in parts), "", *(f"{line}  " for line in headings)]).rstrip())
-    own, mixed = getattr(program.prior, "components", 1), program.posterior.components
-    if program.prior.scores_guide and mixed > 1:
+    print(f"# {', '.join(Path(name).stem for name in (model, guide) if name)}\n")
+    print("\n".join([*(f"    {line}" for line in program.formulas), "", *(f"{line}  " for line in headings)]).rstrip())
+    prior, posterior = getattr(program, "prior", None), getattr(program, "posterior", None)
+    own, mixed = getattr(prior, "components", 1), getattr(posterior, "components", 1)
+    if prior is not None and prior.scores_guide and mixed > 1:
         print(f"\np(z) has {own:,} x {mixed:,} = {own * mixed:,} components, under all of which each z is scored.")
     _print_contents(program)
     print(f"\n## Declaration\n\n```toml\n{spec.to_toml().strip()}\n```")
@@ -81,13 +77,6 @@ def _show_file(path: Any, event_shape: tuple[int, ...], python: bool, assignment
         print(markdown(["argument", "default", "here"], rows))
     _print_contents(program)
     print(f"\n## The Python that it is\n\n```python\n{source}\n```")
-
-
-def _declared(model: str, guide: str, assignments: list[str]) -> Spec:
-    from pyro_vae.spec import Spec, parse_assignment, read
-
-    spec = Spec(model=read("models", model), guide=read("guides", guide))
-    return spec.override(dict(parse_assignment(text) for text in assignments))
 
 
 def _print_contents(program: Any) -> None:

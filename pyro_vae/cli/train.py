@@ -249,12 +249,12 @@ def _declare(
     from pyro_vae.declared import find
     from pyro_vae.errors import UserError
     from pyro_vae.programs.file import load_program
-    from pyro_vae.spec import DEFAULT_GUIDE, DEFAULT_MODEL, Spec, build, read
+    from pyro_vae.spec import DEFAULT_GUIDE, DEFAULT_MODEL, Spec, build, declare
 
     inherited = parent if model is None and guide is None else None
     if inherited is not None and "model" not in inherited:
         raise UserError("--from: the run was trained on a program of its own file: name it by --model FILE.py")
-    model, guide_name = model or DEFAULT_MODEL, guide or DEFAULT_GUIDE
+    model = model or DEFAULT_MODEL
     path = find("models", model)
     if path.suffix == ".py":
         if guide is not None or blocks:
@@ -262,9 +262,9 @@ def _declare(
         data = load_data(name, root, dequantization=dequantization or "none", **preparation)
         return load_program(model, data.event_shape, seed=seed, settings=assigned), data, (path.stem, "own")
     if inherited is None:
-        spec = Spec(model=read("models", model), guide=read("guides", guide_name))
+        spec = declare(model, guide)
     else:
-        spec, model, guide_name = Spec.from_dict({k: inherited[k] for k in ("model", "guide")}), "from", "run"
+        spec, model, guide = Spec.from_dict({k: inherited[k] for k in ("model", "guide")}), "from", "run"
     spec = spec.override(blocks | assigned)
     kind = registry.get("likelihoods", spec.model.likelihood.name).data  # type: ignore[attr-defined]
     if kind != "binary" and preparation["binarization"] is None:
@@ -274,7 +274,9 @@ def _declare(
         dequantization = "uniform"
     if dequantization and dequantization != data.dequantization:
         data = load_data(name, root, dequantization=dequantization, **preparation)
-    return build(spec.model, spec.guide, data, seed=seed), data, (Path(model).stem, Path(guide_name).stem)
+    program = build(spec.model, spec.guide if spec.model.latents else None, data, seed=seed)
+    guide = guide or (DEFAULT_GUIDE if spec.model.latents else "own")
+    return program, data, (Path(model).stem, Path(guide).stem)
 
 
 def _resume(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError, said, warn
 from pyro_vae.programs.adopted import Adopted, data_among
+from pyro_vae.programs.autoregressive import watched
 from pyro_vae.programs.columns import Layout, layout_of
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.folding import ByRow
@@ -192,15 +194,24 @@ def sample(
     mean: bool = False,
     event_shape: Any = None,
     seed: int = 0,
+    progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Draws ``(num_samples, *event)`` from the model: z from the prior, then x from p(x | z), or its mean.
+
+    Without latents they are draws whatever ``mean`` says: every mean would be the same. ``progress`` is called with the part that
+    is done where x is drawn place by place.
 
     A ``pyro.factor`` of the model has no part in them, and a warning says so: they are draws of p(z) p(x | z), and not of a joint
     distribution that the factor weighs.
     """
     _require_count("sample", num_samples)
     event_shape = event_shape_of(program, event_shape)
-    with evaluating(program), isolated(), seeded(derive_seed("sampled data", seed), device_of(program)):
+    with (
+        evaluating(program),
+        isolated(),
+        seeded(derive_seed("sampled data", seed), device_of(program)),
+        watched(progress),
+    ):
         traced = prior_trace(program, num_samples, y, event_shape)
         if found := factors(traced):
             warn(
@@ -208,7 +219,7 @@ def sample(
                 "posteriors (pv.posterior), which it has a part in",
                 UserWarning,
             )
-        return _observation(traced, mean, (num_samples,), event_shape)
+        return _observation(traced, mean and bool(latent_sites(traced)), (num_samples,), event_shape)
 
 
 @door(data=False)

@@ -27,6 +27,7 @@ from pyro_vae.registry import register
 class VAE(nn.Module):
     """One layer of latents ``z`` under one observation ``x`` of shape ``(batch, *event_shape)``."""
 
+    latents = True  # whether prior, posterior and networks for them are declared
     spec: Any = None  # what it was declared by, for the record of a run
     trained = False  # whether it ever was: from then on it has the units that it has, or none
 
@@ -47,6 +48,15 @@ class VAE(nn.Module):
     def features_shape(cls, features: tuple[int, ...], **options: Any) -> tuple[int, ...]:
         """Of what the posterior takes, from the shape of the encoder's features."""
         return features
+
+    @property
+    def formulas(self) -> tuple[str, ...]:
+        """What the program is in mathematics, a line each."""
+        return self.prior.formula, self.likelihood.formula, self.posterior.formula
+
+    def start_at(self, mean: Tensor, spread: float | None = None) -> None:
+        """Start where p(x | z) has about the mean of the training data: see :meth:`Likelihood.start_at`."""
+        self.likelihood.start_at(mean, spread)
 
     def model(self, x: Tensor) -> None:
         """p(z) p(x | z)."""

@@ -35,7 +35,7 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def update(self, done: int, text: str) -> None:
+    def update(self, done: float, text: str) -> None:
         """Show how many steps are done, and a word on how it goes."""
         self._bar.update(self._task, completed=done, description=text)
 
