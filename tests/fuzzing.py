@@ -305,7 +305,7 @@ LINES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
          "--guide": ["linear", "spline", "FILE", "MISSING"], "--objective": ["iwae", "elbo:beta=0", "elbo:beta=2", "x:y"],
          "--batch-size": COUNTS, "--lr": ["0.1", "0", "-1", "nan", "inf", "x"], "--patience": COUNTS,
          "--average": ["0", "1", "x"],
-         "--clip-norm": ["1", "0", "nan"],
+         "--clip-norm": ["1", "0", "nan"], "--skip-gradients": ["100", "0", "inf"],
          "--optimizer": ["sgd", "lion", "adamw:weight_decay=0.1", "adam:x=1", ":"],
          "--dtype": ["float64", "x"],
          "--schedule": ["cosine", "stages:growth=2", "cosine:final=2", "x"], "--accumulate": COUNTS, "--from": ["RUN", "MISSING"],
