@@ -279,7 +279,7 @@ LINES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
          "--out": [f"{o}.csv" for o in OUT] + OUT},
     ),
     "runs": (["FOLDER"], {"--format": ["latex", "csv", "word"], "--json": []}),
-    "sample": (["RUN", "--num", "2"], {**PICTURE, "--draws": []}),
+    "sample": (["RUN", "--num", "2"], {**PICTURE, "--draws": [], "--temperature": ["0.5", "0", "inf"], "--shared": ["z", "q"]}),
     "reconstruct": (["RUN", "--num", "2"], {**PICTURE, "--split": SPLITS}),
     "interpolate": (["RUN", "--num", "2"], {**PICTURE, "--split": SPLITS, "--steps": COUNTS,
                                                "--path": ["line", "sphere", "crow"]}),
