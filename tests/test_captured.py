@@ -138,8 +138,9 @@ def test_a_compiled_step_is_the_plain_step(kind: str, name: str) -> None:
     [
         {"optimizer": "adamw", "clip_norm": 1.0, "average": 0.99},
         {"schedule": "one-cycle", "objective": "elbo:warmup_steps=100", "lr": 0.003},
+        {"optimizer": "adamw", "skip_gradients": 10.0, "clip_norm": 5.0},
     ],
-    ids=["adamw, clipped, averaged", "one cycle, warmed up"],
+    ids=["adamw, clipped, averaged", "one cycle, warmed up", "exploding steps left out"],
 )
 @pytest.mark.slow
 def test_settings_of_training(training: dict[str, Any]) -> None:

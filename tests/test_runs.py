@@ -89,7 +89,7 @@ def killed_after(epoch: int) -> Callable[[dict[str, Any]], None]:
     "settings",
     [
         {},
-        {"schedule": "cosine", "optimizer": "adamw", "clip_norm": 1.0},
+        {"schedule": "cosine", "optimizer": "adamw", "clip_norm": 1.0, "skip_gradients": 60.0},
         {"schedule": "constant", "optimizer": "sgd", "average": None, "lr": 0.01},
         {"optimizer": "rmsprop", "objective": "analytic-elbo:beta=2.0,warmup_steps=30", "patience": 9},
     ],

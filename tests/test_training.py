@@ -214,6 +214,22 @@ def test_clipping_bounds_the_step() -> None:
     assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_a_step_whose_gradient_explodes_is_left_out() -> None:
+    """One row is a million times too large: its steps change nothing and are counted; a threshold that all keep is none."""
+    x = torch.randn(64, 5, generator=generator(0))
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 8, "standardize": "off", "average": None}
+    plain, kept = (small_vae(x, "ppca", seed=1) for _ in range(2))
+    pv.fit(plain, x, **settings)
+    assert [m["skipped"] for m in pv.fit(kept, x, skip_gradients=1e9, **settings).metrics] == [0, 0, 0]
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), kept.parameters(), strict=True))
+    x[3] *= 1e6
+    assert [m["skipped"] for m in pv.fit(kept, x, skip_gradients=1e6, **settings).metrics] == [1, 1, 1]
+    before = [p.detach().clone() for p in kept.parameters()]
+    run = pv.fit(kept, x, skip_gradients=1e-9, **settings)
+    assert [m["skipped"] for m in run.metrics] == [8, 8, 8]
+    assert all(torch.equal(a, b) for a, b in zip(before, kept.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "adamax", "rmsprop", "adagrad", "sgd"])
 def test_every_optimizer_trains(optimizer: str) -> None:
     x = rows()

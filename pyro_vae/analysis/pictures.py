@@ -64,6 +64,7 @@ def samples(
     ax: Axes | None = None,
     *,
     drawn: Tensor | None = None,
+    **options: Any,
 ) -> Axes:
     """Draw what the model makes: z from p(z), then the mean of p(x | z), or a draw from it.
 
@@ -75,13 +76,14 @@ def samples(
         y: what a conditional program is conditioned on, ``(num, ...)``.
         ax: where to draw; a new figure where None.
         drawn: what was drawn already, of a program with columns (:func:`pyro_vae.sample_columns`).
+        options: more for :func:`pyro_vae.sample`: ``temperature``, ``shared``.
 
     Returns:
         The axes.
     """
     shape, x = _event_shape(program), drawn
     if x is None:
-        x = latents.sample(program, sample_count(shape) if num is None else num, y, mean=mean, seed=seed)
+        x = latents.sample(program, sample_count(shape) if num is None else num, y, mean=mean, seed=seed, **options)
     title = "Samples: " + ("the mean of $p(x \\mid z)$, " if mean else "$x \\sim p(x \\mid z)$, ") + "$z \\sim p(z)$"
     if not getattr(program, "latents", True):
         title = "Samples: $x \\sim p(x)$"

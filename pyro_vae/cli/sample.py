@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pyro_vae.cli.options import DataRoot, Device, Given, ProgramFile, RunPath, Seed
 from pyro_vae.cli.pictures import Out
+from pyro_vae.errors import UserError
 
 
 def sample(
@@ -20,6 +21,15 @@ def sample(
     ] = None,
     given: Given = None,
     draws: Annotated[bool, typer.Option("--draws", help="Draw x from p(x | z) instead of showing its mean.")] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Times the scales of the latents' priors: below 1, typical draws.")
+    ] = 1.0,
+    shared: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LATENT", help="Of a hierarchy: one draw of it and of the layers above for all.", show_default=False
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     data_root: DataRoot = None,
@@ -43,6 +53,10 @@ def sample(
     num = sample_count(loaded.event_shape) if num is None else num
     columns = getattr(loaded.program, "columns", None)
     if columns is not None:
+        if temperature != 1 or shared is not None:
+            raise UserError(
+                "--temperature and --shared are for a program of one x, and this one has columns: leave them out"
+            )
         held = given_values(given)
         x = sample_columns(loaded.program, num, given=held, mean=not draws, seed=seed)[next(iter(columns))]
         if path.suffix.lower() == ".npy":
@@ -50,13 +64,15 @@ def sample(
         else:
             finish(samples(loaded.program, num, seed, mean=not draws, drawn=x), path)
         return
+    how: dict[str, Any] = {"temperature": temperature, "shared": shared}
     y = given_y(loaded.program, given, num)
     if y is None and needs_y(loaded.program):
         y = some_rows(loaded, "test", num, seed, data_root, repeat=True)[1]
     total, slow = math.prod(loaded.event_shape), not getattr(loaded.program, "latents", True)
     with Progress(total, visible=slow, unit="number") as bar:
-        shown = {"progress": lambda part: bar.update(part * total, "drawing")} if slow else {}
-        x = draw(loaded.program, num, y, mean=not draws, seed=seed, **shown)
+        if slow:
+            how["progress"] = lambda part: bar.update(part * total, "drawing")
+        x = draw(loaded.program, num, y, mean=not draws, seed=seed, **how)
     if path.suffix.lower() == ".npy":
         write_array(x, path)
     else:

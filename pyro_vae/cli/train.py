@@ -63,6 +63,9 @@ def train(
         typer.Option(metavar="NAME[:key=value,...]", help="One of torch.optim [default: adam].", show_default=False),
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient.", show_default=False)] = None,
+    skip_gradients: Annotated[
+        float | None, typer.Option(help="Norm of the gradient above which a step is left out.", show_default=False)
+    ] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Parts that a minibatch is computed in [default: 1].", show_default=False)
     ] = None,
@@ -169,6 +172,7 @@ def train(
     settings: dict[str, Any] = {
         "batch_size": batch_size, "accumulate": accumulate,
         "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip_norm": clip_norm,
+        "skip_gradients": skip_gradients,
         "patience": patience,
         "keep": keep,
         "standardize": standardize,

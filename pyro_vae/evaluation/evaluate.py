@@ -22,6 +22,7 @@ from pyro_vae.evaluation.anneal import Checkpoint, Progress
 from pyro_vae.evaluation.bdmc import bidirectional
 from pyro_vae.evaluation.degenerate import degenerate
 from pyro_vae.evaluation.importance import log_likelihood
+from pyro_vae.evaluation.layers import collapsed_layers, kl_of_layers
 from pyro_vae.evaluation.methods import Annealing, ImportanceSampling, taking
 from pyro_vae.evaluation.result import LogLikelihood
 from pyro_vae.programs.columns import taken
@@ -100,10 +101,18 @@ def evaluate(
         consistency.tell([message for message in against if message not in bounds.warnings])
         figures |= bounds.summary() | {"method": "bdmc"}
     degenerated = degenerate(program, observed_train, y_train, activity=activity, kl=float(result.kl.mean()))
+    layers = kl_of_layers(program, x[:ACTIVE_IMAGES], None if y is None else y[:ACTIVE_IMAGES], seed=method.seed)
     figures |= {
         "bits_per_dim": bits_per_dim(program, data, result.nll, x[:2], None if y is None else y[:2]),
         "active_units": activity.counts,
-        "warnings": [*against, *figures["warnings"], *activity.warnings, *degenerated],
+        "kl_per_layer": layers,
+        "warnings": [
+            *against,
+            *figures["warnings"],
+            *activity.warnings,
+            *degenerated,
+            *collapsed_layers(activity, layers),
+        ],
         "split": split,
         "binarization": data.binarization,
         "dequantization": data.dequantization,

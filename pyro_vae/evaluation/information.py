@@ -24,6 +24,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation import consistency
 from pyro_vae.evaluation.activity import ACTIVE_VARIANCE, Activity, unit_activity
 from pyro_vae.evaluation.degenerate import SURE, inactive
+from pyro_vae.evaluation.layers import collapsed_layers, kl_of_layers
 from pyro_vae.precision import wide
 from pyro_vae.programs.coordinates import coordinate_log_prob
 from pyro_vae.programs.door import door
@@ -65,6 +66,7 @@ class LatentInformation:
         information_upper, information_upper_se: the leave-one-out upper bound of it, None likewise. It is loose, and its error
             large, where the data are told apart well: the rate is the better one then.
         marginal_kl_se: standard errors of the two bounds of ``marginal_kl``.
+        kl_per_layer: KL of each latent site, given those before it: they add up to the rate.
         num_data: N.
         num_samples: draws per datum.
         notes: what could not be found, and why.
@@ -79,6 +81,7 @@ class LatentInformation:
     distortion_se: float
     num_data: int
     num_samples: int
+    kl_per_layer: dict[str, float]
     information_lower: float | None = None
     information_lower_se: float | None = None
     information_upper: float | None = None
@@ -134,7 +137,7 @@ class LatentInformation:
     @cached_property
     def warnings(self) -> list[str]:
         """What stands against the figures, each a line with the figure, the cause and the remedy."""
-        found = [*self.notes, *self.activity.warnings]
+        found = [*self.notes, *self.activity.warnings, *collapsed_layers(self.activity, self.kl_per_layer)]
         lower, se = self.information_lower, self.information_lower_se
         tells = lower is not None and se is not None and lower > SURE * se  # by spreads, or by many units a little each
         if not tells and (idle := inactive(self.activity, self.rate)) is not None:
@@ -158,6 +161,7 @@ class LatentInformation:
             "active_units": self.num_active,
             "num_units": len(self.names),
             "collapsed": list(self.collapsed),
+            "kl_per_layer": self.kl_per_layer,
             "kl_per_unit": None if self.kl is None else dict(zip(self.names, self.kl.tolist(), strict=True)),
             "num_data": self.num_data,
             "warnings": [*self.forbidden, *self.warnings],
@@ -236,6 +240,7 @@ def latent_information(
         distortion_se=_se(distortion),
         num_data=len(x),
         num_samples=num_samples,
+        kl_per_layer=kl_of_layers(program, x, y, seed=seed),
         notes=notes,
         **of_bounds,
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.objectives.base import Objective
+from pyro_vae.objectives.base import LAST_STEP, Objective
+from pyro_vae.objectives.elbo import Steps
 from pyro_vae.objectives.particles import Particles, draw
 from pyro_vae.programs.coordinates import coordinate_log_prob
 from pyro_vae.programs.functional import OfProgram
@@ -27,24 +28,39 @@ class Aggregate(Objective):
 
     def value(self, program: Program, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The surrogate, which is what is minimised."""
-        return self(program, x, y)[1].detach()
+        return self(program, x, y, LAST_STEP)[1].detach()
 
 
 @register("objectives", "free-bits")
 class FreeBits(Aggregate):
-    """loss = -E_q log p(x | z) + sum_g max(free, E_x KL_g): no pressure on a group of latents that costs less than ``free`` nats.
+    """loss = -E_q log p(x | z) + sum_l w_l sum_g max(free, E_x KL_g): no pressure on a group that costs less than ``free`` nats.
 
-    The groups are the coordinates of each latent site where both q and p factorise over them, and the whole site otherwise. The
-    reported loss is minus the ELBO, without the floor. Kingma et al. 2016, https://arxiv.org/abs/1606.04934, section C.8.
+    The groups are the coordinates of each latent site where both q and p factorise over them, and the whole site otherwise, or
+    where ``per`` is layer. w_l is 1, and in a warm-up the share of it that is over; with ``balance`` also proportional to
+    n_l (0.01 + abs E_x KL_l) there, of mean 1 over the layers l of n_l units, so that layers that carry little are left to
+    grow. The reported loss is minus the ELBO, without floor and weights. Kingma et al. 2016, https://arxiv.org/abs/1606.04934,
+    section C.8; KL balancing: Vahdat & Kautz 2020, https://arxiv.org/abs/2007.03898, appendix A.
 
     Args:
         free: nats per group, on average over the minibatch.
+        per: what a group is: a unit, or a layer (a latent site).
+        warmup_steps: the number of optimizer steps over which the weight of the KL rises from 0 to 1.
+        balance: whether layers are balanced while it rises.
     """
 
-    formula = "-E_q log p(x | z) + sum_g max(free, E_x KL_g)"
+    formula = "-E_q log p(x | z) + sum_l w_l sum_g max(free, E_x KL_g)"
 
-    def __init__(self, *, free: Annotated[float, Field(ge=0)] = 0.1) -> None:
-        self.free = free
+    def __init__(
+        self,
+        *,
+        free: Annotated[float, Field(ge=0)] = 0.1,
+        per: Literal["unit", "layer"] = "unit",
+        warmup_steps: Steps = 0,
+        balance: bool = False,
+    ) -> None:
+        if balance and not warmup_steps:
+            raise UserError("free-bits balances layers in a warm-up: give warmup_steps beside balance")
+        self.free, self.per, self.warmup_steps, self.balance = free, per, warmup_steps, balance
 
     def __call__(
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0
@@ -55,17 +71,30 @@ class FreeBits(Aggregate):
             traces = particles.traces
             both = [(traced, log_probs(traced, scale=True)) for traced in (traces.guide, traces.model)]
             elbo, observed = _elbo_and_observed(particles, *both)
-            loss, surrogate = -elbo.mean(), -observed.mean()
+            layers = []
             for name in latent_sites(traces.guide):
                 # an auxiliary site of the guide has no prior
                 sites = [(traced.nodes[name], found[name]) for traced, found in both if name in found]
-                surrogate = surrogate + self._floored(sites, len(x))
-        return loss.detach(), surrogate
+                layers.append((self._floored(sites, len(x)), sites[0][0]["fn"].event_shape.numel()))
+        return -elbo.mean().detach(), -observed.mean() + self._weighed(layers, step)
+
+    def _weighed(self, layers: list[tuple[Tensor, int]], step: Tensor | int) -> Tensor:
+        """The KL of all layers of so many units, by their weights at a step."""
+        total: Any = sum(value for value, _ in layers)
+        if not layers or not self.warmup_steps:
+            return total
+        kl = torch.stack([value for value, _ in layers])
+        done = ((torch.as_tensor(step, dtype=kl.dtype, device=kl.device) + 1) / self.warmup_steps).clamp(max=1.0)
+        weight = done
+        if self.balance:
+            size = kl.new_tensor([float(count) for _, count in layers]) * (0.01 + kl.detach().abs())
+            weight = torch.where(done < 1, done * size / size.mean(), done)
+        return (weight * kl).sum()
 
     def _floored(self, sites: list[tuple[Any, Tensor]], batch: int) -> Tensor:
         """The KL of a site's groups, masked and scaled, each on average over the minibatch and floored, added up."""
         terms: list[Any] = [log_prob.reshape(1, -1) for _, log_prob in sites]
-        if all(factorised(site["fn"]) is not None for site, _ in sites):
+        if self.per == "unit" and all(factorised(site["fn"]) is not None for site, _ in sites):
             terms = [coordinate_log_prob(site, sites[0][0]["value"], scale=True) for site, _ in sites]
         kl = terms[0] - terms[1] if len(terms) > 1 else terms[0]
         groups = kl.expand(1, batch, *kl.shape[2:]).reshape(batch, -1).mean(0)

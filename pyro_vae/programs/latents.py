@@ -11,13 +11,14 @@ from pyro.distributions import ProjectedNormal
 from torch import Tensor
 from torch.distributions import Categorical
 
-from pyro_vae.errors import UserError, said, warn
+from pyro_vae.errors import UserError, nearest, said, warn
 from pyro_vae.programs.adopted import Adopted, data_among
 from pyro_vae.programs.autoregressive import watched
 from pyro_vae.programs.columns import Layout, layout_of
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.folding import ByRow
 from pyro_vae.programs.given import event_shape_of, require_dense, require_y
+from pyro_vae.programs.temperature import Tempered
 from pyro_vae.programs.trace import (
     AtValues,
     Program,
@@ -194,12 +195,25 @@ def sample(
     mean: bool = False,
     event_shape: Any = None,
     seed: int = 0,
+    temperature: float = 1.0,
+    shared: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Draws ``(num_samples, *event)`` from the model: z from the prior, then x from p(x | z), or its mean.
 
-    Without latents they are draws whatever ``mean`` says: every mean would be the same. ``progress`` is called with the part that
-    is done where x is drawn place by place.
+    Without latents they are draws whatever ``mean`` says: every mean would be the same.
+
+    Args:
+        program: any Program.
+        num_samples: how many.
+        y: what a conditional program is conditioned on, ``(num_samples, ...)``.
+        mean: the mean of p(x | z), or a draw from it.
+        event_shape: of one datum, where the program does not say it as ``program.event_shape``.
+        seed: of the draws; torch's generators are put back.
+        temperature: by which the scales of all latents' priors are multiplied, where they have some.
+        shared: a latent of a hierarchy: all draws have it, and what the model draws before it, in common; what is left to chance
+            is what the layers below it decide.
+        progress: called with the part that is done where x is drawn place by place.
 
     A ``pyro.factor`` of the model has no part in them, and a warning says so: they are draws of p(z) p(x | z), and not of a joint
     distribution that the factor weighs.
@@ -212,7 +226,10 @@ def sample(
         seeded(derive_seed("sampled data", seed), device_of(program)),
         watched(progress),
     ):
-        traced = prior_trace(program, num_samples, y, event_shape)
+        at: Any = None if temperature == 1 else Tempered(temperature)
+        if shared is not None:
+            at = _shared(program, num_samples, y, event_shape, shared, at)
+        traced = prior_trace(program, num_samples, y, event_shape, at=at)
         if found := factors(traced):
             warn(
                 f"the model's pyro.factor {found[0]!r} has no part in samples: they are draws of p(z) p(x | z) alone; draw from "
@@ -220,6 +237,16 @@ def sample(
                 UserWarning,
             )
         return _observation(traced, mean and bool(latent_sites(traced)), (num_samples,), event_shape)
+
+
+def _shared(program: Program, num: int, y: Tensor | None, event_shape: tuple[int, ...], name: str, at: Any) -> Any:
+    """A handler that gives one draw of a latent, and of those before it, to all rows; those after it are drawn by ``at``."""
+    values = latent_values(prior_trace(program, 1, None if y is None else y[:1], event_shape, at=at))
+    if name not in values:
+        raise UserError(f"shared = {name!r}: {nearest(name, values)}")
+    names = list(values)
+    first = {n: values[n].expand(num, *values[n].shape[1:]) for n in names[: names.index(name) + 1]}
+    return AtValues(first, default=None if at is None else at.draw)
 
 
 @door(data=False)

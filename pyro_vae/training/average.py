@@ -10,11 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.programs.trace import draw_terms
+from pyro_vae.seeding import derive_seed, seeded
+
+if TYPE_CHECKING:
+    from pyro_vae.training.loop import Trainer
+
+STATISTICS_ROWS = 4096  # of an epoch, from which the averaged weights get running statistics
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def pass_over(trainer: Trainer, order: Tensor) -> None:
+    """A pass over some of an epoch's rows, from which running statistics are found."""
+    rows = order[:STATISTICS_ROWS].split(min(trainer.settings.batch_size, len(order)))
+    with seeded(derive_seed("running statistics", trainer.settings.seed, trainer.epoch), trainer.device):
+        for some in [r for r in rows if len(r) == len(rows[0])]:
+            draw_terms(trainer.program, *trainer.source.batch(some), num_samples=1)
 
 
 class Average:

@@ -71,6 +71,7 @@ class CapturedStep:
         )  # steps taken, for schedules in the objective
         self.loss = torch.zeros((), dtype=torch.float64, device=like.device)
         self.finite = torch.zeros((), dtype=torch.int64, device=like.device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=like.device)
         self.unused: set[str] = set()  # parameters without a gradient, which an optimizer leaves as they are
         self._bind()
         others = {"the objective": lambda: trainer.objective, "the optimizer": self._options}
@@ -180,7 +181,7 @@ class CapturedStep:
         average = trainer.average.values if self.averages and trainer.average is not None else {}
         moments = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
         self.kept = (params, *moments, dict(average), tensors, self.count, list(self.on_device))
-        self.sums = self.loss, self.finite
+        self.sums = self.loss, self.finite, self.skipped
         self.flat = tree_flatten((*self.kept, *self.sums))[0]
         self.bound = self._tensors()
         held = {**dict(trainer.program.named_parameters()), **dict(trainer.program.named_buffers())}
@@ -223,6 +224,7 @@ class CapturedStep:
         scalars: Sequence[Tensor],
         total: Tensor,
         finite: Tensor,
+        skipped: Tensor,
         stored: Tensor,
         y: Sequence[Tensor],
     ) -> list[Tensor]:
@@ -237,20 +239,31 @@ class CapturedStep:
             found = torch.autograd.grad(surrogate, leaves, allow_unused=True)
         self.unused = {name for name, g in zip(self.names, found, strict=True) if g is None}
         grads = [g for g in found if g is not None]
-        if settings.clip_norm is not None:
+        keep: Any = None  # whether the step is taken, where some are not
+        if settings.clip_norm is not None or settings.skip_gradients is not None:
             norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+        if settings.skip_gradients is not None:
+            keep = norm <= settings.skip_gradients
+            grads = [torch.where(keep, g, 0.0) for g in grads]
+            skipped.add_(~keep)
+            keep = keep.to(norm.dtype)
+        if settings.clip_norm is not None:
             scale = (settings.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             grads = [g * scale for g in grads]
         count.add_(1)
         newer, fresh, shrink, *own = scalars
+        left: Any = self.beta2
+        if keep is not None:  # or all that would change by something changes by nothing
+            fresh, shrink, left = fresh * keep, 1 - (1 - shrink) * keep, 1 - (1 - self.beta2) * keep
         moved = [i for i, g in enumerate(found) if g is not None]
         for i, g in zip(moved, grads, strict=True):
             p, m, v, group = params[i], exp_avg[i], exp_avg_sq[i], self.began.index(self.began_of[i])
             size, root = own[2 * group : 2 * group + 2]
+            size = size if keep is None else size * keep
             if settings.optimizer.name == "adamw":
                 p.mul_(shrink)
             m.add_((g - m) * fresh)
-            v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+            v.mul_(left).addcmul_(g, g, value=1 - self.beta2)
             p.sub_(size * m / (v.sqrt() * root + self.eps))
         newest = {**dict(zip(self.names, params, strict=True)), **others}
         for name, a in average.items():

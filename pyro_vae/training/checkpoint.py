@@ -35,6 +35,7 @@ class Within:
         read: the running sum of losses at the last logging point.
         total: the running sum of losses, on the device.
         random: the states of the generators of every device in use, by name; empty at the epoch's beginning.
+        skipped: how many of its steps were left out, on the device.
     """
 
     first_step: int
@@ -42,6 +43,7 @@ class Within:
     read: float
     total: Tensor
     random: dict[str, Tensor]
+    skipped: Tensor
 
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -97,6 +99,8 @@ def state_of(trainer: Trainer, within: Within | None = None) -> State:
     }
     if within is not None:
         tensors["within.total"] = within.total
+        if trainer.settings.skip_gradients is not None:
+            tensors["within.skipped"] = within.skipped
         tensors |= {f"random.{name}": t for name, t in within.random.items()}
         state["within"] = {k: getattr(within, k) for k in ("first_step", "seconds", "read")}
     return tensors, state
@@ -125,7 +129,8 @@ def restore(trainer: Trainer, tensors: dict[str, Tensor], state: dict[str, Any])
     if "within" not in state:
         return None
     total = tensors["within.total"].to(trainer.device, copy=True)
-    return Within(**state["within"], total=total, random=_under("random.", tensors))
+    skipped = tensors.get("within.skipped", torch.zeros((), dtype=torch.int64)).to(trainer.device, copy=True)
+    return Within(**state["within"], total=total, random=_under("random.", tensors), skipped=skipped)
 
 
 def fits(program: nn.Module, weights: dict[str, Tensor]) -> bool:
@@ -195,6 +200,8 @@ def _admit(trainer: Trainer, found: dict[str, Outline], state: Any, where: Path)
         expected |= {f"buffer.{name}": Outline.of(trainer.average.values[name]) for name in trainer.average.moving}
     if "within" in state:
         expected["within.total"] = Outline((), torch.float32 if trainer.device.type == "mps" else torch.float64)
+        if trainer.settings.skip_gradients is not None:
+            expected["within.skipped"] = Outline((), torch.int64)
         generators = {n for n in found if n in ("random.cpu", "random.cuda", "random.mps")}
         expected |= {n: Outline(found[n].shape[:1], torch.uint8) for n in generators | {"random.cpu"}}
     rest = {n: o for n, o in found.items() if not n.startswith("program.")}

@@ -112,8 +112,8 @@ def fit(
         checkpoint_epochs, checkpoint_minutes: how often a checkpoint is made; as often as it costs little where both are None.
         tensorboard: write the metrics as TensorBoard event files into ``out/tensorboard``, or into the folder given.
         settings: any field of :class:`pyro_vae.training.settings.Settings`: ``batch_size``, ``lr``, ``objective``, ``schedule``,
-            ``optimizer``, ``clip_norm``, ``accumulate``, ``average``, ``patience``, ``keep``, ``standardize``, ``compile``,
-            ``precision``, ``seed``. ``objective`` and ``schedule`` may be functions.
+            ``optimizer``, ``clip_norm``, ``skip_gradients``, ``accumulate``, ``average``, ``patience``, ``keep``,
+            ``standardize``, ``compile``, ``precision``, ``seed``. ``objective`` and ``schedule`` may be functions.
 
     Returns:
         The run; ``run.program is program``.

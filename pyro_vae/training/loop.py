@@ -22,9 +22,9 @@ from pyro_vae.errors import NumericalError, UserError
 from pyro_vae.memory import keep_freed
 from pyro_vae.objectives.base import Objective
 from pyro_vae.precision import casts, no_denormals, products
-from pyro_vae.programs.trace import draw_terms, dtype_of
+from pyro_vae.programs.trace import dtype_of
 from pyro_vae.seeding import derive_seed, generator, seeded
-from pyro_vae.training.average import Average
+from pyro_vae.training.average import Average, pass_over
 from pyro_vae.training.captured import CapturedStep
 from pyro_vae.training.checkpoint import (
     State,
@@ -50,11 +50,11 @@ from pyro_vae.training.progress import Progress
 from pyro_vae.training.schedule import Schedule, share_of_newest
 from pyro_vae.training.selection import Validation
 from pyro_vae.training.settings import Settings
+from pyro_vae.training.skipping import advance, exploded
 from pyro_vae.training.source import Batch, Source, in_parts
 
 LOGS_PER_EPOCH = 10  # how often an epoch's losses are read to the host
 COPY_SECONDS = 60  # how old the copy of the state may be from which a fault is looked for
-STATISTICS_ROWS = 4096  # of an epoch, from which the averaged weights get running statistics
 
 
 class Trainer:
@@ -143,7 +143,7 @@ class Trainer:
             finally:  # compiled and fused steps change tensors, and torch does not count it
                 increment_version([*self.program.parameters(), *self.program.buffers()])
             if self.average is not None:
-                self.average.settle(lambda: self._pass(order))
+                self.average.settle(lambda: pass_over(self, order))
         if self.captured is not None:
             self.captured.finish()
         metrics: dict[str, Any] = {
@@ -152,6 +152,8 @@ class Trainer:
             "train_loss": within.read / (self.step - within.first_step),
             "lr": self.schedule.at(within.first_step).lr,
         }
+        if self.settings.skip_gradients is not None:
+            metrics["skipped"] = int(within.skipped)
         metrics |= self.ranks.shared(self._validate() if self.ranks.first else {})
         metrics["seconds"] = round(time.perf_counter() - began, 3)
         self.epoch = epoch
@@ -242,7 +244,7 @@ class Trainer:
     def _at_beginning(self) -> Within:
         dtype = torch.float64 if self.device.type != "mps" else torch.float32
         total = torch.zeros((), dtype=dtype, device=self.device)
-        return Within(self.step, 0.0, 0.0, total, {})
+        return Within(self.step, 0.0, 0.0, total, {}, torch.zeros((), dtype=torch.int64, device=self.device))
 
     def _next_logging(self, within: Within, every: int) -> int:
         return within.first_step + ((self.step - within.first_step) // every + 1) * every
@@ -257,7 +259,7 @@ class Trainer:
         else:
             within.total += self._gradients(self._batch(self._rows(order, within)))
             self.finite += torch.isfinite(within.total)
-            self._apply()
+            within.skipped += not self._apply()
 
     def _begin(self, order: Tensor, within: Within) -> None:
         """Stand at the step under way, and count anew those after which the sum of losses is finite.
@@ -272,6 +274,7 @@ class Trainer:
             rest = order[(self.step - within.first_step) * self.settings.batch_size :]
             self.minibatches = self.source.minibatches(rest, self.settings.batch_size)
             within.total, self.finite = self.captured.loss.copy_(within.total), self.captured.finite
+            within.skipped = self.captured.skipped.copy_(within.skipped)
         self.finite.zero_()
 
     def _rows(self, order: Tensor, within: Within) -> Tensor:
@@ -295,21 +298,17 @@ class Trainer:
             total = loss if share == 1 else total + loss.detach() * share
         return total
 
-    def _apply(self) -> None:
+    def _apply(self) -> bool:
+        """Take the step; False where its gradient has exploded, and it is left out."""
+        taken = not exploded(self.parameters, self.settings.skip_gradients)
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         self.schedule.apply(self.optimizer, self.step)
-        self.optimizer.step()
+        advance(self.optimizer, taken)
         self.step += 1
         if self.average is not None and (share := share_of_newest(self.settings.average, self.step)):
             self.average.follow(share)
-
-    def _pass(self, order: Tensor) -> None:
-        """A pass over some of an epoch's rows, from which running statistics are found."""
-        rows = order[:STATISTICS_ROWS].split(min(self.settings.batch_size, len(order)))
-        with seeded(derive_seed("running statistics", self.settings.seed, self.epoch), self.device):
-            for some in [r for r in rows if len(r) == len(rows[0])]:
-                draw_terms(self.program, *self.source.batch(some), num_samples=1)
+        return taken
 
     def _heed(self, within: Within | None) -> None:
         """End training where a signal asked for it: with a checkpoint, where there is a run."""

@@ -39,6 +39,9 @@ class Settings(BaseModel):
         accumulate: parts that a minibatch is computed in, one after the other: their gradients add up to that of the whole, and
             they take less memory.
         clip_norm: the largest norm of the whole gradient, or None.
+        skip_gradients: the norm of the whole gradient above which, or where it is not finite, a step is left out: weights and
+            moments stay as they are, and the epoch's metrics count it as ``skipped`` (Child 2021,
+            https://arxiv.org/abs/2011.10650, section 4). None leaves out no step.
         average: decay per step of the exponential moving average of the weights that is evaluated and kept (with a faster
             decay over the first steps; updated at every step at first, at every 16th where its memory is long), or None.
         patience: epochs without a better validation value before training stops, or None; needs a validation split.
@@ -65,6 +68,7 @@ class Settings(BaseModel):
     schedule: Annotated[Block, BeforeValidator(lambda v: parse_schedule(v))] = Block(name="one-cycle")
     accumulate: Annotated[int, Field(ge=1)] = 1
     clip_norm: Positive | None = None
+    skip_gradients: Positive | None = None
     average: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     patience: Annotated[int, Field(ge=1)] | None = None
     keep: Literal["best", "last", "elbo"] = "best"

@@ -48,6 +48,7 @@ def _figures(section: Section, found: LatentInformation) -> None:
         ("distortion, -E log p(x | z)", f"{found.distortion:.2f} ± {found.distortion_se:.2g}"),
         ("mutual information I(x; z)", _bounds(_information(found))),
         ("KL of the aggregate posterior to the prior", _bounds(_marginal(found))),
+        ("KL of each layer", ", ".join(f"{name} {kl:.2f}" for name, kl in found.kl_per_layer.items())),
         ("active units", f"{found.num_active} of {len(found.names)}"),
         ("units that are not active", ", ".join(found.collapsed) or "none"),
     ]

@@ -1,0 +1,135 @@
+"""What layers carry: KL by layer, collapsed ones by name, free bits and balance by layer, samples at a temperature."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from linear_hierarchy import build, drawn
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.evaluation.layers import kl_of_layers
+from pyro_vae.objectives.aggregate import FreeBits
+from pyro_vae.objectives.base import LAST_STEP
+from pyro_vae.programs.trace import draw_terms
+from pyro_vae.seeding import seeded
+
+DIM = 5
+
+
+def hierarchy(*, idle: bool = False) -> Any:
+    """Two layers, of which the upper one is the prior whatever x is, where that is asked."""
+    vae = build([3, 2], "bottom-up", DIM)
+    if idle:
+        with torch.no_grad():
+            vae.posterior.head.map.weight.zero_()
+            vae.posterior.head.map.bias.copy_(torch.tensor([0.0, 0.0, 0.5413, 0.5413]))
+            vae.priors[0].head.map.weight.zero_()
+    return vae
+
+
+def test_the_kl_of_layers_adds_up_to_the_rate_and_collapsed_ones_are_named() -> None:
+    """Within 5 standard errors of the difference of two sets of draws; only a layer without active units is named."""
+    vae = hierarchy()
+    x = drawn(vae, 400)
+    found = pv.latent_information(vae, x)
+    assert list(found.kl_per_layer) == ["z1", "z2"]
+    assert abs(sum(found.kl_per_layer.values()) - found.rate) < 5 * 2**0.5 * found.rate_se
+    assert not [w for w in found.warnings if "collapsed" in w]
+    idle = pv.latent_information(hierarchy(idle=True), x)
+    (line,) = [w for w in idle.warnings if "collapsed" in w]
+    assert re.match(r"the layer 'z2' has collapsed: none of its 2 units is active", line)
+    assert idle.kl_per_layer["z2"] == pytest.approx(0.0, abs=1e-3)
+    assert idle.summary()["kl_per_layer"] == idle.kl_per_layer
+
+
+def loss(vae: Any, x: Tensor, step: int = 0, **options: Any) -> Tensor:
+    """The surrogate of free bits, of the same draws each time."""
+    with seeded(0):
+        return FreeBits(**options)(vae, x, step=step)[1].detach()
+
+
+def test_free_bits_and_balance_by_layer() -> None:
+    """A floor that both layers are under counts once for each; weights of a warm-up are those that are written down."""
+    vae = hierarchy()
+    x = drawn(vae, 30)
+    with seeded(0), torch.no_grad():
+        terms = draw_terms(vae, x, num_samples=1)
+    reconstruction = terms.log_likelihood.mean()
+    floored = loss(vae, x, free=1e4, per="layer")
+    torch.testing.assert_close(floored, 2e4 - reconstruction)
+    whole = loss(vae, x, free=0.0, per="layer")
+    torch.testing.assert_close(whole, -terms.log_weight.mean())
+    torch.testing.assert_close(loss(vae, x, free=0.0), whole)
+    half = loss(vae, x, step=4, free=0.0, warmup_steps=10)
+    torch.testing.assert_close(half, -reconstruction + 0.5 * (whole + reconstruction))
+    with seeded(0):
+        kl = torch.tensor(list(_kl_of_one_draw(vae, x).values())).double()
+    size = torch.tensor([3.0, 2.0]).double() * (0.01 + kl.abs())
+    balanced = -reconstruction + 0.5 * (size / size.mean() * kl).sum()
+    torch.testing.assert_close(loss(vae, x, step=4, free=0.0, per="layer", warmup_steps=10, balance=True), balanced)
+    for step in (9, LAST_STEP):
+        after = loss(vae, x, step=step, free=0.0, per="layer", warmup_steps=10, balance=True)
+        torch.testing.assert_close(after, whole)
+    with pytest.raises(pv.UserError, match="warmup_steps beside balance"):
+        FreeBits(balance=True)
+
+
+def _kl_of_one_draw(vae: Any, x: Tensor) -> dict[str, float]:
+    from pyro_vae.programs.trace import isolated, latent_sites, trace
+
+    with isolated(), torch.no_grad():
+        traces = trace(vae, x, num_samples=1)
+        sites = latent_sites(traces.guide)
+        return {
+            n: float((s["fn"].log_prob(s["value"]) - traces.model.nodes[n]["fn"].log_prob(s["value"])).mean())
+            for n, s in sites.items()
+        }
+
+
+def test_a_balanced_step_is_one_graph() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    vae = hierarchy()
+    objective = FreeBits(per="layer", warmup_steps=10, balance=True)
+    x = drawn(vae, 6)
+    with seeded(0):
+        graph = make_fx(lambda x, step: objective(vae, x, step=step)[1])(x, torch.tensor(3.0))
+        assert torch.isfinite(graph(drawn(vae, 6, seed=9), torch.tensor(11.0)))
+
+
+def test_the_kl_of_a_flat_model_is_that_of_its_layer() -> None:
+    vae = pv.build("ppca", "linear", (DIM,), latent_dim=2)
+    assert list(kl_of_layers(vae, torch.zeros(4, DIM))) == ["z"]
+
+
+def test_samples_at_a_temperature_have_scales_that_much_smaller() -> None:
+    """Variances of 20,000 draws within 5 standard errors; 1 is what a seed drew before; what has no scale is refused."""
+    vae = hierarchy()
+    plain, cold = (pv.sample(vae, 20_000, mean=True, temperature=t, seed=3) for t in (1.0, 0.5))
+    torch.testing.assert_close(plain, pv.sample(vae, 20_000, mean=True, seed=3))
+    ratio = cold.var(0) / plain.var(0)
+    assert bool(((ratio - 0.25).abs() < 5 * 0.25 * (4 / 20_000) ** 0.5).all())
+    for prior in ("gaussian-mixture:components=2", "maf:layers=1"):
+        other = pv.build("two-layer", "diagonal", (1, 4, 4), prior=prior, encoder="mlp:hidden=[4]", latent_dim=2)
+        with pytest.raises(pv.UserError, match="no scale that a temperature could multiply"):
+            pv.sample(other, 2, temperature=0.7)
+    for wrong in (0.0, -1.0):
+        with pytest.raises(pv.UserError, match="temperature above 0"):
+            pv.sample(vae, 2, temperature=wrong)
+
+
+def test_draws_that_share_their_upper_layers_differ_below() -> None:
+    """All layers from the one named upwards are one draw: with the lowest, means of x are all alike."""
+    vae = hierarchy()
+    alike = pv.sample(vae, 50, mean=True, shared="z1")
+    assert bool((alike == alike[0]).all())
+    upper = pv.sample(vae, 4000, mean=True, shared="z2").var(0)
+    assert bool((upper > 0).all())
+    assert bool((upper < pv.sample(vae, 4000, mean=True).var(0) * 1.2).all())
+    assert pv.sample(vae, 3, shared="z2", temperature=0.5).shape == (3, DIM)
+    with pytest.raises(pv.UserError, match="shared = 'z3'"):
+        pv.sample(vae, 2, shared="z3")
