@@ -118,3 +118,22 @@ def test_a_killed_training_ends_where_one_left_alone_ends(tmp_path: Path) -> Non
     ours, theirs = (read_tensors(path / "state.safetensors")[0] for path in (killed, alone))
     assert ours.keys() == theirs.keys()
     assert all(bool((ours[name] == theirs[name]).all()) for name in ours)
+
+
+@pytest.mark.slow
+def test_a_finished_autoencoder_is_evaluated_anew_from_its_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its prior and guide come from the run in it, and one whose guide was not begun goes on."""
+    small = ("--set", "latent_dim=2", "--set", "encoder=mlp:hidden=[8]", "--set", "decoder=mlp:hidden=[8]", "--set",
+             "prior=gaussian-mixture:components=3", "--set", "guide_epochs=3", "--epochs", "3")  # fmt: skip
+    how = ("--samples", "20", "--limit", "5", "--chains", "2", "--distributions", "5", "--quiet", "--json", "--out")
+    assert run(["baseline", "autoencoder", *small, *how, str(tmp_path / "a")]) == 0
+    first = json.loads(capsys.readouterr().out)
+    for _ in range(2):
+        assert run(["baseline", "autoencoder", "--resume", *how, str(tmp_path / "a")]) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert {k: v for k, v in again.items() if k != "minutes"} == {k: v for k, v in first.items() if k != "minutes"}
+        for file in (tmp_path / "a" / "program").iterdir():
+            file.unlink()
+        (tmp_path / "a" / "program").rmdir()

@@ -7,7 +7,7 @@ M1).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -29,7 +29,7 @@ UNLABELLED = 10_000  # rows that PCA is fitted to, labels unseen
 
 
 def linear_probe(
-    program: Program,
+    program: Program | Mapping[str, Program],
     x: Tensor,
     labels: Tensor,
     x_test: Tensor,
@@ -46,7 +46,7 @@ def linear_probe(
     nothing else.
 
     Args:
-        program: any Program with continuous latents, unconditional.
+        program: any Program with continuous latents, unconditional; or several by name, an autoencoder's and a VAE's, say.
         x: training data ``(N, *event)``; PCA is fitted to at most 10,000 of them.
         labels: their classes ``(N,)``.
         x_test: test data, with ``labels_test``.
@@ -66,8 +66,10 @@ def linear_probe(
         >>> linear_probe(vae, x, y, x[:100], y[:100], num_labels=(20,), num_seeds=1).dims
         ('representation', 'num_labels', 'seed')
     """
+    programs = dict(program) if isinstance(program, Mapping) else {"latents": program}
     for data in (x, x_test):
-        require_rows(data, program)
+        for one in programs.values():
+            require_rows(data, one)
     y, y_test = (np.asarray(t.cpu()) for t in (labels, labels_test))
     classes = np.unique(y)
     if len(classes) < 2 or len(y) != len(x) or len(y_test) != len(x_test):
@@ -77,11 +79,12 @@ def linear_probe(
     for number in num_labels:
         if number < len(classes) or number > len(y):
             raise UserError(f"expected between {len(classes)} labels (one of each class) and {len(y)}, got {number}")
-    features, features_test = (guide_means(program, t)[1].numpy() for t in (x, x_test))
+    means = {n: tuple(guide_means(one, t)[1].numpy() for t in (x, x_test)) for n, one in programs.items()}
     pixels, pixels_test = (t.flatten(1).cpu().double().numpy() for t in (x, x_test))
-    pca = PCA(min(features.shape[1], *pixels[:UNLABELLED].shape), svd_solver="full").fit(pixels[:UNLABELLED])
+    size = max((train.shape[1] for train, _ in means.values()), default=1)
+    pca = PCA(min(size, *pixels[:UNLABELLED].shape), svd_solver="full").fit(pixels[:UNLABELLED])
     sets = {
-        "latents": (features, features_test),
+        **means,
         "pixels": (pixels, pixels_test),
         "pca": (pca.transform(pixels), pca.transform(pixels_test)),
     }

@@ -19,6 +19,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.programs.latents import sample
 from pyro_vae.registry import register
 from pyro_vae.spec import build, read_block
+from pyro_vae.training.run import SPEC
 
 
 @register("baselines", "autoencoder")
@@ -113,10 +114,10 @@ class Autoencoder(Baseline):
 
     def finish(self, data: Data, path: Path | None, seed: int, visible: bool) -> float:
         """The prior of its codes, and the guide of its decoder, as the run ``program`` in the directory."""
-        fit_prior(self.program.prior, codes(self.program, data), self.prior_epochs, seed)
-        return fit_guide(
-            self.program, data, self.guide_epochs, None if path is None else path / "program", seed, visible
-        )
+        where = None if path is None else path / "program"
+        if where is None or not (where / SPEC).is_file():  # else it is in the run
+            fit_prior(self.program.prior, codes(self.program, data), self.prior_epochs, seed)
+        return fit_guide(self.program, data, self.guide_epochs, where, seed, visible)
 
     def figures(self, data: Data, how: How, progress: Progress) -> dict[str, Any]:
         """Of the program, beside the reconstruction that it was trained for."""
@@ -125,6 +126,6 @@ class Autoencoder(Baseline):
             loss = torch.stack([self.loss(part) * len(part) for part in x.split(1000)]).sum() / len(x)
         return {**figures_of(self.program, data, how, progress), "reconstruction_at_guide_mean": float(loss)}
 
-    def sample(self, num: int, seed: int) -> Tensor:
-        """Means of pixels at draws of the prior."""
-        return sample(self.program, num, mean=True, seed=seed)
+    def sample(self, num: int, seed: int, *, mean: bool = True) -> Tensor:
+        """Pixels at draws of the prior."""
+        return sample(self.program, num, mean=mean, seed=seed)

@@ -96,8 +96,8 @@ class Baseline(nn.Module, ABC):
         """``nll``, ``nll_mc_se``, ``nll_data_se``, ``num_data``, ``bits_per_dim``, ``computed`` (in words), ``warnings`` ..."""
 
     @abstractmethod
-    def sample(self, num: int, seed: int) -> Tensor:
-        """Draws ``(num, *event_shape)``."""
+    def sample(self, num: int, seed: int, *, mean: bool = True) -> Tensor:
+        """Draws ``(num, *event_shape)``; of the last step, which draws pixels, the mean or the pixels."""
 
     def batches(self, data: Data, generator: torch.Generator) -> Iterator[Tensor]:
         """Shuffled minibatches ``(batch, *event_shape)``, prepared afresh."""

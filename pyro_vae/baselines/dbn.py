@@ -147,10 +147,11 @@ class DBN(Baseline):
             "warnings": [*known["warnings"], *result.warnings],
         }  # fmt: skip
 
-    def sample(self, num: int, seed: int) -> Tensor:
-        """Means of pixels given the first hidden layer of chains that go on from those of training."""
-        hidden, _ = self.upper.gibbs(num, DREAM, generator("dreams of a dbn", seed))
-        return self.lower.visible_mean(hidden).reshape(num, *self.event_shape)
+    def sample(self, num: int, seed: int, *, mean: bool = True) -> Tensor:
+        """Pixels given the first hidden layer of chains that go on from those of training."""
+        source = generator("dreams of a dbn", seed)
+        means = self.lower.visible_mean(self.upper.gibbs(num, DREAM, source)[0])
+        return (means if mean else bernoulli(means, source)).reshape(num, *self.event_shape)
 
 
 class AsProgram(nn.Module):

@@ -165,8 +165,8 @@ class GAN(Baseline):
             _, scale = self.program.likelihood.location_and_scale(self.program.decoder(torch.zeros(1, self.latent_dim)))
         return {**found, "scale": float(scale), "warnings": [WARNING, *found["warnings"]]}
 
-    def sample(self, num: int, seed: int) -> Tensor:
-        """G(z) at draws of z."""
+    def sample(self, num: int, seed: int, *, mean: bool = True) -> Tensor:
+        """G(z) at draws of z, whatever ``mean``: it was trained to make images without noise."""
         return sample(self.program, num, mean=True, seed=seed)
 
 

@@ -90,10 +90,10 @@ class RBM(Baseline):
         log_p = self.machine.log_unnormalised(x) - log_z.value
         return {**of_images(log_p, log_z.se, self.event_shape), **told(log_z, how)}
 
-    def sample(self, num: int, seed: int) -> Tensor:
-        """Means of pixels in chains that go on from those of training."""
-        _, mean = self.machine.gibbs(num, DREAM, generator("dreams of an rbm", seed))
-        return mean.reshape(num, *self.event_shape)
+    def sample(self, num: int, seed: int, *, mean: bool = True) -> Tensor:
+        """Pixels in chains that go on from those of training."""
+        drawn, means = self.machine.gibbs(num, DREAM, generator("dreams of an rbm", seed))
+        return (means if mean else drawn).reshape(num, *self.event_shape)
 
 
 def falling(lr: float, number: int, epochs: int, steps: int) -> Any:

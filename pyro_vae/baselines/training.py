@@ -27,7 +27,8 @@ from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training.files import Outline, damaged, parse_json, read_tensors, read_text, write_tensors, write_text
 from pyro_vae.training.interrupts import Interrupted, Interrupts
 from pyro_vae.training.kept import ROWS, load_kept, table, write_content
-from pyro_vae.training.run import claimed, versions
+from pyro_vae.training.run import SPEC, claimed, versions
+from pyro_vae.training.run import load as load_run
 
 RECORD, STATE, METRICS = "baseline.json", "state.safetensors", "metrics.jsonl"
 SECONDS = 60.0  # between two checkpoints
@@ -88,6 +89,14 @@ def load(path: Path, record: dict[str, Any]) -> tuple[Baseline, list[dict[str, A
     tensors, state = read_tensors(where, fits)
     made.load_state_dict(tensors)
     return made, state["metrics"]
+
+
+def load_trained(path: Path) -> Baseline:
+    """A baseline as its training left it, with what followed the passes."""
+    made, _ = load(path, read(path))
+    if (path / "program" / SPEC).is_file():
+        load_run(path / "program", program=getattr(made, "program", None))
+    return made
 
 
 def load_data(path: Path, record: dict[str, Any], root: str | None) -> Data:
