@@ -157,3 +157,13 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path, alone: Path) -> Non
     remove_temporaries(tmp_path, ("weights.safetensors", "metrics.jsonl", "spec.toml"))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*keep, "outside"])
     assert outside.read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_records_with_few_labels(tmp_path: Path) -> None:
+    """A semi-supervised run: which labels are present is drawn again when it is resumed, the same ones."""
+    options = ("--model", "semi-supervised", "--present", "label=50", "--objective", "elbo:label_weight=20")
+    status, _, err = commands.run(*TRAIN, "--out", str(tmp_path / "alone"), *options)
+    assert status == 0, err
+    for index, moment in enumerate([("time", 2, 0.05), ("write", 3 * CALLS + 3 * EVERY + 4, 0.0)]):
+        check(tmp_path / f"run{index}", tmp_path / "alone", moment, *options)

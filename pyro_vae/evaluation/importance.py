@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.proven import blind_spots, proven
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
 from pyro_vae.evaluation.rounding import measured
+from pyro_vae.evaluation.shared import shared_terms
 from pyro_vae.evaluation.subsets import of_columns
 from pyro_vae.evaluation.weights import joined, reduced
 from pyro_vae.precision import products, require_precision
@@ -51,6 +53,7 @@ def log_likelihood(
     *,
     of: Any = None,
     given: Any = None,
+    common: bool = False,
     num_samples: int = 5000,
     target_se: float | None = None,
     seed: int = 0,
@@ -83,6 +86,8 @@ def log_likelihood(
         y: what a conditional program is conditioned on, ``(N, ...)``.
         of: of a record, the names of the columns whose log p is asked for; others are missing. By default all.
         given: names of columns that are conditioned on.
+        common: of log p(x_A | x_B), whether both of its terms are made of the draws of the guide that is given x_B
+            (:mod:`pyro_vae.evaluation.shared`): a smaller error where x_A adds little to what x_B says. Each has its own else.
         num_samples: K, joint draws of all latents per image.
         target_se: nats; a pilot of 250 draws decides how many draws of its own an image gets for a standard error of about
             that (250, 500, 1,000, ..., at most K), which stand in the result's ``draws``. Only these are reported, so that the
@@ -121,7 +126,10 @@ def log_likelihood(
     traces, layout = admitted(), layout_of(program, x)
     if of is not None or given is not None:
         options = {**vars(how), "progress": progress}
-        return of_columns(log_likelihood, program, x, y, layout, of, given, options.pop("seed"), **options)
+        shared = _sharing(how, progress) if common else None
+        return of_columns(log_likelihood, program, x, y, layout, of, given, options.pop("seed"), shared, **options)
+    if common:
+        raise UserError("common draws are of log p(x_A | x_B) of a record: name the columns, of= and given=")
     require_weights(traces)
     require_precision(precision, device_of(program), dtype_of(program))
     latents = latent_sites(traces.model)
@@ -183,6 +191,14 @@ def log_likelihood(
     consistency.tell(result.forbidden)
     tell(result.warnings, UnreliableEstimateWarning)
     return result
+
+
+def _sharing(how: ImportanceSampling, progress: Callable[[int], None] | None) -> Callable[..., Any]:
+    """What estimates both terms of a conditional by the same draws; refuses what is not made for that."""
+    plain = ImportanceSampling(how.num_samples, seed=how.seed, compile=how.compile)
+    if how != plain or how.compile == "on" or how.num_samples < 2:
+        raise UserError("common draws take num_samples, of at least 2, and seed alone: leave the other options out")
+    return partial(shared_terms, num_samples=how.num_samples, seed=how.seed, progress=progress)
 
 
 def block_shape(x: Tensor, num_samples: int, chunk_size: int | None = None, states: int = 1) -> tuple[int, int]:

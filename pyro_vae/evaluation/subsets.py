@@ -3,7 +3,7 @@
     log p(x_A) = log int p(z) p(x_A | z) dz,        log p(x_A | x_B) = log p(x_A, x_B) - log p(x_B)
 
 What is in neither is missing. The two terms of a conditional have a guide, and draws, of their own: their errors are independent
-and add in quadrature. (Draws that both share would need the delta method.)
+and add in quadrature. Draws that both share (:mod:`pyro_vae.evaluation.shared`) have the error of the difference.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ConditionalLogLikelihood(LogLikelihood):
     Attributes:
         joint: log p(x_A, x_B).
         evidence: log p(x_B).
-        error: how ``mc_se`` was computed: ``quadrature``, of independent draws.
+        error: how ``mc_se`` was computed: ``quadrature``, of independent draws, or ``delta``, of draws that both share.
     """
 
     joint: LogLikelihood = field(kw_only=True, repr=False)
@@ -49,6 +49,7 @@ def of_columns(
     of: Any,
     given: Any,
     seed: int,
+    shared: Callable[..., Any] | None = None,
     **options: Any,
 ) -> LogLikelihood:
     """log p of the columns ``of`` given the columns ``given``, by a function that estimates log p(x).
@@ -62,6 +63,7 @@ def of_columns(
         of: names of columns that are sites; all that are not in ``given`` where it is None.
         given: names of others.
         seed: of the draws.
+        shared: estimates both terms by the same draws, and the error of their difference; None for draws of their own.
         options: of the estimate.
     """
     if layout is None:
@@ -76,10 +78,17 @@ def of_columns(
     record = layout.unpacked(x)
     covariates = [n for n in record if n not in sites]
 
-    def term(names: list[str], seed: int) -> LogLikelihood:
-        part = packed(program, record.only([*names, *covariates]), whole=True)
-        return estimate(program, part, y, seed=seed, **options)
+    def part(names: list[str]) -> Tensor:
+        return packed(program, record.only([*names, *covariates]), whole=True)
 
+    def term(names: list[str], seed: int) -> LogLikelihood:
+        return estimate(program, part(names), y, seed=seed, **options)
+
+    if shared is not None:
+        if not given:
+            raise UserError("common draws are of log p(x_A | x_B): name the columns B, given=")
+        both, other, error = shared(program, part([*of, *given]), part(given), y, of)
+        return _difference(both, other, record, of, error)
     joint = term([*of, *given], seed)
     if not given:
         return joint
@@ -87,7 +96,9 @@ def of_columns(
     return _difference(joint, evidence, record, of)
 
 
-def _difference(joint: LogLikelihood, evidence: LogLikelihood, record: Record, of: list[str]) -> LogLikelihood:
+def _difference(
+    joint: LogLikelihood, evidence: LogLikelihood, record: Record, of: list[str], delta: Tensor | None = None
+) -> LogLikelihood:
     present = torch.stack([record.present[n].reshape(len(record), -1).any(1) for n in of]).any(0).cpu()
 
     def where(value: Tensor, nothing: float = 0.0) -> Tensor:
@@ -100,11 +111,15 @@ def _difference(joint: LogLikelihood, evidence: LogLikelihood, record: Record, o
         for r in (joint, evidence)
     ]
     low, high = where(reach[0][0].hypot(reach[1][1])), where(reach[0][1].hypot(reach[1][0]))
+    error = joint.mc_se.hypot(evidence.mc_se)
+    if delta is not None:  # as far as the two reach together, by what their common draws leave of it
+        share = torch.where(error > 0, delta / error, torch.zeros_like(delta))
+        low, high, error = low * share, high * share, delta
     nothing = torch.full_like(value, torch.nan)
     return ConditionalLogLikelihood(
         log_likelihood=value,
         bias=bias,
-        mc_se=where(joint.mc_se.hypot(evidence.mc_se)),
+        mc_se=where(error),
         ess=torch.minimum(joint.ess, evidence.ess),
         khat=where(torch.maximum(joint.khat, evidence.khat), -torch.inf),
         interval=torch.stack([value - bias - low, value - bias + high], 1),
@@ -120,6 +135,7 @@ def _difference(joint: LogLikelihood, evidence: LogLikelihood, record: Record, o
         forbidden=(*joint.forbidden, *evidence.forbidden),
         joint=joint,
         evidence=evidence,
+        error="quadrature" if delta is None else "delta",
     )
 
 
