@@ -17,6 +17,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.estimators import GROUPS
 from pyro_vae.evaluation.weights import Reduced
 from pyro_vae.precision import casts
+from pyro_vae.programs.states import for_rows
 from pyro_vae.programs.summing import AsDrawn, counting
 from pyro_vae.programs.trace import Program, Terms, Traces, isolated, run
 from pyro_vae.programs.walk import spans
@@ -92,7 +93,7 @@ def _terms(
 ) -> tuple[Terms, Tensor]:
     """Terms ``(states, batch)`` with the latents at these values, and which of them count: of masked elements the first alone."""
     size, rows = min(span.stop, number_of_joint(states)) - span.start, len(x)
-    values = {n: s[span, None].expand(size, rows, *s.shape[1:]) for n, s in states.items()}
+    values = {n: for_rows(program, s[span], rows) for n, s in states.items()}
     with casts(precision, x.device), isolated():
         guide = run(program.guide, x, y, num_samples=size, at=AsDrawn(values))
         model = run(program.model, x, y, num_samples=size, at=values)

@@ -7,10 +7,11 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.likelihoods.base import Distribution, Likelihood, Shape
 from pyro_vae.networks.heads import Head
+from pyro_vae.precision import wide
 from pyro_vae.registry import register
 
 FACTORS = 16  # whose logarithms are taken as one, or up to 31 in a small image: each factor is at most 2
@@ -21,14 +22,20 @@ class BinaryPixels(dist.Independent):
     """Independent Bernoullis with logits l on values that are 0 or 1 and nothing between, their log-probability summed at once.
 
     log p(x) = sum_d log sigmoid(s_d) = sum_d min(s_d, 0) - log prod_d (1 + exp(-|s_d|)),   s = (2 x - 1) l
+
+    Of l that all rows share (the states of a mixture) it is one product, x' l - sum_d softplus(l_d), in float64 for what cancels.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Summed over the event."""
         if self._validate_args:
             self._validate_sample(value)
-        signed = (2 * value - 1) * self.base_dist.logits
-        total: Tensor = _SumOfLogSigmoids.apply(signed.flatten(-self.reinterpreted_batch_ndims))
+        logits, x = (t.flatten(-self.reinterpreted_batch_ndims) for t in (self.base_dist.logits, value))
+        if logits.dim() == 3 and x.dim() == 2 and logits.stride(1) == 0 and len(x) > 1:  # states that all rows share
+            each = wide(logits[:, 0])
+            shared: Tensor = each @ wide(x).T - nn.functional.softplus(each).sum(-1, keepdim=True)
+            return shared.to(logits.dtype)
+        total: Tensor = _SumOfLogSigmoids.apply((2 * x - 1) * logits)
         return total
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.particles import Particles
-from pyro_vae.programs.states import MOST_STATES, is_enumerable, number_of_states, states
+from pyro_vae.programs.states import MOST_STATES, for_rows, is_enumerable, number_of_states, states
 from pyro_vae.programs.trace import Program, innermost, isolated, latent_sites, run, site_log_prob
 from pyro_vae.registry import register
 
@@ -23,10 +23,17 @@ class EnumeratedELBO(Objective):
     For a guide with one discrete site of at most 1,024 states: one categorical of K classes has K, D of them K^D, D bits 2^D.
     All states of all images are decoded in one pass. Rao-Blackwellised to the end, it has the expectation of the
     score-function gradient of ``elbo`` and none of its variance: Titsias & Lazaro-Gredilla 2015, https://arxiv.org/abs/1503.01494.
+
+    Args:
+        marginal: minimise -log p(x) instead, which the same sum gives, and KL(p(z | x) || q(z | x)) beside it, which the guide
+            follows: what expectation maximisation does for a mixture (Dempster, Laird & Rubin 1977), by gradients.
     """
 
     enumerates = True
     formula = "-sum_z q(z | x) [log p(x, z) - log q(z | x)]"
+
+    def __init__(self, *, marginal: bool = False) -> None:
+        self.marginal = marginal
 
     def __call__(
         self, program: Program, x: Tensor, y: Tensor | None = None, step: Tensor | int = 0
@@ -36,11 +43,17 @@ class EnumeratedELBO(Objective):
             drawn = run(program.guide, x, y, num_samples=1)
         name, site = _the_site(latent_sites(drawn))
         values = states(site["fn"])
-        drawn.nodes[name] = {**site, "value": values[:, None].expand(len(values), len(x), *values.shape[1:])}
+        drawn.nodes[name] = {**site, "value": for_rows(program, values, len(x))}
         particles = Particles(program, x, y, len(values), drawn, lambda: drawn)
         # the chance of a state, whether or not the guide's density is masked or scaled where it is scored
         log_chance = site_log_prob(drawn.nodes[name], mask=False).expand(len(values), len(x))
-        loss = -(log_chance.exp() * particles.log_weight()).sum(0).mean()
+        log_weight = particles.log_weight()
+        if self.marginal:
+            log_joint = log_weight + log_chance
+            follow = log_joint.detach().softmax(0) * log_chance
+            loss = -log_joint.logsumexp(0).mean()
+            return loss.detach(), loss - follow.sum(0).mean()
+        loss = -(log_chance.exp() * log_weight).sum(0).mean()
         return loss.detach(), loss
 
 

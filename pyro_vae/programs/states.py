@@ -36,6 +36,13 @@ def states(fn: Any) -> Tensor:
     return each[index].reshape(len(index), *fn.event_shape)
 
 
+def for_rows(program: Any, values: Tensor, rows: int) -> Tensor:
+    """States ``(states, *event)`` as values of rows ``(states, rows, *event)``, or of one where the model says it will do."""
+    return values[:, None].expand(
+        -1, 1 if getattr(program.model, "one_row_will_do", False) else rows, *values.shape[1:]
+    )
+
+
 def joint_states(sites: dict[str, dict[str, Any]]) -> dict[str, Tensor] | None:
     """Every joint value of several discrete sites of a trace, ``(states, *event_shape)`` by name.
 

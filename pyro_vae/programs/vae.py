@@ -64,6 +64,8 @@ class VAE(nn.Module):
             z = pyro.sample("z", self.p(x))
             pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
+    model.one_row_will_do = True  # type: ignore[attr-defined]  # of latents that are the same for all: they are decoded once
+
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
         with pyro.plate("data", x.shape[0], dim=-1):
