@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from exact import Exact, Hierarchy, LinearGaussian, MissingElements, declared, rotated
+from exact_modes import TwoModes
 from exact_others import BetaBinomial, GammaPoisson, HeavyTails
 from instruments_checks import Cell, Check, estimates, shown, unbiased, within, z_check
 from instruments_weights import both, noises, repeated, seed_of
@@ -34,6 +35,7 @@ MODELS: dict[str, Callable[[], tuple[Any, Exact]]] = {
     "Student t prior": lambda: both(HeavyTails(2, noise=2.0)),
     "masked elements": lambda: both(MissingElements(rotated(5, 2, 0.4, 26), 0.9, width=1.25)),
     "factor": lambda: both(LinearGaussian(rotated(5, 3, 0.3, 27), 0.9, width=1.2, factor=0.4)),
+    "two modes, four guides": lambda: both(TwoModes((0.6, 0.3, -0.5), 1.0)),
 }
 REVERSE = ("PPCA, 3 latents", "PPCA, 8 latents", "hierarchy", "gamma-Poisson", "beta-binomial")
 

@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 from arviz_stats.base import array_stats
 from exact import Exact, Hierarchy, LinearGaussian, rotated
+from exact_modes import TwoModes
 from exact_others import BetaBinomial, GammaPoisson, HeavyTails, Mixture
 from instruments_checks import Cell, Check, draws_check, p_check, shown, uniform, within, z_check
 from instruments_weights import noises, seed_of
@@ -29,6 +30,7 @@ MODELS = {
     "beta-binomial": lambda width=1.0: BetaBinomial(spread=width**2),
     "Student t prior": lambda width=1.0: HeavyTails(width=width),
     "Student t likelihood": lambda width=1.0: HeavyTails(where="likelihood", width=width),
+    "two modes, four guides": lambda width=1.0: TwoModes(width=width),
 }
 
 

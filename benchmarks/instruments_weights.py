@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from exact import Exact, Hierarchy, LinearGaussian, MissingElements, declared, orthogonal, rotated
+from exact_modes import TwoModes
 from exact_others import BetaBinomial, GammaPoisson, HeavyTails, MixedLatents, Mixture, OneNormal
 from instruments_checks import Cell, Check, estimates, p_check, shown, within, z_check
 from scipy import stats
@@ -54,6 +55,7 @@ MODELS: dict[str, Callable[[], tuple[Any, Exact]]] = {
     "masked elements": lambda: both(MissingElements(rotated(6, 2, 0.6, 9), 0.7, width=1.25)),
     "masked rows": lambda: both(MissingElements(rotated(6, 2, 0.6, 9), 0.7, width=1.25, rows=True)),
     "factor": lambda: both(LinearGaussian(rotated(6, 3, 0.5, 10), 0.8, width=1.2, factor=0.7)),
+    "two modes, four guides": lambda: both(TwoModes()),
 }
 CONTINUOUS = [name for name in MODELS if not name.startswith("mixture")]
 
@@ -162,7 +164,12 @@ def cells() -> list[Cell]:
     found = []
     for model in MODELS:
         for k in REPLICATES:
-            short = (model, k) in {("PPCA, rotated, full guide", 100), ("gamma-Poisson", 1000), ("hierarchy", 10)}
+            short = (model, k) in {
+                ("PPCA, rotated, full guide", 100),
+                ("gamma-Poisson", 1000),
+                ("hierarchy", 10),
+                ("two modes, four guides", 100),
+            }
             group = "importance weighting, K < 25" if k < 25 else "importance weighting"
             found.append(Cell(group, f"{model}; K = {k:,}", partial(importance, model, k), short))
     found.append(
@@ -172,7 +179,7 @@ def cells() -> list[Cell]:
             partial(importance, "PPCA, declared, full-rank", 5000, compile="on"),
         )
     )
-    for model in ("PPCA, rotated, full guide", "hierarchy", "gamma-Poisson"):
+    for model in ("PPCA, rotated, full guide", "hierarchy", "gamma-Poisson", "two modes, four guides"):
         found.append(Cell("mean over images", f"{model}; K = 250", partial(dataset_error, model, 250)))
     adaptive = [
         "PPCA, rotated, full guide",
@@ -182,7 +189,7 @@ def cells() -> list[Cell]:
         "hierarchy",
         "gamma-Poisson",
     ]
-    for model in [*adaptive, "beta-binomial", "masked elements"]:
+    for model in [*adaptive, "beta-binomial", "masked elements", "two modes, four guides"]:
         for target in (0.05, 0.02):
             run = partial(importance, model, 5000, replicates=50, target_se=target)
             short = (model, target) == ("PPCA, narrow guide", 0.05)

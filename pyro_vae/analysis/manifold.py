@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.analysis.below import followed
 from pyro_vae.errors import UserError
 from pyro_vae.precision import wide
 from pyro_vae.programs.contract import require_program
@@ -30,14 +31,14 @@ POINTS = 384  # edges of cells along each axis that are evenly spaced, and as ma
 def latent_grid(
     program: Program, num: int = 20, y: Tensor | None = None, *, event_shape: Any = None, seed: int = 0
 ) -> Tensor:
-    """The quantiles ((j + 1/2) / num, (i + 1/2) / num) of the prior of a program with one two-dimensional latent.
+    """The quantiles ((j + 1/2) / num, (i + 1/2) / num) of the prior of a program's first latent, of two dimensions.
 
     In closed form where the coordinates are independent and their quantile functions known (the standard normal).
     Otherwise the density is summed by the midpoint rule over a grid whose range and refinement come from draws of the
     prior; a quantile is then good to about the width of a cell, a few thousandths of the range.
 
     Args:
-        program: any Program with a single latent site, continuous and of two dimensions.
+        program: any Program whose latent, or the uppermost of whose layers, is continuous and of two dimensions.
         num: quantiles per axis.
         y: what a conditional program is conditioned on, one row ``(1, ...)``.
         event_shape: of one datum, where the program does not say it as ``program.event_shape``.
@@ -83,18 +84,30 @@ def prior_sites(program: Program, y: Tensor | None = None, event_shape: Any = No
 
 
 def _prior(program: Program, y: Tensor | None, event_shape: Any) -> Any:
-    """p(z); :class:`UserError` unless z is the one latent, continuous, of two dimensions."""
+    """p(z) of the first latent; :class:`UserError` unless it is continuous, of two dimensions."""
     sites = prior_sites(program, y, event_shape)
     found = " and ".join(f"{name!r} of dimension {fn.event_shape.numel()}" for name, fn in sites.items())
-    if len(sites) != 1 or next(iter(sites.values())).event_shape.numel() != 2:
+    fn = next(iter(sites.values()), None)
+    if fn is None or fn.event_shape.numel() != 2 or not _is_top(program, sites, y, event_shape):
         raise UserError(
-            f"a manifold needs one latent of dimension 2, and this program has {found or 'none'}: train one with "
-            "--set latent_dim=2, or look at samples and interpolations"
+            f"a manifold needs one latent, or a top layer of all, of dimension 2, and this program has {found or 'none'}: train "
+            "one with --set latent_dim=2, or look at samples and interpolations"
         )
-    fn = next(iter(sites.values()))
     if fn.support.is_discrete:
         raise UserError(f"a manifold needs a continuous latent, and this program's {found} is discrete")
     return fn
+
+
+def _is_top(program: Program, sites: dict[str, Any], y: Tensor | None, event_shape: Any) -> bool:
+    """Whether all other latents are given the first: their means differ at two draws of it."""
+    (name, fn), *others = sites.items()
+    if not others:
+        return True
+    with seeded(derive_seed("manifold: top"), device_of(program)):
+        drawn = {name: fn.sample((2,)).reshape(2, *fn.event_shape)}
+    along = None if y is None else y[:1].expand(2, *y.shape[1:])
+    z = followed(program, drawn, along, event_shape=event_shape_of(program, event_shape))
+    return all(not torch.equal(z[n][:1], z[n][-1:]) for n, _ in others)
 
 
 def _closed_form(fn: Any, u: np.ndarray, like: Tensor) -> np.ndarray | None:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from pyro_vae.analysis.below import followed
 from pyro_vae.analysis.drawing import (
     LONG,
     SQUARE,
@@ -200,7 +201,8 @@ def manifold(program: Program, num: int = 20, y: Tensor | None = None, ax: Axes 
     :mod:`pyro_vae.analysis.manifold`.
 
     Args:
-        program: any Program with a single latent site, continuous and of two dimensions.
+        program: any Program whose latent, or the uppermost of whose layers, is continuous and of two dimensions; layers below
+            are at their means given it.
         num: pictures per axis.
         y: what a conditional program is conditioned on, one row ``(1, ...)``.
         ax: where to draw; a new figure where None.
@@ -214,7 +216,8 @@ def manifold(program: Program, num: int = 20, y: Tensor | None = None, ax: Axes 
     shape = _event_shape(program)
     z = latent_grid(program, num, y).flip(0)
     along = None if y is None else y[:1].expand(num * num, *y.shape[1:])
-    x = latents.decode(program, z.flatten(0, 1), along).cpu()
+    first = {next(iter(prior_sites(program, None if y is None else y[:1]))): z.flatten(0, 1)}
+    x = latents.decode(program, followed(program, first, along, event_shape=shape), along).cpu()
     title = "Manifold: $z_1$ to the right, $z_2$ upwards, by quantiles of $p(z)$"
     if shape != (2,):
         return _draw(x, shape, ax, title, num)

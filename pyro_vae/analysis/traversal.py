@@ -2,6 +2,9 @@
 
     x_t = E p(x | z_1, ..., z_d = t, ..., z_D),   z = E q(z | x) elsewhere
 
+Of a hierarchy the layers below follow: they move by what their mean under the model moves, without which an upper layer, that
+reaches x through them alone, would do nothing.
+
 Higgins et al. 2017, beta-VAE, https://openreview.net/forum?id=Sy2fzU9gl.
 """
 
@@ -14,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_vae.analysis.below import followed
 from pyro_vae.analysis.drawing import (
     drawn,
     finish,
@@ -52,7 +56,8 @@ def traversals(
     """Draw what each of the most active units does, one row, panel or line per unit.
 
     Units are those whose guide mean varies most over x; each goes through the prior's mean +- ``width`` standard
-    deviations, a binary one through 0 and 1, the others staying at the guide's mean (rounded where binary) of the first row of x.
+    deviations, a binary one through 0 and 1, the others staying at the guide's mean (rounded where binary) of the first row of
+    x, but for real latents that the model draws after it, and given it.
 
     Args:
         program: any Program whose latents are real or binary.
@@ -103,6 +108,11 @@ def traversals(
         z = _moved(start, unit, values)
         _require_support(fns, z)
         rows_y = None if along is None else along.expand(len(values), *along.shape[1:])
+        if below := _drawn_after(sites, unit):
+            all_start = {n: v.expand(len(values), *v.shape[1:]) for n, v in start.items()}
+            z = followed(
+                program, {n: v for n, v in z.items() if n not in below}, rows_y, start=all_start, event_shape=shape
+            )
         decoded = decode(program, z if len(z) > 1 else next(iter(z.values())), rows_y, event_shape=shape)
         found[names[unit]] = (values, decoded.cpu())
     return _draw(found, shape)
@@ -126,6 +136,12 @@ def _moved(start: dict[str, Tensor], unit: int, values: Tensor) -> dict[str, Ten
         unit -= rows.shape[1]
         found[name] = rows.reshape(len(values), *value.shape[1:])
     return found
+
+
+def _drawn_after(sites: dict[str, Tensor], unit: int) -> list[str]:
+    """The sites that come after that of a unit."""
+    ends = torch.tensor([v[0].numel() for v in sites.values()]).cumsum(0)
+    return list(sites)[int((ends <= unit).sum()) + 1 :]
 
 
 def _require_support(fns: dict[str, Any], z: dict[str, Tensor]) -> None:

@@ -108,10 +108,10 @@ def _ways(section: Section, subject: Subject) -> None:
 
 
 def _manifold(section: Section, subject: Subject) -> None:
-    """The manifold, where there is one latent site, of two units."""
+    """The manifold, where the latent, or the top layer, has two units."""
     y = subject.classes(1)
     sites = list(prior_sites(subject.program, y, subject.event_shape).values())
-    if len(sites) != 1 or sites[0].event_shape.numel() != 2:
+    if not sites or sites[0].event_shape.numel() != 2:
         return
     drawn_small = pictures.is_image(subject.event_shape) or subject.event_shape == (2,)
     num = MANIFOLD if drawn_small else CURVES
