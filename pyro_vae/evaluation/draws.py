@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyro_vae.capture import Captured, CaptureWarning, Uncapturable, capture
 from pyro_vae.errors import warn
-from pyro_vae.evaluation.interval import FEWEST
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.quasi import SobolNoise, length_of
 from pyro_vae.evaluation.weights import Weighed, weigh
@@ -26,8 +25,7 @@ class Draws:
 
     Attributes:
         seed: of the draws.
-        strata: components of mixtures that draws are stratified by, 1 for none; of fewer than 25 draws of each the error
-            would not be known, and all are independent.
+        strata: components of mixtures that draws are stratified by, 1 for none.
         length: draws in a row that depend on each other, of a randomisation of Sobol noise or of one of each stratum.
     """
 
@@ -35,7 +33,7 @@ class Draws:
         self, program: Program, how: ImportanceSampling, samples: int, *, compiled: bool = False, strata: int = 1
     ) -> None:
         self.sobol = how.noise == "sobol"
-        self.strata = 1 if self.sobol or how.num_samples < FEWEST * strata else strata
+        self.strata = 1 if self.sobol else strata
         self.length = length_of(how.num_samples) if self.sobol else self.strata
         self.samples = self.whole(samples)
         self.program, self.precision, self.wanted = program, how.precision, compiled

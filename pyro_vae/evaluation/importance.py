@@ -26,6 +26,7 @@ from pyro_vae.evaluation.draws import Draws
 from pyro_vae.evaluation.enumeration import number_of_joint, summed
 from pyro_vae.evaluation.estimators import GROUPS
 from pyro_vae.evaluation.every_row import look_for_points
+from pyro_vae.evaluation.interval import FEWEST
 from pyro_vae.evaluation.methods import ImportanceSampling
 from pyro_vae.evaluation.proven import blind_spots, proven
 from pyro_vae.evaluation.result import LogLikelihood, UnreliableEstimateWarning
@@ -139,10 +140,12 @@ def log_likelihood(
         raise UserError("sobol noise is not made where discrete latents are summed over: use noise='random'")
     against = [] if states is not None else blind_spots(program, x, y, traces, len(x) * num_samples)
     proof = None if states is not None else proven(program, x, y, traces, len(x) * num_samples)
-    images, samples = block_shape(x, num_samples if target_se is None else min(num_samples, PILOT), chunk_size, each)
+    fewest = num_samples if target_se is None else min(num_samples, PILOT)  # draws that an image gets at the least
+    images, samples = block_shape(x, fewest, chunk_size, each)
     if streams == "content":
         images = 1
     strata = strata_of(traces.guide) if each == 1 else 1
+    strata = strata if fewest >= FEWEST * strata else 1  # of fewer of each component the error would not be known
     compiled = wants_compiling(how, len(x), device_of(program))
     draws = Draws(program, how, samples, compiled=compiled, strata=strata)
     walk = Walk(program, x, y, rows=images, draws=draws.samples, shared=True, progress=progress)
