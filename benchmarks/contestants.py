@@ -1,7 +1,8 @@
 """Who trains a VAE in benchmarks/training.py: the same networks, objective, data and Adam, in PyTorch.
 
 Run by that script, one process each: ``python contestants.py NAME SIZE DEVICE ROWS THREADS``. Those in JAX are in
-contestants_jax.py. An epoch visits every row once in a new order, gathering each minibatch from the data in memory.
+contestants_jax.py, those of deeper models in contestants_deep.py. An epoch visits every row once in a new order, gathering each
+minibatch from the data in memory.
 """
 
 from __future__ import annotations
@@ -320,17 +321,25 @@ def torch_floor(size: Size, device: str, rows: int) -> Callable[[Turn], Any]:
     return train
 
 
-def make(name: str, size: Size, device: str, rows: int, threads: int) -> Callable[[Turn], Any]:
+def make(name: str, size: Any, device: str, rows: int, threads: int) -> Callable[[Turn], Any]:
     """A contestant by name, in a process of that many threads."""
+    of = CONTESTANTS
     if name in (NUMPYRO, FLOORS[1]):
         import contestants_jax
 
-        return contestants_jax.CONTESTANTS[name](size, device, rows)
-    import torch
+        of = contestants_jax.CONTESTANTS if isinstance(size, Size) else contestants_jax.DEEP
+    else:
+        import torch
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    return CONTESTANTS[name](size, device, rows)
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        if not isinstance(size, Size):
+            import contestants_deep
+
+            of = contestants_deep.CONTESTANTS
+    if name not in of:
+        raise LeftOut("it is not written for this model")
+    return of[name](size, device, rows)
 
 
 PLAIN, COMPILED = "pv.fit, plain", "pv.fit, compiled"
@@ -350,4 +359,6 @@ CONTESTANTS: dict[str, Callable[..., Callable[[Turn], Any]]] = {
 
 if __name__ == "__main__":
     _, who, which, where, how_many, with_threads = sys.argv
-    serve(lambda: make(who, SIZES[which], where, int(how_many), int(with_threads)))
+    from contestants_deep import DEEP
+
+    serve(lambda: make(who, {**SIZES, **DEEP}[which], where, int(how_many), int(with_threads)))

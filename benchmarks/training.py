@@ -1,7 +1,7 @@
 """Training steps against the floor: ours, Pyro's, PyTorch's by hand and compiled, NumPyro's, pythae's, and the products alone.
 
     pip install ".[bench]"
-    python benchmarks/training.py [--device cpu cuda] [--threads 2] [--rounds 5] [--sizes 20 128 1024] [--rows 60000]
+    python benchmarks/training.py [--device cpu cuda] [--threads 2] [--rounds 5] [--sizes 20 two-layer ...] [--rows 60000]
 
 One turn is one epoch of 60,000 binary images in memory: a new order, every minibatch gathered, Adam at 1e-3, float32. Every
 contestant is a process of its own that waits on a pipe while another takes its turn (turns.py); a round is one turn of each in
@@ -30,7 +30,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from contestants import COMPILED, CONTESTANTS, FLOORS, NUMPYRO, PLAIN, SIZES
+from contestants import COMPILED, CONTESTANTS, FLOORS, NUMPYRO, PLAIN
+from contestants import SIZES as FLAT
+from contestants_deep import DEEP
 from matplotlib.figure import Figure
 from mnist import into_readme
 from turns import Worker, cores, described, environment, machine, num_cores
@@ -39,6 +41,7 @@ RESULTS = Path(__file__).parent / "results"
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "training.png"
 NAMES = [*CONTESTANTS, NUMPYRO, FLOORS[1]]
 SCHEDULE_EPOCHS, SCHEDULE_ROWS = 3280, 60_000  # of Burda, Grosse & Salakhutdinov 2016
+SIZES: dict[str, Any] = {**FLAT, **DEEP}
 Figures = dict[str, Any]
 
 
@@ -219,7 +222,7 @@ def draw(figures: Figures) -> None:
                 ax.text(
                     least, 1.01, f" products alone: {figure_of(least)}", transform=ax.get_xaxis_transform(), fontsize=8
                 )
-            what, nets, kind = found["label"].split(", ", 2)
+            what, nets, kind = found["label"].split(", ", 2)  # of deeper models the third has two parts
             ax.set_title(f"{what}, {kind}\n{nets}", fontsize=9, pad=14)
             ax.set_xlabel(f"ms per step, {f['gpu'] if device == 'cuda' else 'CPU'}", fontsize=9)
             ax.tick_params(labelsize=8)
