@@ -48,7 +48,7 @@ def build(program: str, **others: Any) -> Any:
 
 
 PRIORS = ["standard-normal", "gaussian-mixture:components=3", "maf:layers=1", "vamp:components=3"]
-FAST = {(EVERY[0], PRIORS[3]), (EVERY[1], PRIORS[2]), (EVERY[2], PRIORS[3]), (EVERY[4], PRIORS[1])}
+FAST = {(EVERY[0], PRIORS[3]), (EVERY[2], PRIORS[3]), (EVERY[4], PRIORS[1])}
 PAIRS = [
     pytest.param(a, b, marks=[] if (a, b) in FAST else pytest.mark.slow) for a, b in itertools.product(EVERY, PRIORS)
 ]
@@ -133,3 +133,33 @@ def test_maps_are_decoded_from_where_they_are() -> None:
             decoder = ResidualDecoder(shape, (1, 8, 8), channels=4)
         assert decoder(torch.zeros(2, 3, *shape)).shape == (2, 3, 4, 8, 8)
         assert sum(type(m).__name__ == "Residual" for m in decoder.layers) == blocks
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        {"encoder": "mlp:hidden=[8]", "decoder": "mlp:hidden=[8]"},
+        {"encoder": "residual-conv:channels=4", "decoder": "residual-conv:channels=4"},
+        {"program": "hierarchical:below=[3],hidden=[6]"},
+        {"program": "bidirectional:below=[2],channels=4", "decoder": "residual-conv:channels=4"},
+    ],
+)
+def test_normalised_weights_begin_as_they_were_and_are_trained(blocks: dict[str, Any]) -> None:
+    """The same function at first; lengths and directions have gradients, and are saved by name."""
+    key = "program" if "program" in blocks else "encoder"
+    with_norm = {k: f"{v},weight_norm=true" if k in (key, "decoder") and ":" in v else v for k, v in blocks.items()}
+    plain, vae = (pv.build("mlp", "diagonal", EVENT, **{**SMALL, **b}) for b in (blocks, with_norm))
+    x = images()
+    with seeded(0):
+        before = ELBO()(plain, x)[0]
+    with seeded(0):
+        loss, surrogate = ELBO()(vae, x)
+    torch.testing.assert_close(loss, before, rtol=1e-4, atol=1e-4)
+    surrogate.backward()
+    named = {n: p.grad for n, p in vae.named_parameters() if "original" in n}
+    assert named
+    assert all(g is not None and bool(g.isfinite().all()) for g in named.values())
+    other = pv.spec.construct(pv.Spec.from_toml(vae.spec.to_toml()), EVENT, seed=3)
+    other.load_state_dict(vae.state_dict())
+    with seeded(0):
+        assert torch.equal(ELBO()(other, x)[0], loss)

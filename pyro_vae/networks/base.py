@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 Shape = tuple[int, ...]
 Activation = Literal["relu", "silu", "gelu", "tanh", "elu", "softplus", "leaky-relu"]
@@ -34,6 +35,17 @@ def linear(fan_in: int, fan_out: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def normalised(network: nn.Module, weights: bool = True) -> None:
+    """Write every weight of a network as g v / |v|, a length for each output and a direction; its values stay as they are.
+
+    Salimans & Kingma 2016, Weight normalization, https://arxiv.org/abs/1602.07868. Nothing depends on other rows, as in batch
+    normalisation, or moves without a gradient, as in spectral normalisation.
+    """
+    for module in [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]:
+        if weights:
+            weight_norm(module, dim=1 if isinstance(module, nn.ConvTranspose2d) else 0)
 
 
 def beside(*values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from pyro_vae.networks.base import Activation, Network, Shape, activation, linear
+from pyro_vae.networks.base import Activation, Network, Shape, activation, linear, normalised
 from pyro_vae.registry import register
 
 Widths = Annotated[Sequence[Annotated[int, Field(ge=1, le=1_000_000)]], Field(min_length=1, max_length=64)]
@@ -43,7 +43,7 @@ class Linear(_Dense):
 @register("encoders", "mlp")
 @register("decoders", "mlp")
 class MLP(_Dense):
-    """h_i = activation(W_i h_(i-1) + b_i), one layer per entry of ``hidden``."""
+    """h_i = activation(W_i h_(i-1) + b_i), one layer per entry of ``hidden``; ``weight_norm`` for weights g v / |v|."""
 
     def __init__(
         self,
@@ -52,12 +52,14 @@ class MLP(_Dense):
         *,
         hidden: Widths = (500, 500),
         activation: Activation = "silu",
+        weight_norm: bool = False,
     ) -> None:
         widths = [math.prod(in_shape), *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(widths, hidden, strict=False):
             layers += [linear(fan_in, fan_out), _activation(activation)]
         super().__init__(in_shape, layers, hidden[-1])
+        normalised(self, weight_norm)
 
 
 class _Gate(nn.Module):

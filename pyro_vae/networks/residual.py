@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.networks.base import Network, Shape, linear
+from pyro_vae.networks.base import Network, Shape, linear, normalised
 from pyro_vae.networks.conv import Width, image_shape
 from pyro_vae.registry import register
 
@@ -45,9 +45,18 @@ class ResidualEncoder(Network):
         channels: at full size; twice as many at half, four times at quarter size.
         blocks: residual blocks per stage.
         hidden: the number of features.
+        weight_norm: whether weights are g v / |v| (Salimans & Kingma 2016).
     """
 
-    def __init__(self, in_shape: Shape, *, channels: Width = 32, blocks: Width = 1, hidden: Width = 256) -> None:
+    def __init__(
+        self,
+        in_shape: Shape,
+        *,
+        channels: Width = 32,
+        blocks: Width = 1,
+        hidden: Width = 256,
+        weight_norm: bool = False,
+    ) -> None:
         c, h, w = _image(in_shape, "residual-conv encoder")
         super().__init__(in_shape, (hidden,))
         layers: list[nn.Module] = [nn.Conv2d(c, channels, 3, padding=1), *(Residual(channels) for _ in range(blocks))]
@@ -55,6 +64,7 @@ class ResidualEncoder(Network):
             layers += [nn.Conv2d(k, 2 * k, 3, stride=2, padding=1), *(Residual(2 * k) for _ in range(blocks))]
         dense = linear(4 * channels * (h // 4) * (w // 4), hidden)
         self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Flatten(), dense, nn.SiLU())
+        normalised(self, weight_norm)
 
     def features(self, x: Tensor) -> Tensor:
         """Features ``(n, hidden)`` of images ``(n, C, H, W)``."""
@@ -71,9 +81,12 @@ class ResidualDecoder(Network):
     Args:
         channels: at full size, and of the features; twice as many at half, four times at quarter size.
         blocks: residual blocks per stage.
+        weight_norm: whether weights are g v / |v| (Salimans & Kingma 2016).
     """
 
-    def __init__(self, in_shape: Shape, data_shape: Shape, *, channels: Width = 32, blocks: Width = 1) -> None:
+    def __init__(
+        self, in_shape: Shape, data_shape: Shape, *, channels: Width = 32, blocks: Width = 1, weight_norm: bool = False
+    ) -> None:
         _, h, w = _image(data_shape, "residual-conv decoder")
         super().__init__(in_shape, (channels, h, w))
         fitting = (k for k in (2, 1) if tuple(in_shape[1:]) == (h >> k, w >> k))
@@ -90,6 +103,7 @@ class ResidualDecoder(Network):
             layers += [nn.SiLU(), nn.ConvTranspose2d(k, k // 2, 4, stride=2, padding=1)]
             layers += [Residual(k // 2) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers, nn.SiLU())
+        normalised(self, weight_norm)
 
     def features(self, x: Tensor) -> Tensor:
         """Features ``(n, channels, H, W)`` of latents ``(n, *latent_shape)``."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.networks.base import Network, linear
+from pyro_vae.networks.base import Network, linear, normalised
 from pyro_vae.networks.conv import Width
 from pyro_vae.networks.dense import Widths
 from pyro_vae.networks.residual import Residual
@@ -48,6 +48,7 @@ class Bidirectional(VAE):
         repeat: layers of latents at each scale.
         channels: of the state at the largest scale, and twice as many at every next.
         residual: q(z_l) = N(mu + m, (s t)^2), where p(z_l) = N(mu, s^2), so that the guide says what differs.
+        weight_norm: whether weights of the convolutions are g v / |v| (Salimans & Kingma 2016).
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Bidirectional(VAE):
         repeat: Annotated[int, Field(ge=1, le=100)] = 1,
         channels: Width = CHANNELS,
         residual: bool = True,
+        weight_norm: bool = False,
     ) -> None:
         super().__init__(prior, decoder, likelihood, encoder, posterior)
         scales = _scales(self.event_shape, below, channels)
@@ -75,6 +77,8 @@ class Bidirectional(VAE):
         self.layers = nn.ModuleList(
             _Layer(shape, count, residual) for shape, count in zip(scales, below, strict=True) for _ in range(repeat)
         )
+        for part in (self.up, self.enlarge, self.layers):
+            normalised(part, weight_norm)
 
     @classmethod
     def decoder_shape(cls, latent: Shape, **options: Any) -> Shape:

@@ -52,6 +52,7 @@ class Hierarchical(VAE):
         activation: of these networks.
         skip: whether every layer, and x, is given all layers above it and not the next alone.
         residual: top-down only: q(z_l) = N(mu + m, (s t)^2), where p(z_l) = N(mu, s^2), so that the guide says what differs.
+        weight_norm: whether weights of these networks are g v / |v| (Salimans & Kingma 2016).
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Hierarchical(VAE):
         activation: Activation = "silu",
         skip: bool = False,
         residual: bool = False,
+        weight_norm: bool = False,
     ) -> None:
         super().__init__(prior, decoder, likelihood, encoder, posterior)
         if prior.scores_guide and inference == "bottom-up":
@@ -88,7 +90,9 @@ class Hierarchical(VAE):
         }[inference]
 
         def network(inputs: int) -> Network:
-            return MLP((inputs,), hidden=hidden, activation=activation) if hidden else Linear((inputs,))
+            if not hidden:
+                return Linear((inputs,))
+            return MLP((inputs,), hidden=hidden, activation=activation, weight_norm=weight_norm)
 
         down, between = ([network(n) for n in inputs] for inputs in (above, read))
         self.down, self.between = nn.ModuleList(down), nn.ModuleList(between)
