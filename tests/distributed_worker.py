@@ -12,10 +12,13 @@ from typing import Any
 
 import by_hand
 import torch
+from record_programs import M2, m2_data
 from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import registry
+from pyro_vae.programs.columns import packed
+from pyro_vae.programs.contract import admit
 from pyro_vae.programs.trace import dtype_of
 from pyro_vae.seeding import generator, seeded
 from pyro_vae.training.distributed import ALONE, Ranks, join
@@ -91,6 +94,10 @@ def cases() -> dict[str, tuple[Any, Any, str]]:
     )
     found["a user's two layers"] = by_hand.TwoLayers(6).double(), x, "elbo:num_particles=3"
     found["dropout and gamma"] = Dropping().double(), x, "elbo"
+    few = M2(), m2_data(40)
+    rows = packed(*few)
+    admit(few[0], rows)  # which says what is summed over
+    found["records with few labels"] = few[0], rows, "elbo:label_weight=2.0"
     for name in registry.names("objectives"):
         if getattr(registry.get("objectives", name), "compares_images", False):
             continue
@@ -131,8 +138,12 @@ def main() -> None:
         warnings.simplefilter("ignore")
         shared = pv.log_likelihood(vae, x, num_samples=30, chunk_size=90)
         annealed = pv.annealed_log_likelihood(vae, x[:4], num_chains=4, num_distributions=10, chunk_size=8)
+        record = m2_data(20)
+        few = pv.log_likelihood(M2(), record, num_samples=30, chunk_size=300)
+        given = pv.log_likelihood(M2(), record, of="image", given="label", num_samples=30, common=True)
         bounds = pv.bidirectional(vae, 4, num_chains=4, num_distributions=10, chunk_size=8)
     report["annealed"], report["gap"] = annealed.log_likelihood.tolist(), bounds.gap.tolist()
+    report["records"] = [few.log_likelihood.tolist(), given.log_likelihood.tolist(), given.mc_se.tolist()]
     report["log_likelihood"] = shared.log_likelihood.tolist()
     report["khat"] = shared.khat.tolist()
     run = pv.fit(vae, x, epochs=3, batch_size=10, seed=1, out=sys.argv[1])

@@ -17,6 +17,7 @@ from typing import Any
 import commands
 import pytest
 import torch
+from record_programs import M2, m2_data
 
 import pyro_vae as pv
 from pyro_vae.seeding import generator
@@ -27,7 +28,14 @@ TRAIN = (
     "--encoder", "mlp:hidden=[32]", "--decoder", "mlp:hidden=[32]", "--batch-size", "16", "--quiet",
 )  # fmt: skip
 
-FEW = ("diagonal", "vamp", "digits, binarized anew", "dropout and gamma", "objective dreg")  # of the gradients
+FEW = (  # of the gradients
+    "diagonal",
+    "vamp",
+    "digits, binarized anew",
+    "dropout and gamma",
+    "objective dreg",
+    "records with few labels",
+)
 WORKER = Path(__file__).with_name("distributed_worker.py")
 # What torchrun tells a process. Those that are forked have imported everything, and are asked for a few gradients alone.
 FORKED = f"""
@@ -94,8 +102,12 @@ def test_evaluation_gives_the_same_numbers_per_image(report: dict[str, Any]) -> 
         warnings.simplefilter("ignore")
         alone = pv.log_likelihood(vae, x, num_samples=30, chunk_size=90)
         annealed = pv.annealed_log_likelihood(vae, x[:4], num_chains=4, num_distributions=10, chunk_size=8)
+        record = m2_data(20)
+        few = pv.log_likelihood(M2(), record, num_samples=30, chunk_size=300)
+        given = pv.log_likelihood(M2(), record, of="image", given="label", num_samples=30, common=True)
         bounds = pv.bidirectional(vae, 4, num_chains=4, num_distributions=10, chunk_size=8)
     assert alone.log_likelihood.tolist() == report["log_likelihood"]
+    assert [few.log_likelihood.tolist(), given.log_likelihood.tolist(), given.mc_se.tolist()] == report["records"]
     assert alone.khat.tolist() == report["khat"]
     assert annealed.log_likelihood.tolist() == report["annealed"]
     assert bounds.gap.tolist() == report["gap"]

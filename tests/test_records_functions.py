@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,54 @@ def test_columns_from_the_command_line(tmp_path: Path) -> None:
         figures.append(json.loads(printed)["nll"])
     assert figures[1] == figures[2]
     assert 0 < figures[0] - figures[1] < 4  # -log p(label | x) of a model that has hardly learned
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_program_by_hand_goes_through_every_function(tmp_path: Path, discrete: bool) -> None:
+    """One that is none of ours: finite numbers of the right shape from each, and a reason from those that take tensors alone."""
+    from pyro_vae.analysis.mcmc import sample_chains
+    from pyro_vae.analysis.pictures import reconstructions
+
+    make: Any = M2 if discrete else lambda: JointGaussian(draws=True)
+    program, record = make(), m2_data(40) if discrete else gaussian_data(JointGaussian(), 40)[0]
+    how: dict[str, Any] = {"epochs": 2, "batch_size": 16, "out": tmp_path / "run"}
+    run = pv.fit(program, record, **how)
+    few = record[:4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        annealing = pv.Annealing(num_chains=2, num_distributions=5)
+        for options in (
+            {"num_samples": 60},
+            {"num_samples": 60, "compile": "on"},
+            {"num_samples": 500, "target_se": 0.1},
+        ):
+            assert math.isfinite(pv.evaluate(program, record, **options)[0]["nll"])
+        assert math.isfinite(pv.evaluate(program, few, method=annealing)[0]["nll"])
+        assert len(pv.annealed_log_likelihood(program, few, num_chains=2, num_distributions=5)) == 4
+        assert pv.score(program, few, num_samples=30).columns()["row"] == [0, 1, 2, 3]
+        assert set(pv.reconstruct(program, few)) == set(record.names)
+        assert set(pv.sample_columns(program, 3)) == set(record.names)
+        for source in ("guide", "psis"):
+            tree = pv.posterior(program, few, num_samples=30, num_chains=2, source=source)
+            assert bool(np.isfinite(tree["posterior"]["z"].values).all())
+        assert sample_chains(program, few, num_samples=5, num_warmup=5, num_chains=2) is not None
+        assert pv.impute(program, record, num_samples=30).ess.shape == (40,)
+        assert math.isfinite(pv.latent_information(program, record).rate)
+        assert bool(torch.isfinite(pv.bound_curve(program, few, num_samples=30).bound).all())
+        assert pv.prove(program, record, num_rows=20).verdict == "not proved"
+        assert pv.embedding(program, record) is not None
+        assert reconstructions(program, few) is not None
+        assert pv.report(run, limit=20, num_samples=30).is_file()
+        both = [pv.log_likelihood(program, record, num_samples=60, seed=seed) for seed in (0, 1)]
+        assert pv.compare(*both).p_value > 1e-4
+        again = pv.load(tmp_path / "run", program=make())
+        assert pv.score(again.program, few, num_samples=9).log_likelihood.equal(
+            pv.score(program, few, num_samples=9).log_likelihood
+        )
+        assert len(pv.fit(make(), record, **{**how, "epochs": 3}, resume=True).metrics) == 3
+        for refused in (pv.traversals, pv.aggregate_posterior, pv.reconstruction_uncertainty):
+            with pytest.raises(pv.UserError, match="takes no records"):
+                refused(program, few)
+        with pytest.raises(pv.UserError, match="no model says"):
+            pv.evaluate(program, few, method=annealing, simulated=True)

@@ -78,6 +78,10 @@ def evaluate(
         raise UserError(f"expected method as ImportanceSampling(...) or Annealing(...), got {got}")
     if isinstance(method, ImportanceSampling) and (simulated or checkpoint or simulated_checkpoint):
         raise UserError("simulated images and checkpoints are for annealing: give method=Annealing(...)")
+    if simulated and data.columns is not None:
+        raise UserError(
+            "which entries of a simulated row are missing, no model says: leave simulated out (bdmc) for records"
+        )
     rows = chosen_rows(len(data.stored(split)), limit)
     x, y = rows_for(program, data, split, rows)
     train_rows = chosen_rows(len(data.train), ACTIVE_IMAGES)

@@ -187,7 +187,7 @@ class Unconstrained:
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents ``(chains, batch, *event)`` at ``u`` ``(chains, batch, D)``, by site, in the dtype of the x given."""
         program, x, y = self._given
-        place = _Place(self._shapes, u.to(x.dtype))
+        place = _Place(self._shapes, u.to(x.dtype), self._in_one_state(len(u)))
         with isolated():
             found = latent_values(run(program.model, x, y, num_samples=u.shape[0], at=place))
         return {name: found[name] for name in self._shapes}
@@ -202,7 +202,7 @@ class Unconstrained:
         found = torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
         for step in (-1.0, 1.0):
             with torch.no_grad(), self._running():
-                model = self._run("model", u.shape[0], _Place(self._shapes, u + step))
+                model = self._run("model", u.shape[0], _Place(self._shapes, u + step, self._in_one_state(len(u))))
                 again = self._flatten(model, u.shape[0])
             found |= ~((again - (u + step)).abs() < EDGE).all(-1)
         return found
@@ -212,7 +212,12 @@ class Unconstrained:
         chains = next(iter(values.values())).shape[0]
         values = {name: value.to(self.x.dtype) for name, value in values.items()}
         with self._running():
-            return self._flatten(self._run("model", chains, values), chains)
+            return self._flatten(self._run("model", chains, {**self._in_one_state(chains), **values}), chains)
+
+    def _in_one_state(self, chains: int) -> dict[str, Tensor]:
+        """Values ``(chains, batch, *event)`` of what is summed over, so that nothing is drawn: supports do not depend on them."""
+        states = self._states or {}
+        return {n: s[0].to(self.x.device).expand(chains, self.batch, *s.shape[1:]) for n, s in states.items()}
 
     def draw(self, num_chains: int, *, guide: bool = False) -> Tensor:
         """``u`` ``(num_chains, batch, D)`` drawn from the prior, or from the guide, with torch's generators."""

@@ -100,9 +100,14 @@ class Subject:
         return () if self.data is None else self.data.column_names or ()
 
     @property
+    def records(self) -> bool:
+        """Whether rows are records."""
+        return self.data is not None and self.data.columns is not None
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """What the elements of a vector are called; none of them in an image or a series."""
-        if self.kind not in ("table", "point"):
+        """What the elements of a vector are called; none of them in an image, a series or a record."""
+        if self.records or self.kind not in ("table", "point"):
             return ()
         return self.named or tuple(f"column {i}" for i in range(self.event_shape[0]))
 
