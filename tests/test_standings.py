@@ -240,6 +240,8 @@ def test_a_warm_start_is_recorded_and_runs_are_listed(
     assert warm.record["lineage"] == child.record["lineage"]
     for name, value in pv.load(parent).program.state_dict().items():
         torch.testing.assert_close(warm.program.state_dict()[name], value, atol=1e-6, rtol=0)
+    assert command(["train", "--from", str(parent), "--dtype", "float64", "--out", str(tmp_path / "w"), *steps]) == 0
+    assert {p.dtype for p in pv.load(tmp_path / "w").program.parameters()} == {torch.float64}
     capsys.readouterr()
     (tmp_path / "c" / "evaluation.json").write_text('{"nll": 7.125}')
     (tmp_path / "broken").mkdir()

@@ -151,7 +151,7 @@ def train(
 
     require_known(data)
     from pyro_vae.training.distributed import launched
-    from pyro_vae.training.run import load, read_record
+    from pyro_vae.training.run import DTYPES, load, read_record
 
     if resume:
         how = {
@@ -196,10 +196,12 @@ def train(
         dequantization,
         parent,
     )
-    if dtype == "float64":
-        program.double()
-    if from_ is not None:
+    if parent is not None and from_ is not None:
+        if (own := DTYPES.get(parent["program"].get("dtype"))) is not None:
+            program.to(own)
         load(from_, program=program)  # which fills the program, and lets it remember
+    if dtype == "float64" or (parent is not None and given(ctx, "dtype")):
+        program.to(DTYPES[dtype])
     path = out if out is not None else _free_name(prepared.name, *names)
     _train(
         program,
