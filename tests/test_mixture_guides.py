@@ -18,7 +18,6 @@ import pyro_vae as pv
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.ais import annealed_log_likelihood
 from pyro_vae.evaluation.estimators import estimate
-from pyro_vae.evaluation.gaps import inference_gaps
 from pyro_vae.objectives import pathwise
 from pyro_vae.objectives.elbo import ELBO
 from pyro_vae.objectives.importance_weighted import IWAE
@@ -26,6 +25,7 @@ from pyro_vae.objectives.particles import draw
 from pyro_vae.objectives.pathwise import DoublyReparameterized, StickingTheLanding
 from pyro_vae.posteriors.equal_mixture import EqualMixture
 from pyro_vae.posteriors.mixture import Mixture
+from pyro_vae.programs.ascent import ascend
 from pyro_vae.programs.freed import SAME_FAMILY, free_guide
 from pyro_vae.programs.strata import InStrata, strata_of
 from pyro_vae.programs.trace import draw_terms, evaluating, isolated, run
@@ -154,21 +154,22 @@ class Two(nn.Module):
 
 def test_two_mixtures_in_one_guide_are_stratified_apart() -> None:
     """Orders that went together would pair components, whose product is not what is scored."""
-    x = torch.full((400, 1), 1.3, dtype=torch.float64)
-    found = pv.log_likelihood(Two(), x, num_samples=400)
+    x = torch.full((250, 1), 1.3, dtype=torch.float64)
+    found = pv.log_likelihood(Two(), x, num_samples=200)
     assert found.strata == 2
     z = (found.log_likelihood - found.bias - dist.Normal(0.0, math.sqrt(3.0)).log_prob(x[:, 0])) / found.mc_se
     assert abs(float(z.mean())) < 3.9 / len(z) ** 0.5
-    assert 0.86 < float(z.std()) < 1.14  # 4 errors of a spread
+    assert 0.82 < float(z.std()) < 1.18  # 4 errors of a spread
 
 
 @pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
-def test_chains_from_such_a_guide_and_from_the_prior_agree_with_quadrature() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_chains_agree_with_quadrature(start: Any) -> None:
     program = Squares()
-    for start in ("guide", "prior"):
-        found: Any = annealed_log_likelihood(program, X, num_chains=32, num_distributions=40, start=start)
-        z = (found.log_likelihood - found.bias - program.truth(X)) / found.mc_se
-        assert float(z.abs().max()) < Z_LIMIT, start
+    found: Any = annealed_log_likelihood(program, X, num_chains=64, num_distributions=60, start=start)
+    z = (found.log_likelihood - found.bias - program.truth(X)) / found.mc_se
+    assert float(z.abs().max()) < Z_LIMIT
 
 
 @pytest.mark.slow
@@ -352,7 +353,6 @@ def test_what_cannot_be_mixed_is_refused(posterior: Any, words: str) -> None:
         pv.build("mlp", "diagonal", (4,), latent_dim=40, posterior=posterior, encoder="mlp:hidden=[8]")
 
 
-@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.gaps.NotConvergedWarning")
 @pytest.mark.parametrize("sees", ["shared", "one-hot", "own"])
 def test_a_mixture_is_freed_component_by_component(sees: str) -> None:
     vae: Any = pv.build(
@@ -364,8 +364,10 @@ def test_a_mixture_is_freed_component_by_component(sees: str) -> None:
         free: Any = free_guide(vae, x)
     assert free.family == SAME_FAMILY
     assert [tuple(p.shape) for p in free.parameters] == [(2, 2)] * 4
-    gaps = inference_gaps(vae, x, num_steps=20, num_draws=4, num_final_draws=200)
-    assert float(gaps.amortization.mean()) > 0
+    with seeded(0), evaluating(vae), torch.enable_grad():
+        before = float(free.log_weights(400).mean().detach())
+        ascend(lambda: free.log_weights(4).mean(0).sum(), free.parameters, 15, 0.05)
+        assert float(free.log_weights(400).mean().detach()) > before
 
 
 def test_strata_are_those_of_all_sites() -> None:
