@@ -22,6 +22,8 @@ SMALL: dict[str, tuple[Any, ...]] = {
     "rank": (2,),
     "bins": (5,),
     "channels": (4, [4]),
+    "members": (2,),
+    "of": ({"name": "mlp", "hidden": [8]},),
 }
 
 

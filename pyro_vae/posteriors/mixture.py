@@ -80,10 +80,10 @@ class Mixture(Posterior):
     def _take_kind(self, names: Sequence[str]) -> None:
         """Be of the support of the components, as dear as the dearest; :class:`UserError` for what cannot be mixed."""
         parts = [cast(Posterior, part) for part in self.each]
-        others = [n for n in registry.names("posteriors") if _mixes(cast(Any, registry.get("posteriors", n)))]
         for name, part in zip(names, parts, strict=False):
             if not _mixes(part):
                 why = "has discrete latents" if part.scoring == "cheap" else "can score its own draws only"
+                others = [n for n in registry.names("posteriors") if _mixes(cast(Any, registry.get("posteriors", n)))]
                 raise UserError(
                     f"a mixture scores every z under the densities of all its components, and the posterior {name!r} {why}: "
                     f"choose from {', '.join(others)}"
