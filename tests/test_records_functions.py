@@ -148,7 +148,25 @@ def test_labels_that_are_present_are_declared() -> None:
     with pytest.raises(pv.UserError, match="expected COLUMN=ROWS"):
         counts_of("label")
     with pytest.raises(pv.UserError, match="has x of shape"):
-        pv.fit(program, pv.load_data("frey-face"), steps=1)
+        pv.fit(program, pv.load_data("checkerboard"), steps=1)
+
+
+def test_images_some_of_which_are_labelled_are_read_from_a_file(tmp_path: Path) -> None:
+    """Bytes are grey levels, prepared as those without a mask are; what is left out of a file is named."""
+    x, label = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4)).astype(np.uint8), np.arange(40) % 3
+    np.savez(tmp_path / "some.npz", x=x, label=label, label_present=label > 0)
+    np.savez(tmp_path / "all.npz", x=x, label=label)
+    some = pv.load_data(tmp_path / "some.npz", binarization="dynamic", validation=4)
+    whole = pv.load_data(tmp_path / "all.npz", binarization="dynamic", validation=4)
+    assert (some.levels, whole.levels) == (256, 256)
+    assert torch.equal(some.observed("test")["x"], whole.observed("test"))
+    assert not bool(some.observed("test").present["label"].all())
+    np.savez(tmp_path / "two.npz", x=x, other=x, label=label, label_present=label > 0)
+    with pytest.raises(pv.UserError, match="one column of grey levels"):
+        pv.load_data(tmp_path / "two.npz")
+    np.savez(tmp_path / "more.npz", x=x, age=label / 2, label=label)
+    with pytest.warns(UserWarning, match="age is left out"):
+        assert pv.load_data(tmp_path / "more.npz").columns is None
 
 
 @pytest.mark.slow

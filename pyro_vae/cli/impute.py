@@ -72,22 +72,21 @@ def _record(loaded: Run, data: str, root: str | None, present: str | None) -> Re
     from pyro_vae.data.record import Record
     from pyro_vae.errors import UserError
 
-    if data.endswith(".npz"):
-        record = Record.read(data, nan_is_missing=True)
-        if present is not None:
-            raise UserError(
-                "--present is for data sets with labels: of an .npz of columns, arrays called NAME_present say it"
-            )
-        return record
-    theirs, shapes = load_whole(data, root), getattr(loaded.program, "columns", None)
-    if shapes is None:
+    ours, theirs, shapes = loaded.prepared_like(), load_whole(data, root), getattr(loaded.program, "columns", None)
+    if theirs.columns is not None:
+        if theirs.levels is not None:
+            theirs = theirs.with_(binarization=ours.binarization, dequantization=ours.dequantization)
+        return (theirs if present is None else thinned(theirs, present, "test")).observed("test")
+    if shapes is None or len(shapes) != 2:
+        if data.endswith(".npz"):
+            return Record.read(data, nan_is_missing=True)
         raise UserError(
-            f"{data}: expected an .npz of arrays by name, for {type(loaded.program).__name__} does not say its columns"
+            f"{data}: expected an .npz of arrays by name, for {type(loaded.program).__name__} does not say its columns, or has "
+            "more than two"
         )
-    x = observed_like(loaded.prepared_like(), theirs, "test")
+    x = observed_like(ours, theirs, "test")
     whole = in_columns(replace(theirs, train=x[:0], validation=x[:0], test=x, levels=None), shapes)
-    record = (whole if present is None else thinned(whole, present, "test")).observed("test")
-    return record
+    return (whole if present is None else thinned(whole, present, "test")).observed("test")
 
 
 def _columns(loaded: Run, record: Record, samples: int, draws: int, seed: int) -> dict[str, np.ndarray]:

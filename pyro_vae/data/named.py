@@ -18,7 +18,7 @@ from pyro_vae.data.arrays import from_array
 from pyro_vae.data.record import Record, flattened
 from pyro_vae.data.rows import cut
 from pyro_vae.data.splits import Filed
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, warn
 
 DATA_KEYS = ("x", "data", "images", "image", "inputs", "features")
 LABEL_KEYS = ("y", "labels", "label", "targets", "target", "classes")
@@ -82,6 +82,12 @@ def filed(
             f"{what} holds the arrays {', '.join(names) or 'none'}: expected one named x, data or images, or a single array, or "
             "x_train and x_test for a split of their own; save it with np.savez(path, x=...)"
         )
+    if left := [n for n in others if n != key]:
+        warn(
+            f"{what}: {', '.join(left)} is left out, beside {key} and its labels: to read all as columns, say of one what is "
+            f"present, {left[0]}_present",
+            UserWarning,
+        )
     require([n for n in (key, labels) if n is not None])
     x, y = get(key), None if labels is None else get(labels)
     if (
@@ -99,11 +105,21 @@ def _record(what: str, name: str, arrays: dict[str, np.ndarray]) -> Filed:
             f"{what} holds the arrays {shapes}: expected one named x, data or images, or columns of as many rows each"
         )
     masks = {n: arrays.pop(n + "_present") for n in list(arrays) if n + "_present" in arrays}
+    images, levels, binarization = [n for n, a in arrays.items() if a.dtype == np.uint8 and a.ndim > 2], None, "none"
+    if len(images) > 1 or masks.keys() & set(images):
+        raise UserError(
+            f"{what}: of a record one column of grey levels is read, without missing rows, and {', '.join(images)} hold bytes: "
+            "save them as floats"
+        )
+    if images:
+        grey = from_array(name, arrays.pop(images[0]))
+        levels, binarization = grey.levels, grey.binarization
+        arrays = {images[0]: grey.x[:].float().numpy(), **arrays}
     record = Record(arrays, masks, nan_is_missing=True)
     said = Record({n: np.nan_to_num(a) for n, a in arrays.items()}, masks)
     columns, flat = flattened(record)
     unsaid = tuple(n for n in record if not torch.equal(record.present[n], said.present[n]))
-    return Filed(name, flat, None, columns=columns, unsaid=unsaid)
+    return Filed(name, flat, levels, binarization=binarization, columns=columns, unsaid=unsaid)
 
 
 def _own_split(what: str, name: str, keys: Keys, get: Callable[[str], np.ndarray]) -> Filed:

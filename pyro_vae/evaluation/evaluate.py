@@ -198,6 +198,8 @@ def rows_like(
     """
     index = torch.arange(len(theirs.stored(split))) if rows is None else rows
     how: dict[str, Any] = {"rows": index, "streams": streams}
+    if theirs.columns and theirs.levels:
+        theirs = theirs.with_(binarization=ours.binarization, dequantization=ours.dequantization)
     x = theirs.observed(split, **how) if theirs.columns else observed_like(ours, theirs, split, **how)
     shapes = getattr(program, "columns", None)
     if shapes and theirs.columns is None:
