@@ -18,6 +18,7 @@ import pyro_vae as pv
 from pyro_vae import Record
 from pyro_vae.analysis.anomaly import detect
 from pyro_vae.data.columned import counts_of, in_columns, thinned
+from pyro_vae.data.load import load_whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k", "ignore:none of", "ignore:the model makes nothing")
 
@@ -118,6 +119,9 @@ def test_nan_of_a_file_is_missing_only_if_it_is_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=values, b=np.arange(3))
     with pytest.raises(pv.UserError, match="'a' has NaN: say"):
         pv.load_data(tmp_path / "a.npz")
+    with pytest.raises(pv.UserError, match="'a' has NaN: say"):
+        load_whole(tmp_path / "a.npz")
+    assert len(load_whole(tmp_path / "a.npz", present="nan").test) == 3
     data = pv.load_data(tmp_path / "a.npz", present="nan", validation=1)
     found = torch.cat([data.observed(split).present["a"] for split in ("train", "validation", "test")])
     assert int((~found).sum()) == 1

@@ -91,7 +91,8 @@ def anomaly(
     if len(ours.validation) < 2 or len(ours.test) < 2:
         raise UserError(f"{ours.name} has no validation and test splits to calibrate on: train with --validation")
     own_file = data not in DATA_SETS and str(expand(data).absolute()) != ours.source.get("name")
-    theirs = load_whole(data, data_root) if own_file else load_data(data, root=data_root)
+    said = ours.source.get("present")
+    theirs = load_whole(data, data_root, said) if own_file else load_data(data, root=data_root, present=said)
     chosen = chosen_rows(len(theirs.test), None if own_file and not given(ctx, "limit") else limit)
     parts = (
         (ours, "validation", chosen_rows(len(ours.validation), limit)), (ours, "test", chosen_rows(len(ours.test), limit)),
