@@ -18,6 +18,9 @@ import pyro_vae as pv
 from pyro_vae import Record
 from pyro_vae.analysis.anomaly import detect
 from pyro_vae.data.columned import counts_of, in_columns, thinned
+from pyro_vae.data.load import load_whole
+from pyro_vae.evaluation.evaluate import comparable
+from pyro_vae.programs.columns import taken
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k", "ignore:none of", "ignore:the model makes nothing")
 
@@ -72,17 +75,17 @@ def test_rate_and_gaps_of_columns_are_those_of_the_closed_form() -> None:
 
 def test_scores_and_reconstructions() -> None:
     """A row scores alike alone; means of columns are the decoder's at the guide's mean; data against themselves score alike."""
-    program, record = M2(), m2_data(24)
-    whole = pv.score(program, record, num_samples=20, warn=False)
-    assert torch.equal(
-        pv.score(program, record[5:6], num_samples=20, warn=False).log_likelihood, whole.log_likelihood[5:6]
-    )
+    program, record = M2(), m2_data(20)
+    whole = pv.score(program, record, num_samples=10, warn=False)
+    for row in (5, 6):  # one without its label, and one with it
+        alone = pv.score(program, record[row : row + 1], num_samples=10, warn=False)
+        assert torch.equal(alone.log_likelihood, whole.log_likelihood[row : row + 1])
     z, made = pv.encode(program, record), pv.reconstruct(program, record)
     assert isinstance(z, dict)
     logits = program.of_label[z["label"]] + z["z"] @ program.decoder
     assert torch.allclose(made["image"], logits.sigmoid().detach())
-    assert torch.allclose(made["label"], program.prior.softmax(0).detach().expand(24, 3))
-    assert pv.reconstruct(program, record, num_samples=3)["image"].shape == (3, 24, 6)
+    assert torch.allclose(made["label"], program.prior.softmax(0).detach().expand(20, 3))
+    assert pv.reconstruct(program, record, num_samples=3)["image"].shape == (3, 20, 6)
     found = detect(program, record, record, record, num_samples=10)
     assert found.auroc["nll"] == 0.5
     with pytest.raises(pv.UserError, match="traversals takes no records"):
@@ -118,6 +121,9 @@ def test_nan_of_a_file_is_missing_only_if_it_is_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=values, b=np.arange(3))
     with pytest.raises(pv.UserError, match="'a' has NaN: say"):
         pv.load_data(tmp_path / "a.npz")
+    with pytest.raises(pv.UserError, match="'a' has NaN: say"):
+        load_whole(tmp_path / "a.npz")
+    assert len(load_whole(tmp_path / "a.npz", present="nan").test) == 3
     data = pv.load_data(tmp_path / "a.npz", present="nan", validation=1)
     found = torch.cat([data.observed(split).present["a"] for split in ("train", "validation", "test")])
     assert int((~found).sum()) == 1
@@ -125,7 +131,7 @@ def test_nan_of_a_file_is_missing_only_if_it_is_said(tmp_path: Path) -> None:
     assert pv.load_data(tmp_path / "b.npz").columns[0].missing != "no"  # type: ignore[index]
 
 
-def test_labels_that_are_present_are_declared() -> None:
+def test_labels_that_are_present_are_declared(tmp_path: Path) -> None:
     """As many of each class, by the seed; none validate; images are those of the data without columns; and what is refused."""
     data = pv.load_data("digits", present="label=30,seed=4")
     program = pv.build("semi-supervised", "diagonal", data, **SMALL)
@@ -147,8 +153,9 @@ def test_labels_that_are_present_are_declared() -> None:
         pv.fit(pv.build("mlp", "diagonal", data, **SMALL), data, steps=1)
     with pytest.raises(pv.UserError, match="expected COLUMN=ROWS"):
         counts_of("label")
+    np.save(tmp_path / "x.npy", np.zeros((20, 8, 8), dtype=np.uint8))
     with pytest.raises(pv.UserError, match="has x of shape"):
-        pv.fit(program, pv.load_data("checkerboard"), steps=1)
+        pv.fit(program, pv.load_data(tmp_path / "x.npy"), steps=1)
 
 
 def test_images_some_of_which_are_labelled_are_read_from_a_file(tmp_path: Path) -> None:
@@ -167,6 +174,26 @@ def test_images_some_of_which_are_labelled_are_read_from_a_file(tmp_path: Path) 
     np.savez(tmp_path / "more.npz", x=x, age=label / 2, label=label)
     with pytest.warns(UserWarning, match="age is left out"):
         assert pv.load_data(tmp_path / "more.npz").columns is None
+
+
+def test_rows_with_and_without_labels_are_compared_by_what_all_have() -> None:
+    """log p(x) of some rows against log p(x, label) of others told them apart by their labels."""
+    program, record = M2(), m2_data(12)
+    with_labels = record.only(["image", "label"])
+    without = Record({n: record[n] for n in record}, {"label": torch.zeros(12, dtype=torch.bool)})
+    a, b = comparable(program, taken(program, with_labels), taken(program, without))
+    assert torch.equal(pv.score(program, a, warn=False).log_likelihood, pv.score(program, b, warn=False).log_likelihood)
+
+
+def test_a_column_called_x_is_x() -> None:
+    """Two columns of one shape were exchanged where another came first."""
+    x, y = torch.arange(6.0)[:, None], torch.arange(10.0, 16.0)[:, None]
+    data = pv.Data("d", x, x[:0], x, levels=None, labels={"train": y, "validation": None, "test": y})
+    found = in_columns(data, {"t": (1,), "x": (1,)}).observed("test")
+    assert torch.equal(found["x"], x)
+    assert torch.equal(found["t"], y)
+    with pytest.raises(pv.UserError, match="no rows"):
+        pv.score(M2(), m2_data(4)[:0])
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def anomaly(
     from pyro_vae.data.columned import without_labels
     from pyro_vae.data.load import load_whole
     from pyro_vae.errors import UserError
-    from pyro_vae.evaluation.evaluate import chosen_rows, rows_like
+    from pyro_vae.evaluation.evaluate import chosen_rows, comparable, rows_like
     from pyro_vae.evaluation.result import UnreliableEstimateWarning
     from pyro_vae.evaluation.score import VERDICTS
     from pyro_vae.programs.labels import needs_y
@@ -91,14 +91,16 @@ def anomaly(
     if len(ours.validation) < 2 or len(ours.test) < 2:
         raise UserError(f"{ours.name} has no validation and test splits to calibrate on: train with --validation")
     own_file = data not in DATA_SETS and str(expand(data).absolute()) != ours.source.get("name")
-    theirs = load_whole(data, data_root) if own_file else load_data(data, root=data_root)
+    said = ours.source.get("present")
+    theirs = load_whole(data, data_root, said) if own_file else load_data(data, root=data_root, present=said)
     chosen = chosen_rows(len(theirs.test), None if own_file and not given(ctx, "limit") else limit)
     parts = (
         (ours, "validation", chosen_rows(len(ours.validation), limit)), (ours, "test", chosen_rows(len(ours.test), limit)),
         (theirs, "test", chosen),
     )  # fmt: skip
     like = loaded.prepared_like()
-    reference, normal, other = (rows_like(loaded.program, like, data, split, rows)[0] for data, split, rows in parts)
+    found = [rows_like(loaded.program, like, data, split, rows)[0] for data, split, rows in parts]
+    reference, normal, other = comparable(loaded.program, *found)
     total = len(reference) + len(normal) + len(other)
     with Progress(total, visible=not quiet, unit="image") as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableEstimateWarning)  # printed with the result

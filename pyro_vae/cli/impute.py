@@ -66,16 +66,19 @@ def _record(loaded: Run, data: str, root: str | None, present: str | None) -> Re
     """The columns of a file by name, or x and labels of a data set, prepared as the run's were."""
     from dataclasses import replace
 
-    from pyro_vae.data.alike import observed_like
+    from pyro_vae.data.alike import columns_like, observed_like
     from pyro_vae.data.columned import in_columns, thinned
     from pyro_vae.data.load import load_whole
     from pyro_vae.data.record import Record
     from pyro_vae.errors import UserError
 
-    ours, theirs, shapes = loaded.prepared_like(), load_whole(data, root), getattr(loaded.program, "columns", None)
+    ours, theirs, shapes = (
+        loaded.prepared_like(),
+        load_whole(data, root, "nan"),
+        getattr(loaded.program, "columns", None),
+    )
     if theirs.columns is not None:
-        if theirs.levels is not None:
-            theirs = theirs.with_(binarization=ours.binarization, dequantization=ours.dequantization)
+        theirs = columns_like(ours, theirs)
         return (theirs if present is None else thinned(theirs, present, "test")).observed("test")
     if shapes is None or len(shapes) != 2:
         if data.endswith(".npz"):
@@ -117,7 +120,7 @@ def _tensor(loaded: Run, data: str, root: str | None, seed: int) -> dict[str, np
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.evaluate import y_of
 
-    theirs = load_whole(data, root)
+    theirs = load_whole(data, root, "nan")
     x = observed_like(loaded.prepared_like(), theirs, "test")
     if not bool(x.isnan().any()):
         raise UserError(f"{data}: nothing is missing; expected NaN where a number is, as .npy, .npz or .csv")

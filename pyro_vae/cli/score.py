@@ -96,4 +96,5 @@ def _rows(loaded: Run, data: str, root: str | None, streams: Any) -> tuple[Tenso
     from pyro_vae.data.load import load_whole
     from pyro_vae.evaluation.evaluate import rows_like
 
-    return rows_like(loaded.program, loaded.prepared_like(), load_whole(data, root), "test", streams=streams)
+    theirs = load_whole(data, root, loaded.record.get("data", {}).get("present"))
+    return rows_like(loaded.program, loaded.prepared_like(), theirs, "test", streams=streams)

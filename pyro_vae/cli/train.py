@@ -321,7 +321,8 @@ def _resume(
 
 def _with_seed(present: str | None, seed: int) -> str | None:
     """What is present, by the run's seed where it says none."""
-    return present if present is None or "seed" in present else f"{present},seed={seed}"
+    said = present is None or any(part.strip().startswith("seed=") for part in present.split(","))
+    return present if said else f"{present},seed={seed}"
 
 
 def _assignments(texts: list[str]) -> dict[str, Any]:

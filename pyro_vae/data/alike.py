@@ -56,10 +56,7 @@ def observed_like(
     if _preparation(theirs) == _preparation(ours):
         return theirs.observed(split, seed, rows, streams=streams)
     theirs = theirs if theirs.grey is None else theirs.grey
-    if theirs.levels is None and ours.dequantization != "none":
-        raise UserError(
-            f"{ours.name} was dequantized, and {theirs.name} holds floats, which have no levels: give them as uint8"
-        )
+    _require_levels(ours, theirs)
     regrid = None not in (ours.levels, theirs.levels) and ours.observed_levels != 2 and theirs.levels != ours.levels
     if regrid or theirs.event_shape != ours.event_shape:
         stored = theirs.stored(split)[
@@ -69,6 +66,21 @@ def observed_like(
         levels = ours.levels if regrid else theirs.levels
         theirs, rows = replace(theirs, train=stored, validation=stored, test=stored, levels=levels), None
     return _prepared(theirs, ours).observed(split, seed, rows, streams=streams)
+
+
+def columns_like(ours: Data, theirs: Data) -> Data:
+    """Data whose rows are records, prepared as ``ours`` are: their column of grey levels is binarized or dequantized likewise."""
+    _require_levels(ours, theirs)
+    if theirs.levels is None:
+        return theirs
+    return theirs.with_(binarization=ours.binarization, dequantization=ours.dequantization)
+
+
+def _require_levels(ours: Data, theirs: Data) -> None:
+    if theirs.levels is None and ours.dequantization != "none":
+        raise UserError(
+            f"{ours.name} was dequantized, and {theirs.name} holds floats, which have no levels: give them as uint8"
+        )
 
 
 def _in_order(ours: Data, theirs: Data) -> Data:

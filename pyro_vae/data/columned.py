@@ -86,7 +86,7 @@ def in_columns(data: Data, shapes: Mapping[str, Any], what: str = "the program",
         labelled: whether there have to be labels; all are missing else.
     """
     names = list(shapes)
-    first = next((n for n in names if n == "x" or tuple(shapes[n]) == data.event_shape), None)
+    first = "x" if "x" in names else next((n for n in names if tuple(shapes[n]) == data.event_shape), None)
     others = [n for n in names if n != first]
     if first is None or len(others) != 1 or (labelled and all(y is None for y in data.labels.values())):
         raise UserError(

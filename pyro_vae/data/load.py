@@ -77,12 +77,15 @@ def load_data(
     return _load(os.fspath(name), root, binarization, dequantization, validation, None, present)
 
 
-def load_whole(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Data:
+def load_whole(
+    name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, present: str | None = None
+) -> Data:
     """All rows of a file or folder, or of a data set that is not filed in splits, in their order, as its ``test``: to be scored.
 
-    One that is filed with a test split gives that. Levels stay as they are stored.
+    One that is filed with a test split gives that. Levels stay as they are stored. Of ``present`` it is ``nan`` that counts.
     """
     filed = _read(os.fspath(name), root)
+    _require_said(filed, present)
     x, y = (filed.x, filed.labels) if filed.test is None else (filed.test, filed.test_labels)
     labels = {"train": None, "validation": None, "test": y}
     names: dict[str, Any] = {
@@ -135,15 +138,11 @@ def _load(
     if root is not None and key in LOADERS:
         source["root"] = str(data_root(root).absolute())
     source["validation"] = validation
-    nan = False
     if present is not None:
-        nan, source["present"] = counts_of(present).nan, present
+        counts_of(present)  # which says what is wrong with it
+        source["present"] = present
     filed = _read(key, root)
-    if filed.unsaid and not nan:
-        raise DataError(
-            f"{filed.name}: the column {filed.unsaid[0]!r} has NaN: say that they are missing, present='nan' (--present nan), or "
-            f"which entries are there, by an array of booleans {filed.unsaid[0] + '_present'!r}"
-        )
+    _require_said(filed, present)
     if recorded is not None and recorded.form.get("dtype") != "float64" and filed.x.dtype == torch.float64:
         filed = in_float32(filed)  # as runs of 0.1 kept their rows
     if binarization is None:
@@ -151,6 +150,15 @@ def _load(
     if recorded is None:  # else what changed is the first thing to say
         check_preparation(filed.name, filed.levels, binarization, dequantization)
     return split(filed, validation, source, recorded).with_(binarization=binarization, dequantization=dequantization)
+
+
+def _require_said(filed: Filed, present: str | None) -> None:
+    """:class:`DataError` for NaN in columns that nobody calls missing."""
+    if filed.unsaid and (present is None or not counts_of(present).nan):
+        raise DataError(
+            f"{filed.name}: the column {filed.unsaid[0]!r} has NaN: say that they are missing, present='nan' (--present nan), or "
+            f"which entries are there, by an array of booleans {filed.unsaid[0] + '_present'!r}"
+        )
 
 
 def _read(key: str, root: str | os.PathLike[str] | None) -> Filed:

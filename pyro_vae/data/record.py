@@ -155,8 +155,10 @@ def flattened(record: Record, *, whole: bool = False) -> tuple[tuple[Column, ...
         whole: whether any column may be missing in some row, though it is not here.
 
     Raises:
-        DataError: whole numbers that a float does not hold.
+        DataError: no rows, and whole numbers that a float does not hold.
     """
+    if not len(record):
+        raise DataError("the record has no rows")
     columns, parts = [], []
     wide = torch.float64 if any(record[n].dtype == torch.float64 for n in record) else torch.float32
     for name in record:

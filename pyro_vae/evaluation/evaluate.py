@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data
-from pyro_vae.data.alike import observed_like
+from pyro_vae.data.alike import columns_like, observed_like
 from pyro_vae.data.columned import for_program, in_columns
 from pyro_vae.data.given import as_data
 from pyro_vae.data.preparation import published_generator
@@ -25,7 +25,7 @@ from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.layers import collapsed_layers, kl_of_layers
 from pyro_vae.evaluation.methods import Annealing, ImportanceSampling, taking
 from pyro_vae.evaluation.result import LogLikelihood
-from pyro_vae.programs.columns import taken
+from pyro_vae.programs.columns import layout_of, taken
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.labels import needs_y, takes_y
 from pyro_vae.programs.trace import Program, observations
@@ -198,14 +198,31 @@ def rows_like(
     """
     index = torch.arange(len(theirs.stored(split))) if rows is None else rows
     how: dict[str, Any] = {"rows": index, "streams": streams}
-    if theirs.columns and theirs.levels:
-        theirs = theirs.with_(binarization=ours.binarization, dequantization=ours.dequantization)
+    if theirs.columns:
+        theirs = columns_like(ours, theirs)
     x = theirs.observed(split, **how) if theirs.columns else observed_like(ours, theirs, split, **how)
     shapes = getattr(program, "columns", None)
     if shapes and theirs.columns is None:
         whole = Data(theirs.name, x[:0], x[:0], x, levels=None)
         x = in_columns(whole, shapes, type(program).__name__, labelled=False).observed("test")
     return taken(program, x), y_of(program, theirs, split, index)
+
+
+def comparable(program: Program, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Rows of several data as they are; of records the columns alone that no row of any lacks, whose log p compares.
+
+    Raises:
+        UserError: records that have no such column.
+    """
+    layouts = [layout_of(program, part) for part in parts]
+    records = [layout.unpacked(part) for layout, part in zip(layouts, parts, strict=True) if layout is not None]
+    if not records:
+        return parts
+    whole = [{n for n in r if bool(r.present[n].reshape(len(r), -1).any(1).all())} for r in records]
+    names = set.intersection(*whole)
+    if not names:
+        raise UserError("no column is present in all rows of all data: log p of what is present does not compare")
+    return tuple(taken(program, record.only(names)) for record in records)
 
 
 def y_of(program: Program, data: Data, split: str, rows: Tensor) -> Tensor | None:

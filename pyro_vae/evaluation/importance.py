@@ -35,7 +35,7 @@ from pyro_vae.evaluation.shared import shared_terms
 from pyro_vae.evaluation.subsets import of_columns
 from pyro_vae.evaluation.weights import joined, reduced
 from pyro_vae.precision import products, require_precision
-from pyro_vae.programs.columns import layout_of
+from pyro_vae.programs.columns import layout_of, packed
 from pyro_vae.programs.door import admitted, door
 from pyro_vae.programs.states import joint_states
 from pyro_vae.programs.strata import strata_of
@@ -131,6 +131,10 @@ def log_likelihood(
         return of_columns(log_likelihood, program, x, y, layout, of, given, options.pop("seed"), shared, **options)
     if common:
         raise UserError("common draws are of log p(x_A | x_B) of a record: name the columns, of= and given=")
+    if streams == "content" and layout is not None and any(column.missing == "no" for column in layout.columns):
+        # as beside rows in which something is missing, where what is given is among the states that are summed over
+        whole = packed(program, layout.unpacked(x), whole=True)
+        return log_likelihood(program, whole, y, progress=progress, **vars(how))
     require_weights(traces)
     require_precision(precision, device_of(program), dtype_of(program))
     latents = latent_sites(traces.model)

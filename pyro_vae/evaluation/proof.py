@@ -151,6 +151,7 @@ class Proving:
             kept = self._weights(rows)
             own.looseness, own.figures = kept.looseness, kept.figures
         except NotSimulated as error:
+            own.num_rows = 0
             for name in (WEIGHTS, REACH):
                 self._ask(Question(name, str(error), "not proved"))
         own.questions, self.asked = self.asked, []

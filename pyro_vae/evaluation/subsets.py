@@ -113,7 +113,7 @@ def _difference(
     low, high = where(reach[0][0].hypot(reach[1][1])), where(reach[0][1].hypot(reach[1][0]))
     error = joint.mc_se.hypot(evidence.mc_se)
     if delta is not None:  # as far as the two reach together, by what their common draws leave of it
-        share = torch.where(error > 0, delta / error, torch.zeros_like(delta))
+        share = torch.where(error > 0, delta / error, torch.zeros_like(delta)).nan_to_num(nan=1.0)
         low, high, error = low * share, high * share, delta
     nothing = torch.full_like(value, torch.nan)
     return ConditionalLogLikelihood(

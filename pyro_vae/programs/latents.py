@@ -230,6 +230,8 @@ def sample(
         if shared is not None:
             at = _shared(program, num_samples, y, event_shape, shared, at)
         traced = prior_trace(program, num_samples, y, event_shape, at=at)
+        if temperature != 1 and not latent_sites(traced):
+            raise UserError("temperature is of the latents' priors, and the program has no latents: leave it out")
         if found := factors(traced):
             warn(
                 f"the model's pyro.factor {found[0]!r} has no part in samples: they are draws of p(z) p(x | z) alone; draw from "

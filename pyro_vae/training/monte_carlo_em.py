@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -145,6 +146,8 @@ class MonteCarloEM:
             found.append(torch.stack([log_joint, accepted.mean()]))
         self.epoch += 1
         log_joint, rate = torch.stack(found).mean(0).tolist()
+        if not math.isfinite(log_joint):
+            raise UserError(f"MonteCarloEM: log p(x, z) is {log_joint} in epoch {self.epoch}: take a lower lr")
         return {
             "epoch": self.epoch,
             "log_joint": log_joint,

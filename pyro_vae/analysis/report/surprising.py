@@ -70,7 +70,7 @@ def _worst(section: Section, subject: Subject, result: LogLikelihood) -> None:
 
 def _unexpected(subject: Subject, x: Tensor, y: Tensor | None) -> list[str]:
     """Of each row of a table the columns that are furthest from their reconstruction, in standard deviations of the column."""
-    if not subject.columns:
+    if not subject.columns or not getattr(subject.program, "latents", True):
         return []
     expected = reconstruct(subject.program, x, y).cpu().double()
     off = ((x.double() - expected) / subject.test.x.double().std(0).clamp(min=1e-12)).nan_to_num(0.0).abs()
