@@ -148,7 +148,7 @@ def test_what_is_about_latents_is_refused_by_name() -> None:
     assert "diagonal" not in declare("made").to_toml()
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", ["made", *(pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS if n != "made")])
 def test_every_command_takes_it(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, x = str(tmp_path / "run"), tmp_path / "x.npy"
     np.save(tmp_path / "data.npy", (np.random.default_rng(0).uniform(size=(60, 1, 3, 4)) < 0.4).astype(np.uint8))
