@@ -202,10 +202,12 @@ def test_declared_models_trained_for_a_moment_raise_no_false_alarm(name: str, tm
         "binary-latents": "relaxed-bernoulli",
         "categorical-latents": "relaxed-categorical",
         "hypersphere": "hypersphere",
+        "mixture-of-bernoullis": "responsibilities --objective enumerated-elbo:marginal=true --lr 0.05",
+        "factorial-mixture": "responsibilities",
     }
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        guide = ["--guide", guides[name]] if name in guides else []
+        guide = ["--guide", *guides[name].split()] if name in guides else []
         train = f"train {data} --model {name} --steps 500 --quiet".split() + guide
         assert command([*train, "--compile", "off", "--batch-size", "16", "--out", str(out)]) == 0
     alarms = [str(w.message) for w in caught if issubclass(w.category, DegenerateFitWarning)]

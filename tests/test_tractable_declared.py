@@ -148,7 +148,7 @@ def test_what_is_about_latents_is_refused_by_name() -> None:
     assert "diagonal" not in declare("made").to_toml()
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", ["made", *(pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS if n != "made")])
 def test_every_command_takes_it(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, x = str(tmp_path / "run"), tmp_path / "x.npy"
     np.save(tmp_path / "data.npy", (np.random.default_rng(0).uniform(size=(60, 1, 3, 4)) < 0.4).astype(np.uint8))
@@ -178,3 +178,21 @@ def test_progress_is_told_and_means_are_draws() -> None:
     x = pv.sample(of, 4, mean=True, progress=told.append)
     assert told == [pytest.approx((i + 1) / 6) for i in range(6)]
     assert set(x.unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_it_is_compiled_exported_compared_and_reported(name: str, tmp_path: Path) -> None:
+    x = (torch.rand(90, 1, 3, 4, generator=generator(4)) < 0.4).float()
+    data = pv.Data("pixels", x[:60], x[60:75], x[75:], 2)
+    runs = []
+    for compile in ("on", "off"):
+        of = pv.build(name, None, data, program={"name": name, **small("programs", name)})
+        runs.append(pv.fit(of, data, steps=20, batch_size=20, compile=compile, out=tmp_path / compile))
+    a, b = (pv.log_likelihood(run.program, x[75:]) for run in runs)
+    torch.testing.assert_close(a.log_likelihood, b.log_likelihood, rtol=0, atol=1e-3)
+    assert abs(pv.compare(a, b).mean) < 1e-3
+    exported = pv.export(runs[0].program, parts=["density"], num_samples=1)["density"].module()(x[75:], [])
+    torch.testing.assert_close(exported["log_likelihood"].double(), a.log_likelihood, rtol=0, atol=1e-4)
+    assert command(["report", str(tmp_path / "off"), "--out", str(tmp_path / "report.html")]) == 0
+    assert "p(x) = prod_d p(x_d | z_d)" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -45,7 +45,11 @@ def show(
         print(source)
         return
     print(f"# {', '.join(Path(name).stem for name in (model, guide) if name)}\n")
-    print("\n".join([*(f"    {line}" for line in program.formulas), "", *(f"{line}  " for line in headings)]).rstrip())
+    print(
+        "\n".join(
+            [*(f"    {line}" for line in program.formulas.values()), "", *(f"{line}  " for line in headings)]
+        ).rstrip()
+    )
     prior, posterior = getattr(program, "prior", None), getattr(program, "posterior", None)
     own, mixed = getattr(prior, "components", 1), getattr(posterior, "components", 1)
     if prior is not None and prior.scores_guide and mixed > 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.networks.heads import Head
+from pyro_vae.one_hot import linear_form
 from pyro_vae.posteriors.base import Distribution, Posterior, Shape
 from pyro_vae.registry import register
 
@@ -65,7 +66,7 @@ class OneHot(dist.OneHotCategorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The linear form, the log-probability where ``value`` is one-hot."""
-        return (value * self.logits).sum(-1)
+        return linear_form(value, self.logits)
 
 
 def one_hot(scores: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pydantic import Field
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from pyro_vae.one_hot import linear_form
 from pyro_vae.priors.base import Distribution, GuideDensity, Prior, Shape
 from pyro_vae.registry import register
 
@@ -49,7 +50,7 @@ class OneHot(dist.OneHotCategorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The linear form, the log-probability where ``value`` is one-hot."""
-        return (value * self.logits).sum(-1)
+        return linear_form(value, self.logits)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> OneHot:
         """The same probabilities for every element of a batch."""

@@ -59,16 +59,15 @@ class Autoregressive(nn.Module):
     latents = False  # whether prior, posterior and networks for them are declared
     spec: Any = None  # what it was declared by, for the record of a run
     trained = False
-    formula: ClassVar[str] = "p(x) = prod_d p(x_d | f_d(x_<d))"
 
     def __init__(self, nets: Sequence[Causal], likelihood: Likelihood, event_shape: Shape) -> None:
         super().__init__()
         self.nets, self.likelihood, self.event_shape = nn.ModuleList(nets), likelihood, tuple(event_shape)
 
     @property
-    def formulas(self) -> tuple[str, ...]:
-        """What the program is in mathematics, a line each."""
-        return self.formula, self.likelihood.formula.replace("x", "x_d").replace("z", "x_<d")
+    def formulas(self) -> dict[str, str]:
+        """What the program is in mathematics, part by part; z in the likelihood's are the features of a place."""
+        return {"density": "p(x) = prod_d p(x_d | z_d), z_d = f_d(x_<d)", "likelihood": self.likelihood.formula}
 
     def model(self, x: Tensor) -> None:
         """p(x)."""
@@ -111,7 +110,8 @@ class PlaceByPlace(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log p(x), ``(*leading,)``: one pass of each network."""
         leading = value.shape[: value.dim() - len(self.event_shape)]
-        values = value.reshape(leading.numel(), self.likelihood.event_shape[0], -1).transpose(1, 2)
+        channels = self.likelihood.event_shape[0]
+        values = value.reshape(-1, channels, self.event_shape.numel() // channels).transpose(1, 2)
         each = [self.likelihood(net(values)).log_prob(values).sum(-1) for net in self.nets]
         total = each[0] if len(each) == 1 else torch.stack(each).logsumexp(0) - math.log(len(each))
         return total.reshape(leading).expand(torch.broadcast_shapes(leading, self.batch_shape))

@@ -50,9 +50,9 @@ class VAE(nn.Module):
         return features
 
     @property
-    def formulas(self) -> tuple[str, ...]:
-        """What the program is in mathematics, a line each."""
-        return self.prior.formula, self.likelihood.formula, self.posterior.formula
+    def formulas(self) -> dict[str, str]:
+        """What the program is in mathematics, part by part."""
+        return {"prior": self.prior.formula, "likelihood": self.likelihood.formula, "guide": self.posterior.formula}
 
     def start_at(self, mean: Tensor, spread: float | None = None) -> None:
         """Start where p(x | z) has about the mean of the training data: see :meth:`Likelihood.start_at`."""

@@ -18,10 +18,8 @@ def declared(subject: Subject) -> Section:
     """The section on the declaration."""
     section = Section("declared", "What was declared")
     program: Any = subject.program
-    parts = [getattr(program, name, None) for name in ("prior", "likelihood", "posterior")]
-    formulas = [part.formula for part in parts if part is not None and hasattr(part, "formula")]
-    if formulas:
-        section.table(["", "formula"], list(zip(("prior", "likelihood", "guide"), formulas, strict=False)))
+    if formulas := getattr(program, "formulas", None):
+        section.table(["", "formula"], list(formulas.items()))
     else:
         section.table(["", "program"], [(key, value) for key, value in subject.run.record["program"].items()])
     _data(section, subject)
