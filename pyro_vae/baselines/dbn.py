@@ -68,10 +68,10 @@ class DBN(Baseline):
         epochs: Annotated[int, Field(ge=0, le=100_000)] = 100,
         top_epochs: Count = 50,
         batch_size: Count = 100,
-        lr: Rate = 0.05,
-        gibbs: Count = 5,
-        top_lr: Rate = 0.05,
-        top_gibbs: Count = 2,
+        lr: Rate = 0.2,
+        gibbs: Count = 1,
+        top_lr: Rate = 0.2,
+        top_gibbs: Count = 1,
         weight_decay: Decay = 0.0,
     ) -> None:
         super().__init__(event_shape)
