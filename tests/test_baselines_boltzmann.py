@@ -120,6 +120,17 @@ def test_a_belief_network_as_a_program_adds_up_to_one_and_its_elbo_is_the_bound(
     assert bool((found.elbo <= truth + 1e-4).all())
 
 
+def test_a_network_begins_with_the_likelihood_of_its_lower_machine() -> None:
+    """But for the units beyond one for each pixel, whose weights are small and not zero."""
+    made, x = DBN((1, 2, 3), first=4, second=8, batch_size=10), every(6)
+    strong(made.lower, 1)
+    made.begin_upper(x, torch.Generator().manual_seed(0))
+    alone = made.lower.log_unnormalised(x) - made.lower.enumerated_log_z()
+    assert torch.allclose(exact(made, x), alone, atol=0.05)
+    made.upper.weight[:, 6:] = 0
+    assert torch.allclose(exact(made, x), alone, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_estimate_by_chains_has_the_mean_p_of_x() -> None:
     """Of 300 seeds and 64 images at three sweeps. False alarms: 1 in 1,000.
