@@ -75,14 +75,21 @@ def test_a_linear_one_with_normal_noise_is_principal_components_and_its_density_
     )  # of the distance 0.19 is the scale, fitted to what is left by reconstruction
 
 
-def test_a_mixture_is_fitted_to_codes_by_em_and_a_flow_by_gradients() -> None:
+def clusters() -> torch.Tensor:
     source = torch.Generator().manual_seed(0)
-    z = torch.cat([torch.randn(300, 2, generator=source) * 0.3 + at for at in (-5.0, 0.0, 4.0)])
+    return torch.cat([torch.randn(300, 2, generator=source) * 0.3 + at for at in (-5.0, 0.0, 4.0)])
+
+
+def test_a_mixture_is_fitted_to_codes_by_em() -> None:
     mixture = pv.build("mixture", "diagonal", (4,), latent_dim=2, prior="gaussian-mixture:components=3").prior
-    assert fit_prior(mixture, z, 1, 0) > -2.0  # entropy of the truth: log 3 + 2 (1.42 - 1.2)
+    assert fit_prior(mixture, clusters(), 1, 0) > -2.0  # entropy of the truth: log 3 + 2 (1.42 - 1.2)
     assert sorted(mixture.loc[:, 0].tolist()) == pytest.approx([-5, 0, 4], abs=0.1)
+
+
+@pytest.mark.slow
+def test_a_flow_is_fitted_to_codes_by_gradients() -> None:
     flow = pv.build("spline-flow", "diagonal", (4,), latent_dim=2).prior
-    assert fit_prior(flow, z, 0, 0) < fit_prior(flow, z, 10, 0)
+    assert fit_prior(flow, clusters(), 0, 0) < fit_prior(flow, clusters(), 10, 0)
 
 
 def test_a_second_one_takes_the_codes_of_the_first_and_the_directory_holds_a_run(tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_show_says_what_a_baseline_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "rbm", "--shape", "1,8,8", "--set", "hidden=10"]) == 0
+    said = capsys.readouterr().out
+    assert "p(x, h) = exp(b.x + c.h + x W h) / Z" in said
+    assert "714 parameters" in said
+    assert "| hidden       | 500     | 10" in said
+    assert "no pair of programs" in refused(capsys, "show", "rbm", "diagonal")
+
+
 def test_directories_are_not_mixed_up(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "already holds" in refused(capsys, *RBM, "--out", str(trained))
     assert "holds a rbm" in refused(capsys, "baseline", "dbn", "--resume", "--out", str(trained))

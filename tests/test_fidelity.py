@@ -49,6 +49,7 @@ def test_a_lost_mode_costs_recall_and_a_wide_model_precision() -> None:
     assert 0 < wide.precision_se < 0.03
 
 
+@pytest.mark.slow
 def test_the_features_of_a_classifier_tell_classes_apart() -> None:
     data = pv.load_data("digits")
     x, y = data.observed("train"), data.labels["train"]

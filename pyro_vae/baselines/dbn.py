@@ -68,10 +68,10 @@ class DBN(Baseline):
         epochs: Annotated[int, Field(ge=0, le=100_000)] = 100,
         top_epochs: Count = 50,
         batch_size: Count = 100,
-        lr: Rate = 0.05,
-        gibbs: Count = 5,
+        lr: Rate = 0.2,
+        gibbs: Count = 1,
         top_lr: Rate = 0.05,
-        top_gibbs: Count = 2,
+        top_gibbs: Count = 1,
         weight_decay: Decay = 0.0,
     ) -> None:
         super().__init__(event_shape)
@@ -110,10 +110,27 @@ class DBN(Baseline):
             return climb(self.lower, batches, rate, self.gibbs, self.weight_decay, generator)
         if number == self.epochs:
             x = data.prepare(data.train[: min(LOOKED_AT, len(data.train))], generator).flatten(1)
-            self.upper.start(self.lower.hidden_mean(x).mean(0), generator)
+            self.begin_upper(x, generator)
         rate = falling(self.top_lr, number - self.epochs, self.top_epochs, steps)
         hidden = (bernoulli(self.lower.hidden_mean(x), generator) for x in batches)
         return climb(self.upper, hidden, rate, self.top_gibbs, self.weight_decay, generator)
+
+    @torch.no_grad()
+    def begin_upper(self, x: Tensor, source: torch.Generator) -> None:
+        """Start the upper machine where p(g) is the lower machine's, if it has as many hidden units as there are pixels.
+
+        Summed over pixels, the lower machine is one of g with a hidden unit for each pixel: so the network begins with the
+        likelihood of the lower machine, and its bound rises from there (Hinton et al. 2006). Units beyond have small weights.
+        """
+        upper, lower, pixels = self.upper, self.lower, len(self.lower.visible_bias)
+        upper.start(lower.hidden_mean(x).mean(0), source)
+        if len(upper.hidden_bias) < pixels:
+            return
+        upper.weight[:, :pixels] = lower.weight.T
+        upper.hidden_bias[:pixels] = lower.visible_bias
+        upper.visible_bias.copy_(lower.hidden_bias)
+        upper.hidden_offset[:pixels] = x.mean(0)
+        upper.chains[:, :pixels] = lower.gibbs(len(upper.chains), 1, source)[0]
 
     def log_z(self, how: How, progress: Progress) -> LogZ:
         """Of the upper machine."""

@@ -47,8 +47,8 @@ class RBM(Baseline):
         hidden: Count = 500,
         epochs: Count = 100,
         batch_size: Count = 100,
-        lr: Rate = 0.05,
-        gibbs: Count = 5,
+        lr: Rate = 0.2,
+        gibbs: Count = 1,
         weight_decay: Decay = 0.0,
     ) -> None:
         super().__init__(event_shape)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +105,32 @@ def load_data(path: Path, record: dict[str, Any], root: str | None) -> Data:
     return load_kept(path, record, None, root)
 
 
+def trained(name: str, data: Data, *, seed: int = 0, **options: Any) -> Baseline:
+    """A baseline trained in memory; ``pyro-vae baseline`` trains the same into a directory.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> made = trained("rbm", pv.load_data("digits"), hidden=8, epochs=1)
+        >>> made.sample(5, seed=0).shape
+        torch.Size([5, 1, 8, 8])
+    """
+    made = declare(name, options, data.event_shape, seed)
+    train(made, data, None, seed, [])
+    made.finish(data, None, seed, False)
+    return made
+
+
 def train(
     made: Baseline,
     data: Data,
-    path: Path,
+    path: Path | None,
     seed: int,
     metrics: list[dict[str, Any]],
     progress: Callable[[int, str], None] = lambda done, text: None,
 ) -> list[dict[str, Any]]:
     """Make the passes that are left, saving now and then and at the end; :class:`Interrupted` after a signal and a save."""
     made.require(data)
-    with claimed(path), Interrupts() as interrupts:
+    with nullcontext() if path is None else claimed(path), Interrupts() as interrupts:
         if not metrics:
             made.start(data, generator("start of a baseline", seed))
         saved = time.perf_counter()
@@ -123,14 +139,15 @@ def train(
             found = made.train_pass(number, data, generator("pass of a baseline", seed, number))
             metrics.append({"pass": number + 1, **found, "seconds": round(time.perf_counter() - began, 3)})
             last = number + 1 == made.passes or interrupts.pending is not None
-            if last or time.perf_counter() - saved > SECONDS:
+            if path is not None and (last or time.perf_counter() - saved > SECONDS):
                 _save(made, metrics, path)
                 saved = time.perf_counter()
             progress(number + 1, ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
             if interrupts.pending is not None and number + 1 < made.passes:
                 raise Interrupted(
                     interrupts.pending,
-                    f"interrupted after {number + 1} of {made.passes} passes: --out {path} --resume goes on",
+                    f"interrupted after {number + 1} of {made.passes} passes"
+                    + (f": --out {path} --resume goes on" if path else ""),
                 )
     return metrics
 

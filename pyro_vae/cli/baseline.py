@@ -81,6 +81,7 @@ def baseline(
         record = training.read(out)
         if record["baseline"] != name:
             raise UserError(f"{out} holds a {record['baseline']}, and no {name}: name it as it is")
+        seed = record["seed"]
         made, metrics = training.load(out, record)
         rows = training.load_data(out, record, data_root)
     else:

@@ -23,10 +23,16 @@ def show(
     """Print a model and guide: formula, sites, parameters, declaration, and the Python they stand for."""
     from pathlib import Path
 
-    from pyro_vae.declared import find, heading
+    from pyro_vae import registry
+    from pyro_vae.declared import find, heading, names
     from pyro_vae.errors import UserError
 
     event_shape = _shape(shape)
+    if model not in names("models") and not Path(model).suffix and model in registry.names("baselines"):
+        if guide is not None or python:
+            raise UserError(f"{model} is a baseline and no pair of programs: leave {guide or '--python'} out")
+        _show_baseline(model, event_shape, set_ or [])
+        return
     path = find("models", model)
     if path.suffix == ".py":
         if guide is not None:
@@ -57,6 +63,28 @@ def show(
     _print_contents(program)
     print(f"\n## Declaration\n\n```toml\n{spec.to_toml().strip()}\n```")
     print(f"\n## The Python that it stands for\n\n```python\n{source}\n```")
+
+
+def _show_baseline(name: str, event_shape: tuple[int, ...], assignments: list[str]) -> None:
+    """What it is, how many parameters it has, and its options."""
+    import inspect
+
+    from pyro_vae import registry
+    from pyro_vae.baselines.training import declare
+    from pyro_vae.spec import parse_assignment
+    from pyro_vae.tables import markdown
+
+    cls = registry.get("baselines", name)
+    chosen = dict(parse_assignment(text) for text in assignments)
+    made = declare(name, chosen, event_shape, 0)
+    said = (inspect.getdoc(cls) or "").partition("\nArgs:")[0].strip()
+    count = sum(p.numel() for p in getattr(made, "program", made).parameters())
+    print(f"# {name}\n\n    {made.formula}\n\n{said}\n")
+    print(f"It takes {made.data} images. With the options below it has {count:,} parameters at {list(event_shape)}.\n")
+    fields = registry.schema("baselines", name).model_fields
+    rows = [[key, str(f.default), str(chosen.get(key, f.default))] for key, f in fields.items()]
+    print(f"## Options, for --set\n\n{markdown(['option', 'default', 'here'], rows)}")
+    print(f"\n## The command that trains it\n\n    pyro-vae baseline {name} DATA --out DIR")
 
 
 def _show_file(path: Any, event_shape: tuple[int, ...], python: bool, assignments: list[str]) -> None:
