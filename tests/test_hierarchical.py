@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.cli.app import run as command
 from pyro_vae.objectives.elbo import ELBO
 from pyro_vae.programs.contract import admit
 from pyro_vae.programs.hierarchical import product, relative
@@ -163,3 +166,37 @@ def test_normalised_weights_begin_as_they_were_and_are_trained(blocks: dict[str,
     other.load_state_dict(vae.state_dict())
     with seeded(0):
         assert torch.equal(ELBO()(other, x)[0], loss)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("coarse_pages")
+@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.activity.ActivityWarning")  # of weights after 14 steps
+@pytest.mark.parametrize("model", ["two-layer", "hvae", "ladder", "bidirectional"])
+def test_a_declared_hierarchy_goes_through_every_command(model: str, tmp_path: Path) -> None:
+    """Trained, interrupted and resumed to the bit, evaluated, drawn, exported as chains and told in a report: by its name."""
+    data, out = pv.load_data("digits"), tmp_path / "run"
+    sizes: dict[str, Any] = {"encoder": "mlp:hidden=[16]", "prior": "standard-normal"}
+
+    def stop(metrics: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    def fit(path: Path, **more: Any) -> pv.Run:
+        vae = pv.build(model, "diagonal", data, **sizes)
+        return pv.fit(vae, data, epochs=2, batch_size=200, compile="off", skip_gradients=200.0, out=path, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(out, callback=stop)
+    whole, run = fit(tmp_path / "whole"), fit(out, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.program.parameters(), run.program.parameters(), strict=True))
+    assert [m["skipped"] for m in run.metrics] == [m["skipped"] for m in whole.metrics]
+    place = str(out)
+    assert command(["evaluate", place, "--samples", "30", "--limit", "20", "--quiet"]) == 0
+    kept = json.loads((out / "evaluation.json").read_text())
+    names = list(kept["kl_per_layer"])
+    assert len(names) == len(kept["active_units"]) > 1
+    for options in (["--temperature", "0.7"], ["--shared", max(names)]):
+        assert command(["sample", place, "--num", "4", *options, "--out", str(tmp_path / "s.png")]) == 0
+    assert command(["posterior", place, "--images", "2", "--out", str(tmp_path / "p.nc")]) == 0
+    assert command(["report", place, "--samples", "20", "--limit", "30"]) == 0
+    assert "KL of each layer" in (out / "report.html").read_text()
+    assert command(["show", model, "diagonal", "--shape", "1,8,8"]) == 0
