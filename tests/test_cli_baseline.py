@@ -67,6 +67,13 @@ def test_a_network_begins_with_the_machine_and_is_refused_another(
         (["rbm", "digits", "--binarization", "none"], "takes binary images"),
         (["rbm", "--resume"], "needs --out"),
         (["rbm", "--from", "nowhere"], "no directory"),
+        (["dbn", "--set", "epochs=0"], "--from DIR"),
+        (["autoencoder", "--set", "likelihood=categorical"], "choose bernoulli or normal"),
+        (["autoencoder", "--set", "posterior=planar"], "has none: choose diagonal-normal"),
+        (["autoencoder", "--set", "prior=vamp"], "made of the guide"),
+        (["autoencoder", "--set", "prior=gaussian-mixture:components=5000"], "give fewer"),
+        (["vae-gan", "--set", "posterior=planar"], "has none: choose diagonal-normal"),
+        (["gan", "--binarization", "static"], "takes grey images"),
     ],
 )
 def test_bad_input_is_one_line(

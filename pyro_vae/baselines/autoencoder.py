@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae import registry
 from pyro_vae.baselines.adam import Adam
 from pyro_vae.baselines.base import Baseline, How, Progress
-from pyro_vae.baselines.density import codes, figures_of, fit_guide, fit_prior
+from pyro_vae.baselines.density import codes, figures_of, fit_guide, fit_prior, require_mean
 from pyro_vae.baselines.rbm import Count, Decay, Rate, falling
 from pyro_vae.data import Data
 from pyro_vae.errors import UserError
@@ -67,13 +67,34 @@ class Autoencoder(Baseline):
         model = {"latent_dim": latent_dim, "prior": prior, "likelihood": likelihood, "decoder": decoder}
         self.program: Any = build(model, {"posterior": posterior, "encoder": encoder}, event_shape)
         self.data = self.kind_of({"likelihood": likelihood})
+        require_mean(self.program, event_shape, "an autoencoder")
+        own: Any = self.program.prior
+        if own.scores_guide or own.support.is_discrete:
+            raise UserError(
+                f"a prior is fitted to the codes of an autoencoder, and {prior.split(':')[0]!r} is "
+                f"{'made of the guide' if own.scores_guide else 'discrete'}: choose gaussian-mixture or standard-normal"
+            )
         self.adam = Adam(self.program.parameters(), weight_decay=weight_decay)
 
     @classmethod
     def kind_of(cls, options: dict[str, Any]) -> str:
         """By the likelihood."""
         name = read_block("likelihoods", options.get("likelihood", "bernoulli")).name
-        return "binary" if registry.get("likelihoods", name).data == "binary" else "grey"  # type: ignore[attr-defined]
+        kind = registry.get("likelihoods", name).data  # type: ignore[attr-defined]
+        if kind in ("lattice", "count"):
+            raise UserError(
+                f"an autoencoder describes bits, or numbers, and {name!r} levels: choose bernoulli or normal"
+            )
+        return "binary" if kind == "binary" else "grey"
+
+    def require(self, data: Data) -> None:
+        """As many rows as the mixture that is fitted to their codes has components."""
+        super().require(data)
+        most = len(getattr(self.program.prior, "logits", ()))
+        if len(data.train) < most:
+            raise UserError(
+                f"a mixture of {most:,} components is fitted to the codes of {len(data.train):,} rows: give fewer"
+            )
 
     @property
     def passes(self) -> int:

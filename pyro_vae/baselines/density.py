@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vae.baselines.base import How, Progress
 from pyro_vae.data import Data
-from pyro_vae.errors import unsaid
+from pyro_vae.errors import UserError, unsaid
 from pyro_vae.evaluation.degenerate import DegenerateFitWarning
 from pyro_vae.evaluation.evaluate import chosen_rows, evaluate
 from pyro_vae.evaluation.methods import Annealing, ImportanceSampling
@@ -74,6 +74,18 @@ def _by_em(prior: GaussianMixture, z: Tensor, seed: int) -> None:
     prior.raw_scale.copy_(
         torch.tensor([positive_inverse(s, MIN_SCALE) for s in scales.flatten().tolist()]).view_as(scales)
     )
+
+
+def require_mean(program: Any, event_shape: tuple[int, ...], kind: str) -> None:
+    """:class:`UserError` for a posterior whose distribution has no mean or spread to train on."""
+    try:
+        with torch.no_grad():
+            q = program.q(torch.zeros(1, *event_shape))
+            q.mean, q.stddev  # noqa: B018
+    except NotImplementedError:
+        raise UserError(
+            f"{kind} trains on the guide's mean, and a {type(program.posterior).__name__} has none: choose diagonal-normal"
+        ) from None
 
 
 def fit_guide(program: Any, data: Data, epochs: int, path: Path | None, seed: int, visible: bool) -> float:

@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 from pyro_vae import registry
 from pyro_vae.baselines.adam import Adam
 from pyro_vae.baselines.base import Baseline, How, Progress
-from pyro_vae.baselines.density import annealed_figures, fit_guide
+from pyro_vae.baselines.density import annealed_figures, fit_guide, require_mean
 from pyro_vae.baselines.rbm import Count, Decay, Rate
 from pyro_vae.data import Data
 from pyro_vae.errors import UserError
@@ -209,6 +209,7 @@ class VAEGAN(GAN):
             event_shape, latent_dim=latent_dim, decoder=decoder, critic=critic, encoder=encoder, posterior=posterior,
             epochs=epochs, guide_epochs=guide_epochs, batch_size=batch_size, lr=lr, r1=r1, average=average,
         )  # fmt: skip
+        require_mean(self.program, event_shape, "a vae-gan")
         self.encoder_adam = Adam([*self.program.encoder.parameters(), *self.program.posterior.parameters()], BETAS)
 
     def made(self, x: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Any]:

@@ -120,6 +120,7 @@ def _declare(
     from pyro_vae.baselines import training
     from pyro_vae.data import load_data
     from pyro_vae.data.names import require_known
+    from pyro_vae.errors import UserError
     from pyro_vae.spec import parse_assignment
 
     kind: Any = registry.get("baselines", name)
@@ -129,9 +130,14 @@ def _declare(
         training.read(parent)
     require_known(data)
     how: dict[str, Any] = {"binarization": binarization, "validation": validation}
-    if kind.kind_of(options) == "grey" and binarization in (None, "none"):
-        how |= {"binarization": "none", "dequantization": "uniform"}
-    rows = load_data(data, root, **how)
+    grey = kind.kind_of(options) == "grey" and binarization in (None, "none")
+    rows = load_data(data, root, **how | ({"binarization": "none"} if grey else {}))
+    if grey and (rows.levels or 0) > 2:
+        rows = rows.with_(dequantization="uniform")
+    if parent is None and options.get("epochs") == 0:
+        raise UserError(
+            "epochs = 0 is for a baseline whose first part was trained before: name its directory, --from DIR"
+        )
     made = training.declare(name, options, rows.event_shape, seed)
     made.require(rows)
     record = training.record_of(name, options, rows, seed, None if parent is None else str(parent.absolute()))

@@ -129,11 +129,12 @@ class TotalCorrelation(Aggregate):
         """Minus the ELBO, and the loss with the total correlation."""
         particles = draw(program, x, y, 1, reparameterized="tc")
         sites = latent_sites(particles.drawn)
-        site = next(iter(sites.values()))
-        if len(sites) != 1 or factorised(site["fn"]) is None or len(site["fn"].event_shape) != 1:
+        site = next(iter(sites.values()), None)
+        if site is None or len(sites) != 1 or factorised(site["fn"]) is None or len(site["fn"].event_shape) != 1:
+            found = "none" if site is None else f"{list(sites)} with {type(site['fn']).__name__}"
             raise UserError(
-                f"the objective 'tc' needs one latent site whose guide factorises over its coordinates, not {list(sites)} with "
-                f"{type(site['fn']).__name__}; use the posterior diagonal-normal"
+                f"the objective 'tc' needs one latent site whose guide factorises over its coordinates, not {found}; use the "
+                "posterior diagonal-normal"
             )
         _require_unmasked("tc", sites)
         with isolated():
