@@ -21,6 +21,7 @@ from pyro_vae.programs.trace import draw_terms, evaluating
 from pyro_vae.seeding import derive_seed, generator, seeded
 from pyro_vae.training import selection, source
 from pyro_vae.training.schedule import share_of_newest
+from pyro_vae.training.skipping import advance
 
 
 def noise(folder: Path) -> pv.Data:
@@ -380,3 +381,15 @@ def test_the_schedules_are_torchs(name: str, optimizer: str, total: int) -> None
             assert ours.param_groups[0]["betas"] == pytest.approx(theirs.param_groups[0]["betas"], rel=1e-9)
         theirs.step()
         scheduler.step()
+
+
+def test_a_first_step_that_is_left_out_is_counted() -> None:
+    """As in a compiled step: Adam's moments of what comes after were corrected for one step fewer."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([p], lr=0.1)
+    p.grad = torch.full((3,), 1e9)
+    advance(optimizer, taken=False)
+    assert torch.equal(p, torch.ones(3))
+    assert float(optimizer.state[p]["step"]) == 1
+    assert not optimizer.state[p]["exp_avg"].any()
+    assert optimizer.param_groups[0]["lr"] == 0.1

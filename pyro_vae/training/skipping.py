@@ -25,6 +25,18 @@ def advance(optimizer: torch.optim.Optimizer, taken: bool) -> None:
     if taken:
         optimizer.step()
         return
+    if not optimizer.state and isinstance(
+        optimizer, torch.optim.Adam
+    ):  # AdamW is one: moments of nothing, at a rate of 0
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = None if parameter.grad is None else torch.zeros_like(parameter.grad)
+        optimizer.step()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return
     for state in optimizer.state.values():
         if "step" in state:
             state["step"] += 1
