@@ -241,6 +241,7 @@ def test_the_list_stands_in_the_docs() -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_several_steps_in_one_launch_are_those_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is recorded on a GPU is run one by one elsewhere: gathering, rates and counting on the device."""
     from pyro_vae.training.loop import Trainer

@@ -139,6 +139,7 @@ def holes() -> np.ndarray:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_pages")
 def test_missing_values_that_the_program_handles_pass_in_every_split(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=holes(), y=np.random.default_rng(2).standard_normal((60, 2)))

@@ -62,7 +62,7 @@ GUIDES: dict[Any, Callable[[Tensor], Any]] = {
     ("prior", "start"),
     [
         (normals, "prior"),
-        (gammas, "guide"),
+        pytest.param(gammas, "guide", marks=pytest.mark.slow),
         pytest.param(normals, "guide", marks=pytest.mark.slow),
         pytest.param(gammas, "prior", marks=pytest.mark.slow),
     ],
@@ -77,7 +77,7 @@ def test_annealing_takes_mixtures(prior: Any, start: Any) -> None:
     assert float(off.abs().max()) < 4
 
 
-@pytest.mark.parametrize("prior", [normals, pytest.param(gammas, marks=pytest.mark.slow), anything])
+@pytest.mark.parametrize("prior", [anything, *(pytest.param(p, marks=pytest.mark.slow) for p in (normals, gammas))])
 def test_chains_take_mixtures_and_improper_priors(prior: Any) -> None:
     program = OneLatent(GUIDES[prior], prior)
     drawn = sample_chains(program, X, num_samples=400, num_warmup=200).latents["z"]

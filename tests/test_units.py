@@ -132,6 +132,7 @@ class Exact(torch.nn.Module):
 
 
 @UNEVEN
+@pytest.mark.slow
 def test_training_on_a_table_as_filed_comes_close_to_scikit_learn() -> None:
     """As filed, not one step of training was possible in these units: an NLL of 26,000. It is never below the optimum."""
     x = torch.from_numpy(load_breast_cancer().data).float()

@@ -190,7 +190,7 @@ def _table(figures: dict[str, Any]) -> str:
         ("  data error", f"{number('nll_data_se')} (N = {f['num_data']}, {f['split']}; Monte Carlo included)"),
         ("ELBO", f"{supported('elbo')} = reconstruction {supported('reconstruction')} - KL {kl}"),
         ("bits per dimension", number("bits_per_dim", 4)),
-        ("KL per layer", " + ".join(f"{n} {kl:.2f}" for n, kl in f["kl_per_layer"].items())),
+        ("KL per layer", " + ".join(f"{n} {kl:.2f}" for n, kl in f.get("kl_per_layer", {}).items()) or "-"),
         ("active units", " + ".join("not defined" if n is None else str(n) for n in f["active_units"])),
         ("ESS, median", _effective(f, 1 if annealed else 0)),
     ]
