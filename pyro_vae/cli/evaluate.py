@@ -183,17 +183,26 @@ def _table(figures: dict[str, Any]) -> str:
         samples = f"K = {drawn_range(f['draws_mean'], f['draws_min'], f['draws_max'], f['num_samples'])}"
     if "noise" in f:
         samples += f", {f['noise']} noise"
-    rows = [
-        ("NLL", f"{supported('nll')} nats per image"),
+    found = [
         ("  Monte Carlo error", f"{number('nll_mc_se', 3)} ({samples}; bias {number('nll_bias', 3)})"),
         ("  without the bias", _corrected(f)),
+    ]
+    if (states := f.get("states")) is not None:
+        found = [("  computed", "exact" if states == 1 else f"exact, a sum over {states:,} states")]
+    rows = [
+        ("NLL", f"{supported('nll')} nats per image"),
+        *found,
         ("  data error", f"{number('nll_data_se')} (N = {f['num_data']}, {f['split']}; Monte Carlo included)"),
         ("ELBO", f"{supported('elbo')} = reconstruction {supported('reconstruction')} - KL {kl}"),
         ("bits per dimension", number("bits_per_dim", 4)),
-        ("KL per layer", " + ".join(f"{n} {kl:.2f}" for n, kl in f.get("kl_per_layer", {}).items()) or "-"),
-        ("active units", " + ".join("not defined" if n is None else str(n) for n in f["active_units"])),
-        ("ESS, median", _effective(f, 1 if annealed else 0)),
     ]
+    if layers := f.get("kl_per_layer", {}):
+        rows.append(("KL per layer", " + ".join(f"{n} {kl:.2f}" for n, kl in layers.items())))
+    if f["active_units"]:
+        units = " + ".join("not defined" if n is None else str(n) for n in f["active_units"])
+        rows.append(("active units", units))
+    if states is None:
+        rows.append(("ESS, median", _effective(f, 1 if annealed else 0)))
     if "target_met" in f:
         rows.insert(2, ("  target", f"standard error at most {f['target_se']:g} nats: {f['target_met']:.1%} of images"))
     if "precision" in f:
@@ -211,7 +220,7 @@ def _table(figures: dict[str, Any]) -> str:
             ),
             ("acceptance", number("acceptance")),
         ]
-    else:
+    elif states is None:
         bad = "-" if f["khat_bad_fraction"] is None else f"{f['khat_bad_fraction']:.1%}"
         rows += [("Pareto k, median", f"{number('khat_median')} (bad: {bad}{_thresholds(f)})")]
         if "proof" in f:
