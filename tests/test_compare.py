@@ -113,7 +113,7 @@ def test_compare_refuses(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", [pytest.param("ais", marks=pytest.mark.slow), "bdmc"])  # of which ais is a part
+@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow) for m in ("ais", "bdmc")])
 def test_evaluate_by_annealing(runs: list[Path], method: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(runs[0])
     capsys.readouterr()

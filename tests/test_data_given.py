@@ -197,7 +197,7 @@ def test_a_run_of_before_finds_its_rows_in_a_file_of_float64(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("coarse_pages")
 @pytest.mark.parametrize(
-    "kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("tensor", "dataset")), "data", "xy"]
+    "kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("tensor", "dataset", "xy")), "data"]
 )
 def test_runs_on_data_in_memory_are_evaluated_and_reported_afterwards(kind: str, tmp_path: Path) -> None:
     x = torch.from_numpy(X)

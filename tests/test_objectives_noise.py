@@ -115,7 +115,10 @@ def test_a_step_counts_its_batch_once_and_reads_nothing_to_the_host(name: str) -
 
 @pytest.mark.parametrize(
     ("name", "like", "options"),
-    [("stl", "elbo", {}), pytest.param("dreg", "iwae", {"num_particles": 4}, marks=pytest.mark.slow)],
+    [
+        pytest.param("stl", "elbo", {}, marks=pytest.mark.slow),
+        pytest.param("dreg", "iwae", {"num_particles": 4}, marks=pytest.mark.slow),
+    ],
 )
 def test_path_gradients_under_dropout_have_the_expectation_of_the_bounds(name: str, like: str, options: Any) -> None:
     """At 400 draws a guide scored under another mask than drew is 21 standard errors off, and what is right is one."""

@@ -309,7 +309,7 @@ def require_the_rest(made: Written, why: set[str], batch: int) -> None:
         assert value.shape[:2] == (3, made.rows)
 
 
-@pytest.mark.parametrize("number", [20, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [8, pytest.param(500, marks=pytest.mark.slow)])
 def test_programs_as_people_write_them(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "measured", lambda *a: None)  # of rounding, which draws anew after the weights
 
