@@ -170,12 +170,17 @@ def halves(given: argparse.Namespace) -> None:
             rows.append([", ".join(names), -found.nll, found.nll_mc_se, float(found.khat.median())])
     table(rows, ["columns", "log p", "Monte Carlo error", "median k"])
     ratio = pv.log_likelihood(program, whole, of="right", given="left", num_samples=given.samples)
-    # independently: the mean of p(right | z) over draws of p(z | left), by importance resampling with other draws
-    # (of few draws the log of a mean with so heavy a tail comes out too low: twenty times as many)
-    other, error = by_draws(program, whole, 20 * given.samples)
-    z = float((ratio.log_likelihood - ratio.bias - other).mean()) / math.hypot(ratio.nll_mc_se, error)
-    print(f"log p(right | left): {-ratio.nll:.3f} +- {ratio.nll_mc_se:.3f} as a ratio ({ratio.error}), ", end="")  # type: ignore[attr-defined]
-    print(f"{float(other.mean()):.3f} +- {error:.3f} by draws of z given left: z = {z:.2f}")
+    print(f"log p(right | left): {-ratio.nll:.3f} +- {ratio.nll_mc_se:.3f} as a ratio ({ratio.error}); ", end="")  # type: ignore[attr-defined]
+    # Independently: the mean of p(right | z) over draws of p(z | left), by importance resampling with other draws. Of few draws
+    # the log of a mean with so heavy a tail comes out too low, by as much as the right half says of z that the left does not.
+    for times in (2, 20, 200):
+        other, error = by_draws(program, whole, times * given.samples)
+        z = float((ratio.log_likelihood - ratio.bias - other).mean()) / math.hypot(ratio.nll_mc_se, error)
+        print(
+            f"{float(other.mean()):.3f} +- {error:.3f} by {times * given.samples:,} draws of z given left, z = {z:.2f}; ",
+            end="",
+        )
+    print()
 
 
 def by_draws(program: Halves, record: pv.Record, samples: int) -> tuple[Tensor, float]:

@@ -105,7 +105,7 @@ def evaluate(
         consistency.tell([message for message in against if message not in bounds.warnings])
         figures |= bounds.summary() | {"method": "bdmc"}
     degenerated = degenerate(program, observed_train, y_train, activity=activity, kl=float(result.kl.mean()))
-    layers = kl_of_layers(program, x[:ACTIVE_IMAGES], None if y is None else y[:ACTIVE_IMAGES], seed=method.seed)
+    layers = kl_of_layers(program, x, y, seed=method.seed)
     figures |= {
         "bits_per_dim": bits_per_dim(program, data, result.nll, x[:2], None if y is None else y[:2]),
         "active_units": activity.counts,
