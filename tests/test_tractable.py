@@ -69,3 +69,28 @@ def test_what_is_about_latents_is_refused_by_name() -> None:
             call(program, x)
     with pytest.raises(pv.UserError, match="export its density"):
         pv.export(program)
+
+
+class Columns(nn.Module):
+    """p(x) = prod_d N(x_d; m_d, 1) of a table."""
+
+    event_shape = (3,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(3))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", pyro.distributions.Normal(self.loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pass
+
+
+def test_a_table_without_latents_is_reported(tmp_path: Path) -> None:
+    # what was expected of an entry is the mean given the latents, of which there are none
+    (tmp_path / "a.csv").write_text("\n".join(["a,b,c", *(f"{i % 7},{i % 5},{i % 3}" for i in range(60))]))
+    run = pv.fit(Columns(), pv.load_data(tmp_path / "a.csv"), epochs=1, compile="off", out=tmp_path / "run")
+    pv.report(run, tmp_path / "report.html", num_samples=20)
+    assert "least expected" not in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -196,7 +196,7 @@ def _table(figures: dict[str, Any]) -> str:
         ("ELBO", f"{supported('elbo')} = reconstruction {supported('reconstruction')} - KL {kl}"),
         ("bits per dimension", number("bits_per_dim", 4)),
     ]
-    if layers := f.get("kl_per_layer", {}):
+    if len(layers := f.get("kl_per_layer", {})) > 1:  # of one it is the KL
         rows.append(("KL per layer", " + ".join(f"{n} {kl:.2f}" for n, kl in layers.items())))
     if f["active_units"]:
         units = " + ".join("not defined" if n is None else str(n) for n in f["active_units"])

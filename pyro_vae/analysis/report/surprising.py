@@ -11,7 +11,9 @@ from pyro_vae.analysis import pictures
 from pyro_vae.analysis.report.page import Section
 from pyro_vae.analysis.report.subject import Rows, Subject
 from pyro_vae.evaluation.result import LogLikelihood
+from pyro_vae.programs.contract import admit
 from pyro_vae.programs.latents import reconstruct
+from pyro_vae.programs.trace import latent_sites
 from pyro_vae.training.files import checksum_of, parse_json, read_text
 from pyro_vae.training.run import WEIGHTS
 
@@ -70,7 +72,7 @@ def _worst(section: Section, subject: Subject, result: LogLikelihood) -> None:
 
 def _unexpected(subject: Subject, x: Tensor, y: Tensor | None) -> list[str]:
     """Of each row of a table the columns that are furthest from their reconstruction, in standard deviations of the column."""
-    if not subject.columns or not getattr(subject.program, "latents", True):
+    if not subject.columns or not latent_sites(admit(subject.program, x, y).model):
         return []
     expected = reconstruct(subject.program, x, y).cpu().double()
     off = ((x.double() - expected) / subject.test.x.double().std(0).clamp(min=1e-12)).nan_to_num(0.0).abs()
