@@ -141,7 +141,7 @@ def test_the_estimate_by_chains_has_the_mean_p_of_x() -> None:
     for machine in (made.lower, made.upper):
         machine.weight.mul_(0.5)
     log_z, truth = made.upper.enumerated_log_z(), exact(made, x)
-    found = torch.stack([chib(made, x, 3, seed) - log_z for seed in range(300)])
+    found = torch.stack([chib(made.lower, made.upper, x, 3, seed) - log_z for seed in range(300)])
     ratio = (found - truth).exp()
     z = (ratio.mean(0) - 1) / (ratio.std(0) / math.sqrt(300))
     assert float(ratio.std()) > 0.05

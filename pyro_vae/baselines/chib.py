@@ -11,34 +11,30 @@ Murray & Salakhutdinov, Evaluating probabilities under high-dimensional latent v
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_vae.baselines.boltzmann import bernoulli
+from pyro_vae.baselines.boltzmann import RestrictedBoltzmann, bernoulli
 from pyro_vae.seeding import generator
-
-if TYPE_CHECKING:
-    from pyro_vae.baselines.dbn import DBN
 
 ASCENTS = 5  # sweeps that take every unit to its likelier state, to begin with a g of high probability
 
 
 @torch.no_grad()
-def chib(network: DBN, x: Tensor, num_sweeps: int, seed: int = 0) -> Tensor:
+def chib(lower: RestrictedBoltzmann, upper: RestrictedBoltzmann, x: Tensor, num_sweeps: int, seed: int = 0) -> Tensor:
     """log p*(x) ``(N,)``, float64: log p(x) + log Z of the upper machine.
 
     A sweep draws the upper machine's hidden units given g, and then the units of g one by one given these and x.
 
     Args:
-        network: the belief network.
+        lower, upper: the machines of the belief network.
         x: ``(N, V)``, zeros and ones.
         num_sweeps: of the chain of every image; each costs two softplus of ``(N, V)`` for every unit of g, twice.
         seed: of the draws.
     """
-    chain = _Chain(network, x, generator("chains to one state", seed))
+    chain = _Chain(lower, upper, x, generator("chains to one state", seed))
     g = (chain.lower.hidden_mean(x) > 0.5).to(x.dtype)
     for _ in range(ASCENTS):
         g = chain.ascend(g)
@@ -60,8 +56,10 @@ def chib(network: DBN, x: Tensor, num_sweeps: int, seed: int = 0) -> Tensor:
 class _Chain:
     """Sweeps over states (g, h) of the latents of ``x``, and their probabilities."""
 
-    def __init__(self, network: DBN, x: Tensor, source: torch.Generator) -> None:
-        self.lower, self.upper, self.x, self.source = network.lower, network.upper, x, source
+    def __init__(
+        self, lower: RestrictedBoltzmann, upper: RestrictedBoltzmann, x: Tensor, source: torch.Generator
+    ) -> None:
+        self.lower, self.upper, self.x, self.source = lower, upper, x, source
         self.evidence = x @ self.lower.weight  # (N, H)
 
     def ascend(self, g: Tensor) -> Tensor:

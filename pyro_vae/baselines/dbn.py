@@ -151,7 +151,7 @@ class DBN(Baseline):
             )  # fmt: skip
         found = of_images(result.log_likelihood, math.hypot(result.nll_mc_se, log_z.se), self.event_shape)
         few = x[:BOTH_WAYS].flatten(1)
-        other = chib(self, few, SWEEPS, how.seed) - log_z.value
+        other = chib(self.lower, self.upper, few, SWEEPS, how.seed) - log_z.value
         difference = (other - result.log_likelihood[: len(few)]).double()
         known = told(log_z, how)
         return {
