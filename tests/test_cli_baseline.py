@@ -49,6 +49,7 @@ def test_a_network_begins_with_the_machine_and_is_refused_another(
     dbn = ("baseline", "dbn", "--from", str(trained), "--set", "second=8", "--set", "top_epochs=2", "--samples", "20")
     out = str(tmp_path / "dbn")
     assert "--set first=so many" in refused(capsys, *dbn, "--out", out)
+    assert "was trained on other rows" in refused(capsys, *dbn, "--validation", "50", "--out", out)
     assert not (tmp_path / "dbn").exists()
     assert run([*dbn, "--set", "first=8", "--out", out, "--limit", "10", *RBM[4:]]) == 0
     assert "by chains" in capsys.readouterr().out

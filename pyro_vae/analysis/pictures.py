@@ -85,10 +85,9 @@ def samples(
     shape, x = _event_shape(program), drawn
     if x is None:
         x = latents.sample(program, sample_count(shape) if num is None else num, y, mean=mean, seed=seed, **options)
-    title = "Samples: " + ("the mean of $p(x \\mid z)$, " if mean else "$x \\sim p(x \\mid z)$, ") + "$z \\sim p(z)$"
-    if not getattr(program, "latents", True):
-        title = "Samples: $x \\sim p(x)$"
-    return _draw(x, shape, ax, title)
+    of_means = mean and getattr(program, "latents", True)
+    title = "the mean of $p(x \\mid z)$, $z \\sim p(z)$" if of_means else "$x \\sim p(x)$"
+    return _draw(x, shape, ax, f"Samples: {title}")
 
 
 @drawn

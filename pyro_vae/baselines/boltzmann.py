@@ -184,7 +184,9 @@ def annealed_log_z(
 
 
 def inverse_temperatures(num: int) -> Tensor:
-    """``num + 1`` of them from 0 to 1, in float64."""
+    """``num + 1`` of them from 0 to 1, in float64; :class:`UserError` for fewer than one for each part of the way."""
+    if num < len(SHARES):
+        raise UserError(f"annealing of log Z needs {len(SHARES)} distributions at least, got {num}")
     ends = [0.0, *(end for end, _ in SHARES)]
     counts = [max(1, round(share * num)) for _, share in SHARES]
     counts[-1] = max(1, num - counts[0] - counts[1])

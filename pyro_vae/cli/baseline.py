@@ -48,7 +48,7 @@ def baseline(
         int | None, typer.Option(min=1, help="Of annealing [default: the baseline's].", show_default=False)
     ] = None,
     distributions: Annotated[
-        int | None, typer.Option(min=1, help="Of annealing [default: the baseline's].", show_default=False)
+        int | None, typer.Option(min=3, help="Of annealing [default: the baseline's].", show_default=False)
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="A random subset of so many images, by a fixed seed.", show_default=False)
@@ -90,7 +90,7 @@ def baseline(
         with claimed(out):
             training.create(out, record, rows)
     if record["parent"] is not None and not metrics:
-        made.begin_with(_parent(Path(record["parent"])))
+        made.begin_with(_parent(Path(record["parent"]), record))
     minutes = _train(made, rows, out, record, metrics, visible=not quiet)
     how = How(samples, chains, distributions, limit, split, seed)
     with Progress(100, visible=not quiet, unit="per cent") as bar:
@@ -142,14 +142,23 @@ def _declare(
     made.require(rows)
     record = training.record_of(name, options, rows, seed, None if parent is None else str(parent.absolute()))
     if parent is not None:
-        made.begin_with(_parent(parent))  # refused before anything is written
+        made.begin_with(_parent(parent, record))  # refused before anything is written
     return made, rows, record
 
 
-def _parent(path: Path) -> Baseline:
+def _parent(path: Path, child: dict[str, Any]) -> Baseline:
+    """What a baseline begins with; :class:`UserError` where it was trained on other rows, of which some may be tested here."""
     from pyro_vae.baselines import training
+    from pyro_vae.errors import UserError
 
-    return training.load(path, training.read(path))[0]
+    record = training.read(path)
+    ours, theirs = ((r["rows"]["digest"], r["data"]["binarization"]) for r in (child, record))
+    if ours != theirs:
+        raise UserError(
+            f"{path} was trained on other rows, of {record['data']['name']} with binarization {theirs[1]!r}: begin with a "
+            "baseline of the same data, --binarization and --validation"
+        )
+    return training.load(path, record)[0]
 
 
 def _train(
