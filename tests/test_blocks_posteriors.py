@@ -18,6 +18,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.estimators import estimate
 from pyro_vae.objectives.elbo import AnalyticELBO
 from pyro_vae.posteriors.flow import FlowPosterior
+from pyro_vae.posteriors.mixture import Mixture
 from pyro_vae.programs.trace import draw_terms, evaluating
 from pyro_vae.seeding import seeded
 from pyro_vae.spec import build
@@ -308,3 +309,15 @@ def test_a_planar_flow_is_not_trained_by_what_scores_its_draws_anew(objective: s
     program = pv.build("mlp", "planar", (4,), latent_dim=2)
     with pytest.raises(pv.UserError, match="can score none but those that it has just drawn: use elbo or iwae"):
         pv.fit(program, torch.ones(20, 4), epochs=1, objective=objective, compile="off")
+
+
+@torch.no_grad()
+def test_components_of_a_mixture_begin_alike() -> None:
+    """Their codes are one, and chance alone parts them; a component of another family is as it was drawn."""
+    with seeded(0):
+        guide: Any = pv.build("mlp", "ensemble", (8,), latent_dim=2)
+        means = torch.stack([part.mean for part in guide.q(torch.rand(50, 8)).components])
+        several: Any = Mixture((3,), (2,), of=["diagonal-normal", "full-rank-normal"], components=3)
+    assert 0 < float((means - means[0]).std()) < 0.3 * float(means[0].std(0).mean())
+    first, _, third = (next(part.parameters()) for part in several.each)
+    assert 0 < float((first - third).abs().max()) < 0.2 * float(first.abs().max())

@@ -295,6 +295,7 @@ def test_dreg_would_be_biased_for_stratified_draws(monkeypatch: pytest.MonkeyPat
     assert z_scores(found, bound_gradient(False, 2)) > 2 * Z_LIMIT
 
 
+@pytest.mark.filterwarnings("ignore::pyro_vae.evaluation.result.UnreliableEstimateWarning")
 @pytest.mark.parametrize("family", ["diagonal-normal", "full-rank-normal"])
 def test_a_vamp_prior_of_a_mixture_has_a_component_for_each_pair(family: str) -> None:
     vae: Any = pv.build(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae import registry
 from pyro_vae.errors import UserError
-from pyro_vae.networks.base import Network, Shape
+from pyro_vae.networks.base import Network, Shape, begin_alike
 from pyro_vae.registry import register
 
 Of = Annotated[str | dict[str, Any] | list[str | dict[str, Any]], registry.holding("encoders")]
@@ -21,7 +21,8 @@ class Ensemble(Network):
     """Encoders that share nothing, their features one after the other along the first axis.
 
     For the posterior ``mixture`` whose components each see their own (``sees = "own"``): S guides, networks and all, as in
-    Kviman et al. 2022, https://proceedings.mlr.press/v151/kviman22a.html. S times the cost of one.
+    Kviman et al. 2022, https://proceedings.mlr.press/v151/kviman22a.html. S times the cost of one. Those of one kind begin
+    alike, so that their codes are one.
 
     Args:
         members: S.
@@ -43,6 +44,8 @@ class Ensemble(Network):
             raise UserError(f"the members of an ensemble make features of one shape, got {sorted(shapes)}")
         first, *rest = made[0].out_shape
         super().__init__(in_shape, (members * first, *rest))
+        for turn in range(len(blocks)):
+            begin_alike(made[turn :: len(blocks)] or made[:1])
         self.members = nn.ModuleList(made)
 
     def features(self, x: Tensor) -> Tensor:

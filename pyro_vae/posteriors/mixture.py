@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae import registry
 from pyro_vae.errors import UserError
-from pyro_vae.networks.base import linear
+from pyro_vae.networks.base import begin_alike, linear
 from pyro_vae.posteriors.base import Distribution, Posterior, Shape
 from pyro_vae.posteriors.equal_mixture import EqualMixture
 from pyro_vae.registry import register
@@ -31,7 +31,7 @@ class Mixture(Posterior):
     particles components are drawn at random, without replacement, and scored under all: the same loss, cheaper and
     noisier ("some to all", Hotti et al. 2024, https://arxiv.org/abs/2406.07083). A VampPrior of K pseudo-inputs becomes a
     mixture of K S components, and costs as much. The mean of q, which ``encode`` gives, may lie between components,
-    where q has little mass: draw from q where that matters.
+    where q has little mass: draw from q where that matters. Components of one family begin alike, so that their codes are one.
 
     Args:
         components: S.
@@ -75,6 +75,8 @@ class Mixture(Posterior):
         for s in range(number):
             name, options = blocks[s % len(blocks)]
             self.each.append(registry.get("posteriors", name)(shape, latent_shape, **options))
+        for turn in range(len(blocks)):
+            begin_alike(self.each[turn :: len(blocks)] or self.each[:1])
         self._take_kind([name for name, _ in blocks])
 
     def _take_kind(self, names: Sequence[str]) -> None:
