@@ -76,7 +76,7 @@ class Mixture(Posterior):
             name, options = blocks[s % len(blocks)]
             self.each.append(registry.get("posteriors", name)(shape, latent_shape, **options))
         for turn in range(len(blocks)):
-            begin_alike(self.each[turn :: len(blocks)] or self.each[:1])
+            begin_alike(list(self.each)[turn :: len(blocks)] or list(self.each)[:1])
         self._take_kind([name for name, _ in blocks])
 
     def _take_kind(self, names: Sequence[str]) -> None:
