@@ -68,8 +68,8 @@ def test_free_bits_and_balance_by_layer() -> None:
     torch.testing.assert_close(half, -reconstruction + 0.5 * (whole + reconstruction))
     with seeded(0):
         kl = torch.tensor(list(_kl_of_one_draw(vae, x).values())).double()
-    size = torch.tensor([3.0, 2.0]).double() * (0.01 + kl.abs())
-    balanced = -reconstruction + 0.5 * (size / size.mean() * kl).sum()
+    share = (0.01 + kl.abs()) / torch.tensor([3.0, 2.0]).double()  # nats per unit, as section H of DVAE++ has it
+    balanced = -reconstruction + 0.5 * (share / share.mean() * kl).sum()
     torch.testing.assert_close(loss(vae, x, step=4, free=0.0, per="layer", warmup_steps=10, balance=True), balanced)
     for step in (9, LAST_STEP):
         after = loss(vae, x, step=step, free=0.0, per="layer", warmup_steps=10, balance=True)

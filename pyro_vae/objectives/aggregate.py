@@ -37,9 +37,11 @@ class FreeBits(Aggregate):
 
     The groups are the coordinates of each latent site where both q and p factorise over them, and the whole site otherwise, or
     where ``per`` is layer. w_l is 1, and in a warm-up the share of it that is over; with ``balance`` also proportional to
-    n_l (0.01 + abs E_x KL_l) there, of mean 1 over the layers l of n_l units, so that layers that carry little are left to
-    grow. The reported loss is minus the ELBO, without floor and weights. Kingma et al. 2016, https://arxiv.org/abs/1606.04934,
-    section C.8; KL balancing: Vahdat & Kautz 2020, https://arxiv.org/abs/2007.03898, appendix A.
+    (0.01 + abs E_x KL_l) / n_l there, of mean 1 over the layers l of n_l units, so that layers that carry little for their size
+    are left to grow. The reported loss is minus the ELBO, without floor and weights. Kingma et al. 2016,
+    https://arxiv.org/abs/1606.04934, section C.8; KL balancing: Vahdat et al. 2018, https://arxiv.org/abs/1802.04920, section H,
+    and Vahdat & Kautz 2020, https://arxiv.org/abs/2007.03898, appendix A, which prints n_l above the line for below it, as its
+    author says (https://github.com/NVlabs/NVAE/issues/26).
 
     Args:
         free: nats per group, on average over the minibatch.
@@ -87,8 +89,8 @@ class FreeBits(Aggregate):
         done = ((torch.as_tensor(step, dtype=kl.dtype, device=kl.device) + 1) / self.warmup_steps).clamp(max=1.0)
         weight = done
         if self.balance:
-            size = kl.new_tensor([float(count) for _, count in layers]) * (0.01 + kl.detach().abs())
-            weight = torch.where(done < 1, done * size / size.mean(), done)
+            share = (0.01 + kl.detach().abs()) / kl.new_tensor([float(count) for _, count in layers])
+            weight = torch.where(done < 1, done * share / share.mean(), done)
         return (weight * kl).sum()
 
     def _floored(self, sites: list[tuple[Any, Tensor]], batch: int) -> Tensor:
