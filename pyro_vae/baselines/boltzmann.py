@@ -137,11 +137,13 @@ class LogZ:
         value: log of the mean weight: Z is estimated without bias, log Z from below on average.
         se: its standard error, by the spread of the weights.
         upper: the same by annealing backwards from the model's own chains, from above on average where these have mixed.
+        upper_se: its standard error.
     """
 
     value: float
     se: float
     upper: float | None
+    upper_se: float | None
 
     @property
     def gap(self) -> float | None:
@@ -173,14 +175,15 @@ def annealed_log_z(
     tell = lambda share: progress(share / parts)  # noqa: E731
     start = bernoulli(machine.base.sigmoid().expand(num_chains, -1), source)
     log_weight = _anneal(machine, start, inverse_temperatures(num_distributions), source, tell)
-    upper = None
+    base = math.log(2) * len(machine.hidden_bias) + float(softplus(machine.base.double()).sum())
+    value, se = _log_mean(log_weight)
+    upper = upper_se = None
     if backwards:
         start, _ = machine.gibbs(num_chains, backwards, source)
         falling = inverse_temperatures(num_distributions).flip(0)
-        upper = -_log_mean(_anneal(machine, start, falling, source, tell))[0]
-    base = math.log(2) * len(machine.hidden_bias) + float(softplus(machine.base.double()).sum())
-    value, se = _log_mean(log_weight)
-    return LogZ(base + value, se, None if upper is None else base + upper)
+        inverse, upper_se = _log_mean(_anneal(machine, start, falling, source, tell))
+        upper = base - inverse
+    return LogZ(base + value, se, upper, upper_se)
 
 
 def inverse_temperatures(num: int) -> Tensor:

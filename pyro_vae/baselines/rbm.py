@@ -115,13 +115,22 @@ def told(log_z: LogZ, how: How) -> dict[str, Any]:
     warnings = []
     if not log_z.se < 0.5:
         warnings.append(f"the standard error of log Z is {log_z.se:.2g} nats: give more distributions or chains")
-    if log_z.gap is not None and not abs(log_z.gap) < 1:
-        warnings.append(
-            f"annealing forwards and backwards disagree by {log_z.gap:.2g} nats: the chains of the model have not mixed, or the "
-            "distributions are too few; log Z is likely too low, and log p(x) too high"
-        )
-    gap = "" if log_z.gap is None else f", gap {log_z.gap:.2f}"
+    gap = ""
+    if log_z.gap is not None and log_z.upper_se is not None:
+        error = math.hypot(log_z.se, log_z.upper_se)
+        gap = f", gap {log_z.gap:.2f} +- {error:.2f}"
+        if log_z.gap > 1:
+            warnings.append(
+                f"annealing backwards ends {log_z.gap:.2g} nats above annealing forwards: the distributions or the chains are "
+                "too few; log Z is likely too low, and log p(x) too high"
+            )
+        elif log_z.gap < -3 * error:
+            warnings.append(
+                f"annealing backwards, a bound from above, ends {-log_z.gap:.2g} nats below annealing forwards: the chains that "
+                "it begins with have not mixed, and are no draws of the model"
+            )
     return {
         "computed": f"log Z by AIS ({chains} chains, {steps:,} distributions{gap})",
-        "log_z": log_z.value, "log_z_se": log_z.se, "log_z_upper": log_z.upper, "warnings": warnings,
+        "log_z": log_z.value, "log_z_se": log_z.se, "log_z_upper": log_z.upper,
+        "log_z_upper_se": log_z.upper_se, "warnings": warnings,
     }  # fmt: skip
