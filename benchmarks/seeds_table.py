@@ -116,6 +116,8 @@ def figures(row: Row, out: Path) -> dict[str, Any] | None:
     if not (out / "evaluation.json").is_file():
         return None
     found = json.loads((out / "evaluation.json").read_text())
+    if found["split"] != "test":
+        raise SystemExit(f"error: {out} was evaluated on its {found['split']} images: evaluate it anew")
     if row.baseline:
         more = {k: found[k] for k in ("computed", "images_used", "parameters", "minutes")}
     else:
@@ -127,6 +129,7 @@ def figures(row: Row, out: Path) -> dict[str, Any] | None:
             "parameters": parameters(out / "weights.safetensors"),
             "minutes": sum(line["seconds"] for line in lines) / 60,
         }
+    more["own_minutes"] = more["minutes"]
     kept = ("nll", "nll_mc_se", "nll_data_se", "num_data", "bits_per_dim", "warnings")
     return {"title": row.title, "table": row.table, "printed": row.printed, **{k: found[k] for k in kept}, **more}
 
@@ -202,11 +205,13 @@ def main() -> None:
     out = {name: Path(elsewhere.get(name, args.work / name)) for name in ROWS}
     for name in [] if args.read else chosen:
         row = ROWS[name]
-        if row.after and not (out[row.after] / "state.safetensors").is_file():
+        if row.after and not (out[row.after] / "evaluation.json").is_file():  # written when it is trained
             print(f"{name} waits for {row.after}", file=sys.stderr)
             continue
         compute(row, out[name], out[row.after] if row.after else None, args.budget)
     rows = {name: found for name in ROWS if (found := figures(ROWS[name], out[name])) is not None}
+    for name in rows:  # with those of what it begins with
+        rows[name]["minutes"] += rows.get(ROWS[name].after, {}).get("own_minutes", 0.0)
     from mnist import into_readme
 
     text = tables(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyro_vae as pv
 from pyro_vae.baselines.adam import Adam
 from pyro_vae.baselines.base import How
 from pyro_vae.baselines.gan import GAN, WARNING
-from pyro_vae.baselines.training import declare
+from pyro_vae.baselines.training import declare, trained
 from pyro_vae.errors import UserError
 from pyro_vae.seeding import generator
 
@@ -72,6 +73,20 @@ def test_its_images_have_the_means_and_spreads_of_the_data(name: str, digits: pv
     assert torch.equal(
         pv.load(tmp_path / "program").program.decoder(torch.zeros(1, 4)), made.program.decoder(torch.zeros(1, 4))
     )
+
+
+def test_a_last_minibatch_of_one_row_leaves_numbers(digits: pv.Data) -> None:
+    size = len(digits.train) // 2
+    assert len(digits.train) == 2 * size + 1
+    made = declare("vae-gan", {"batch_size": size, "epochs": 1}, digits.event_shape, 0)
+    made.start(digits, generator("start", 0))
+    assert all(math.isfinite(v) for v in made.train_pass(0, digits, generator("pass", 0)).values())
+    assert all(bool(p.isfinite().all()) for p in made.parameters())
+
+
+def test_no_pass_at_all_is_refused(digits: pv.Data) -> None:
+    with pytest.raises(UserError, match="epochs = 0"):
+        trained("gan", digits, epochs=0)
 
 
 def test_what_it_cannot_make_is_refused() -> None:

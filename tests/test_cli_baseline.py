@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -35,12 +36,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_figures_are_printed_and_kept(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["baseline", "rbm", "--out", str(trained), "--resume", *RBM[4:], "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures == json.loads((trained / "evaluation.json").read_text())
+    kept = (trained / "evaluation.json").read_text()
+    assert figures == json.loads(kept)
     assert {"nll", "nll_mc_se", "nll_data_se", "computed", "images_used", "parameters", "minutes"} <= set(figures)
     assert figures["images_used"] == 1439
     assert sorted(p.suffix for p in trained.iterdir()) == [
         ".json", ".json", ".jsonl", ".png", ".safetensors", ".safetensors",
     ]  # fmt: skip
+    assert (
+        run(["baseline", "rbm", "--out", str(trained), "--resume", *RBM[4:], "--split", "train", "--limit", "5"]) == 0
+    )
+    assert (trained / "evaluation.json").read_text() == kept
+    assert json.loads((trained / "evaluation-train.json").read_text())["num_data"] == 5
 
 
 def test_a_network_begins_with_the_machine_and_is_refused_another(
@@ -50,6 +57,9 @@ def test_a_network_begins_with_the_machine_and_is_refused_another(
     out = str(tmp_path / "dbn")
     assert "--set first=so many" in refused(capsys, *dbn, "--out", out)
     assert "was trained on other rows" in refused(capsys, *dbn, "--validation", "50", "--out", out)
+    begun = tmp_path / "begun"  # as a kill before the first checkpoint leaves it
+    shutil.copytree(trained, begun, ignore=shutil.ignore_patterns("state*", "metrics*"))
+    assert "has made 0 of 4 passes" in refused(capsys, *dbn, "--from", str(begun), "--out", out)
     assert not (tmp_path / "dbn").exists()
     assert run([*dbn, "--set", "first=8", "--out", out, "--limit", "10", *RBM[4:]]) == 0
     assert "by chains" in capsys.readouterr().out

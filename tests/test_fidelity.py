@@ -47,6 +47,8 @@ def test_a_lost_mode_costs_recall_and_a_wide_model_precision() -> None:
     assert wide.nearest > 3
     assert fidelity(train[:300], modes, train).nearest == 0
     assert 0 < wide.precision_se < 0.03
+    half = fidelity(same[::2], modes, train)  # of test data in the order of their modes not the first half alone
+    assert min(half.precision, half.recall) > 0.85
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from linear_hierarchy import build, drawn
@@ -41,9 +43,32 @@ def test_the_kl_of_layers_adds_up_to_the_rate_and_collapsed_ones_are_named() -> 
     assert not [w for w in found.warnings if "collapsed" in w]
     idle = pv.latent_information(hierarchy(idle=True), x)
     (line,) = [w for w in idle.warnings if "collapsed" in w]
-    assert re.match(r"the layer 'z2' has collapsed: none of its 2 units is active", line)
+    assert re.match(r"the layer 'z2' has collapsed: its KL is .* nats, and none of its 2 units are active", line)
     assert idle.kl_per_layer["z2"] == pytest.approx(0.0, abs=1e-3)
     assert idle.summary()["kl_per_layer"] == idle.kl_per_layer
+
+
+@torch.no_grad()
+def test_a_layer_that_only_repeats_what_is_above_it_is_named() -> None:
+    """q(z1 given x, z2) = p(z1 given z2): the mean of z1 moves with x through z2, and z1 carries nothing of its own."""
+    program = {
+        "name": "hierarchical",
+        "below": [3],
+        "hidden": [8],
+        "inference": "top-down",
+        "skip": True,
+        "residual": True,
+    }
+    with seeded(0):
+        vae: Any = pv.build("hvae", "linear", (6,), latent_dim=2, prior="standard-normal", program=program)
+        head = vae.posteriors[0].head.map
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0] * 3 + [0.5413] * 3))  # no shift, a scale of 1
+        x = torch.rand(400, 6).round()
+    found = pv.latent_information(vae, x)
+    assert dict(zip(found.activity.sites, found.activity.counts, strict=True))["z1"]
+    (line,) = [w for w in found.warnings if "collapsed" in w]
+    assert "'z1' has collapsed" in line
 
 
 def loss(vae: Any, x: Tensor, step: int = 0, **options: Any) -> Tensor:
@@ -71,6 +96,10 @@ def test_free_bits_and_balance_by_layer() -> None:
     share = (0.01 + kl.abs()) / torch.tensor([3.0, 2.0]).double()  # nats per unit, as section H of DVAE++ has it
     balanced = -reconstruction + 0.5 * (share / share.mean() * kl).sum()
     torch.testing.assert_close(loss(vae, x, step=4, free=0.0, per="layer", warmup_steps=10, balance=True), balanced)
+    floored = (
+        -reconstruction + 0.5 * (share / share.mean() * 100.0).sum()
+    )  # the floor is no part of what a layer carries
+    torch.testing.assert_close(loss(vae, x, step=4, free=100.0, per="layer", warmup_steps=10, balance=True), floored)
     for step in (9, LAST_STEP):
         after = loss(vae, x, step=step, free=0.0, per="layer", warmup_steps=10, balance=True)
         torch.testing.assert_close(after, whole)
@@ -120,6 +149,49 @@ def test_samples_at_a_temperature_have_scales_that_much_smaller() -> None:
     for wrong in (0.0, -1.0):
         with pytest.raises(pv.UserError, match="temperature above 0"):
             pv.sample(vae, 2, temperature=wrong)
+
+
+def test_a_latent_of_an_inner_plate_is_cold_about_its_own_mean() -> None:
+    """As many draws as elements of the plate: the axes could be exchanged without a word."""
+
+    class Plated(torch.nn.Module):
+        event_shape = (3,)
+
+        def model(self, x: Tensor) -> None:
+            means = torch.tensor([10.0, 20.0, 30.0]).unsqueeze(-1)
+            with pyro.plate("data", len(x), dim=-1):
+                with pyro.plate("u", 3, dim=-2):
+                    z = pyro.sample("z", dist.Normal(means, 1.0))
+                pyro.sample("x", dist.Normal(z.transpose(-1, -2), 0.001).to_event(1), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1), pyro.plate("u", 3, dim=-2):
+                pyro.sample("z", dist.Normal(x.transpose(-1, -2), 1.0))
+
+    cold = pv.sample(Plated(), 3, temperature=1e-3)
+    torch.testing.assert_close(cold, torch.tensor([10.0, 20.0, 30.0]).expand(3, 3), rtol=0, atol=0.05)
+
+
+def test_a_latent_is_not_shared_by_rows_of_different_y() -> None:
+    """The one draw was the first row's: rows of another y were draws of no p(x given y)."""
+
+    class Conditional(torch.nn.Module):
+        event_shape = (1,)
+
+        def model(self, x: Tensor, y: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                z2 = pyro.sample("z2", dist.Normal(100 * y.reshape(-1, 1), 1.0).to_event(1))
+                z1 = pyro.sample("z1", dist.Normal(z2, 0.1).to_event(1))
+                pyro.sample("x", dist.Normal(z1, 0.01).to_event(1), obs=x)
+
+        def guide(self, x: Tensor, y: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                z2 = pyro.sample("z2", dist.Normal(x, 1.0).to_event(1))
+                pyro.sample("z1", dist.Normal(z2, 0.1).to_event(1))
+
+    with pytest.raises(pv.UserError, match="rows of one y"):
+        pv.sample(Conditional(), 3, torch.arange(3.0), shared="z2")
+    assert bool((pv.sample(Conditional(), 2, torch.ones(2), shared="z2") - 100).abs().max() < 10)
 
 
 def test_draws_that_share_their_upper_layers_differ_below() -> None:

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.evaluate import chosen_rows
 from pyro_vae.evaluation.means import guide_means
 from pyro_vae.programs.given import require_rows
 from pyro_vae.programs.trace import Program
@@ -82,7 +83,8 @@ def linear_probe(
     means = {n: tuple(guide_means(one, t)[1].numpy() for t in (x, x_test)) for n, one in programs.items()}
     pixels, pixels_test = (t.flatten(1).cpu().double().numpy() for t in (x, x_test))
     size = max((train.shape[1] for train, _ in means.values()), default=1)
-    pca = PCA(min(size, *pixels[:UNLABELLED].shape), svd_solver="full").fit(pixels[:UNLABELLED])
+    some = pixels[chosen_rows(len(pixels), UNLABELLED).numpy()]
+    pca = PCA(min(size, *some.shape), svd_solver="full").fit(some)
     sets = {
         **means,
         "pixels": (pixels, pixels_test),

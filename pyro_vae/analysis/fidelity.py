@@ -20,6 +20,7 @@ from torch import Tensor
 from pyro_vae.analysis.nearest import nearest_neighbours
 from pyro_vae.analysis.scoring import host
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.evaluate import chosen_rows
 from pyro_vae.programs.given import require_rows
 from pyro_vae.seeding import derive_seed
 
@@ -103,7 +104,8 @@ def classifier_features(x: Tensor, labels: Tensor, seed: int = 0) -> Callable[[T
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a classifier that could learn more has features too
-        model.fit(host(x[:LEARNED].flatten(1)), np.asarray(labels[:LEARNED].cpu()))
+        rows = chosen_rows(len(x), LEARNED)  # by chance: data may be in the order of their classes
+        model.fit(host(x[rows.to(x.device)].flatten(1)), np.asarray(labels.cpu()[rows]))
 
     def features(rows: Tensor) -> Tensor:
         h = torch.from_numpy(host(rows.flatten(1)))
@@ -121,7 +123,7 @@ def fidelity(
 
     Args:
         samples: ``(n, *event)``.
-        test: data of the same kind (binarized as they are, say), at least n; the first n are compared with.
+        test: data of the same kind (binarized as they are, say), at least n; n by chance are compared with.
         train: training data, for the distance of the nearest; none are drawn on for the rest.
         features: what precision and recall are found in, ``(n, *event)`` to ``(n, F)``; the data themselves where None.
         k: which neighbour the balls reach.
@@ -134,7 +136,7 @@ def fidelity(
     """
     if len(test) < len(samples):
         raise UserError(f"expected at least as many test data as samples, got {len(test)} and {len(samples)}")
-    test = test[: len(samples)]
+    test = test[chosen_rows(len(test), len(samples)).to(test.device)]
     flat = (lambda x: x.flatten(1)) if features is None else features
     precision, recall = precision_recall(flat(test), flat(samples), k)
     ours, theirs = (float(nearest_neighbours(x, train)[1].mean()) for x in (samples, test))

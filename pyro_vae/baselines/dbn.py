@@ -35,6 +35,7 @@ from pyro_vae.baselines.rbm import (
 )
 from pyro_vae.data import Data
 from pyro_vae.errors import UserError, unsaid
+from pyro_vae.evaluation.evaluate import chosen_rows
 from pyro_vae.evaluation.importance import log_likelihood
 from pyro_vae.evaluation.result import UnreliableEstimateWarning
 from pyro_vae.registry import register
@@ -149,10 +150,14 @@ class DBN(Baseline):
                 AsProgram(self, log_z.value), x, num_samples=how.samples, seed=how.seed,
                 progress=lambda n: progress(n / len(x) / 2),
             )  # fmt: skip
-        found = of_images(result.log_likelihood, math.hypot(result.nll_mc_se, log_z.se), self.event_shape)
-        few = x[:BOTH_WAYS].flatten(1)
+        found = of_images(
+            result.log_likelihood, log_z.se, self.event_shape
+        )  # the spread has the error of weights in it
+        found["nll_mc_se"] = math.hypot(result.nll_mc_se, log_z.se)
+        some = chosen_rows(len(x), BOTH_WAYS)
+        few = x[some].flatten(1)
         other = chib(self.lower, self.upper, few, SWEEPS, how.seed) - log_z.value
-        difference = (other - result.log_likelihood[: len(few)]).double()
+        difference = (other - result.log_likelihood[some]).double()
         known = told(log_z, how)
         return {
             **found, **known,

@@ -175,7 +175,8 @@ class VAEGAN(GAN):
     """A VAE whose reconstruction is measured in the critic's features, and whose decoder is its generator.
 
     Encoder: KL + E; decoder: weight E + the loss of a gan, on draws and on reconstructions. E = 1/2 sum_j (f_j(x) - f_j(x'))^2 /
-    v_j is taken over the critic's features, v_j their variance in the minibatch: how the critic scales them does not matter.
+    v_j is taken over the critic's features, v_j their variance over some ten minibatches: how the critic
+    scales them does not matter, nor how few rows a batch has.
 
     Larsen et al. 2016, https://arxiv.org/abs/1512.09300.
 
@@ -185,6 +186,7 @@ class VAEGAN(GAN):
         options: those of a gan; the guide's encoder is trained from the start.
     """
 
+    spread: Tensor
     formula = "x = G(z), z ~ q(z | x) or N(0, I), E in the critic's features; then p(x | z) = N(G(z), s^2 I)"
 
     def __init__(
@@ -210,10 +212,15 @@ class VAEGAN(GAN):
             epochs=epochs, guide_epochs=guide_epochs, batch_size=batch_size, lr=lr, r1=r1, average=average,
         )  # fmt: skip
         require_mean(self.program, event_shape, "a vae-gan")
+        self.register_buffer("spread", torch.zeros(self.critic.line.in_features))  # v
         self.encoder_adam = Adam([*self.program.encoder.parameters(), *self.program.posterior.parameters()], BETAS)
 
     def made(self, x: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Any]:
         """Draws and reconstructions; the encoder takes its step with the features that the critic has then."""
+        with torch.no_grad():
+            variance = self.critic(x)[1].var(0, correction=0)
+            first = not bool(self.spread.any())
+            self.spread.lerp_(variance, 1.0 if first else 0.1 * len(x) / self.batch_size)
         q, prior = self.program.q(x), self.program.p(x)
         noise = torch.randn(len(x), self.latent_dim, generator=generator)
         z = q.mean + q.stddev * noise
@@ -226,4 +233,5 @@ class VAEGAN(GAN):
         """E, mean over images."""
         with torch.no_grad():
             features = self.critic(x)[1]
-        return (0.5 * (features - self.critic(other)[1]).square() / (features.var(0) + 1e-6)).sum(1).mean()
+        least = 1e-6 * self.spread.mean() + 1e-30  # of features that never vary
+        return (0.5 * (features - self.critic(other)[1]).square() / (self.spread + least)).sum(1).mean()

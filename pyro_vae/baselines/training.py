@@ -105,8 +105,21 @@ def load_data(path: Path, record: dict[str, Any], root: str | None) -> Data:
     return load_kept(path, record, None, root)
 
 
+def require_passes(options: dict[str, Any]) -> None:
+    """:class:`UserError` for no pass over the data, where there is nothing to begin with."""
+    if options.get("epochs") == 0:
+        raise UserError(
+            "epochs = 0 is for a baseline whose first part was trained before: name its directory, --from DIR"
+        )
+
+
+def dequantized(data: Data) -> Data:
+    """Grey levels with uniform noise, as densities are of them; other data as they are."""
+    return data.with_(dequantization="uniform") if (data.levels or 0) > 2 else data
+
+
 def trained(name: str, data: Data, *, seed: int = 0, **options: Any) -> Baseline:
-    """A baseline trained in memory; ``pyro-vae baseline`` trains the same into a directory.
+    """A baseline trained in memory; ``pyro-vae baseline`` trains the same into a directory. Grey levels are dequantized.
 
     Example:
         >>> import pyro_vae as pv
@@ -114,7 +127,10 @@ def trained(name: str, data: Data, *, seed: int = 0, **options: Any) -> Baseline
         >>> made.sample(5, seed=0).shape
         torch.Size([5, 1, 8, 8])
     """
+    require_passes(options)
     made = declare(name, options, data.event_shape, seed)
+    if made.data == "grey":
+        data = dequantized(data)
     train(made, data, None, seed, [])
     made.finish(data, None, seed, False)
     return made

@@ -71,7 +71,7 @@ def baseline(
     from pyro_vae.errors import UserError
     from pyro_vae.training.files import write_text
     from pyro_vae.training.progress import Progress
-    from pyro_vae.training.run import claimed
+    from pyro_vae.training.run import SPEC, claimed, evaluation_name
 
     options = {} if epochs is None else {"epochs": epochs}
     if resume:
@@ -89,7 +89,7 @@ def baseline(
         out, metrics = out or Path("runs") / f"{rows.name}-{name}", []
         with claimed(out):
             training.create(out, record, rows)
-    if record["parent"] is not None and not metrics:
+    if record["parent"] is not None and not metrics and not (out / "program" / SPEC).is_file():
         made.begin_with(_parent(Path(record["parent"]), record))
     minutes = _train(made, rows, out, record, metrics, visible=not quiet)
     how = How(samples, chains, distributions, limit, split, seed)
@@ -101,7 +101,7 @@ def baseline(
     }  # fmt: skip
     _draw(made, out, seed)
     text = _json(figures)
-    where = out / "evaluation.json"
+    where = out / evaluation_name("iw", split)
     deliver(text if json else _table(figures), lambda: write_text(where, text + "\n"), str(where))
 
 
@@ -120,7 +120,6 @@ def _declare(
     from pyro_vae.baselines import training
     from pyro_vae.data import load_data
     from pyro_vae.data.names import require_known
-    from pyro_vae.errors import UserError
     from pyro_vae.spec import parse_assignment
 
     kind: Any = registry.get("baselines", name)
@@ -132,12 +131,10 @@ def _declare(
     how: dict[str, Any] = {"binarization": binarization, "validation": validation}
     grey = kind.kind_of(options) == "grey" and binarization in (None, "none")
     rows = load_data(data, root, **how | ({"binarization": "none"} if grey else {}))
-    if grey and (rows.levels or 0) > 2:
-        rows = rows.with_(dequantization="uniform")
-    if parent is None and options.get("epochs") == 0:
-        raise UserError(
-            "epochs = 0 is for a baseline whose first part was trained before: name its directory, --from DIR"
-        )
+    if grey:
+        rows = training.dequantized(rows)
+    if parent is None:
+        training.require_passes(options)
     made = training.declare(name, options, rows.event_shape, seed)
     made.require(rows)
     record = training.record_of(name, options, rows, seed, None if parent is None else str(parent.absolute()))
@@ -158,7 +155,13 @@ def _parent(path: Path, child: dict[str, Any]) -> Baseline:
             f"{path} was trained on other rows, of {record['data']['name']} with binarization {theirs[1]!r}: begin with a "
             "baseline of the same data, --binarization and --validation"
         )
-    return training.load(path, record)[0]
+    made, metrics = training.load(path, record)
+    if len(metrics) < made.passes:
+        raise UserError(
+            f"{path} has made {len(metrics)} of {made.passes} passes: pyro-vae baseline {record['baseline']} --out {path} "
+            "--resume ends it"
+        )
+    return made
 
 
 def _train(
@@ -211,7 +214,7 @@ def _table(f: dict[str, Any]) -> str:
         ),
     ]
     if "bound" in f:
-        rows.append(("  bound", f"NLL at most {digits(f['bound'], error)}"))
+        rows.append(("  bound", f"{digits(f['bound'], error)}, above the NLL if log Z is what it was estimated to be"))
     if "chib_minus_iw" in f:
         rows.append(("  by chains", f"log p(x) {f['chib_minus_iw']:+.2f} against it (N = {f['chib_num_data']})"))
     rows += [

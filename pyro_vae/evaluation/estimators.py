@@ -82,6 +82,8 @@ def estimate(log_weight: Tensor, size: Tensor | None = None, length: int = 1, st
         if length > 1:
             unit = torch.arange(num_samples, device=weight.device) // length
             weight = weight.new_zeros(units, weight.shape[1]).index_add_(0, unit, weight)
+        if stratified:  # the spread between components is no part of the error, and of its skewness neither
+            skewness = _skewness(weight) * math.sqrt(num_samples / units)
         shift = torch.log1p(-weight.clamp(max=1.0)) + torch.log(num_samples / (num_samples - sizes))
         bias = (units - 1) * shift.mean(0)
         mc_se = ((units - 1) * shift.var(0, correction=0)).sqrt()

@@ -2,8 +2,9 @@
 
     KL_l = E_x E_q [log q(z_l | ...) - log p(z_l | ...)],      each given what is drawn before it; they add up to the rate
 
-A layer has collapsed where none of its units is active: the ELBO is then that of a model without it (Sonderby et al. 2016,
-https://arxiv.org/abs/1602.02282, section 3).
+A layer has collapsed where its KL is none, or none of its units is active: the ELBO is then that of a model without its latents
+(Sonderby et al. 2016, https://arxiv.org/abs/1602.02282, section 3). Of a guide from the top down the KL alone can tell: units of
+a lower layer move with the layers above them, and are active by what these know.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pyro_vae.programs.walk import Walk, at_once
 from pyro_vae.seeding import derive_seed, seeded
 
 DRAWS = 8  # per datum
+LEAST = 0.01  # nats per datum that a layer carries
 
 
 def kl_of_layers(program: Program, x: Tensor, y: Tensor | None = None, *, seed: int = 0) -> dict[str, float]:
@@ -50,12 +52,13 @@ def kl_of_layers(program: Program, x: Tensor, y: Tensor | None = None, *, seed: 
 
 
 def collapsed_layers(activity: Activity, kl: dict[str, float]) -> list[str]:
-    """A line for each layer without an active unit, where others have some."""
+    """A line for each layer that carries nothing or has no active unit, where others do and have."""
     if not any(activity.counts):
         return []  # of which evaluation.degenerate speaks
     return [
-        f"the layer {name!r} has collapsed: none of its {activity.sites[name]} units is active, and its KL is {kl[name]:.2g} "
-        "nats; use KL warm-up, free bits per layer (free-bits:per=layer) or a guide from the top down, or leave the layer out"
+        f"the layer {name!r} has collapsed: its KL is {kl[name]:.2g} nats, and {count or 'none'} of its {activity.sites[name]} "
+        "units are active; use KL warm-up, free bits per layer (free-bits:per=layer) or a guide from the top down, or leave the "
+        "layer out"
         for name, count in zip(activity.sites, activity.counts, strict=True)
-        if count == 0
+        if count == 0 or (len(kl) > 1 and abs(kl[name]) < LEAST)
     ]

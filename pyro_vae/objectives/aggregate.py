@@ -77,31 +77,32 @@ class FreeBits(Aggregate):
             for name in latent_sites(traces.guide):
                 # an auxiliary site of the guide has no prior
                 sites = [(traced.nodes[name], found[name]) for traced, found in both if name in found]
-                layers.append((self._floored(sites, len(x)), sites[0][0]["fn"].event_shape.numel()))
+                layers.append((*self._floored(sites, len(x)), sites[0][0]["fn"].event_shape.numel()))
         return -elbo.mean().detach(), -observed.mean() + self._weighed(layers, step)
 
-    def _weighed(self, layers: list[tuple[Tensor, int]], step: Tensor | int) -> Tensor:
-        """The KL of all layers of so many units, by their weights at a step."""
-        total: Any = sum(value for value, _ in layers)
+    def _weighed(self, layers: list[tuple[Tensor, Tensor, int]], step: Tensor | int) -> Tensor:
+        """The floored KL of all layers, by their weights at a step; beside it their KL without a floor, and their units."""
+        total: Any = sum(value for value, *_ in layers)
         if not layers or not self.warmup_steps:
             return total
-        kl = torch.stack([value for value, _ in layers])
+        kl = torch.stack([value for value, *_ in layers])
         done = ((torch.as_tensor(step, dtype=kl.dtype, device=kl.device) + 1) / self.warmup_steps).clamp(max=1.0)
         weight = done
         if self.balance:
-            share = (0.01 + kl.detach().abs()) / kl.new_tensor([float(count) for _, count in layers])
+            carried = torch.stack([value for _, value, _ in layers]).detach().abs()
+            share = (0.01 + carried) / kl.new_tensor([float(count) for *_, count in layers])
             weight = torch.where(done < 1, done * share / share.mean(), done)
         return (weight * kl).sum()
 
-    def _floored(self, sites: list[tuple[Any, Tensor]], batch: int) -> Tensor:
-        """The KL of a site's groups, masked and scaled, each on average over the minibatch and floored, added up."""
+    def _floored(self, sites: list[tuple[Any, Tensor]], batch: int) -> tuple[Tensor, Tensor]:
+        """The KL of a site's groups, masked and scaled, each on average over the minibatch: floored and not, added up."""
         terms: list[Any] = [log_prob.reshape(1, -1) for _, log_prob in sites]
         if self.per == "unit" and all(factorised(site["fn"]) is not None for site, _ in sites):
             terms = [coordinate_log_prob(site, sites[0][0]["value"], scale=True) for site, _ in sites]
         kl = terms[0] - terms[1] if len(terms) > 1 else terms[0]
         groups = kl.expand(1, batch, *kl.shape[2:]).reshape(batch, -1).mean(0)
         # no KL is below 0, and a floor of 0 is none: an estimate below it is chance
-        return (groups.clamp(min=self.free) if self.free > 0 else groups).sum()
+        return (groups.clamp(min=self.free) if self.free > 0 else groups).sum(), groups.sum()
 
 
 @register("objectives", "tc")

@@ -30,8 +30,9 @@ class IWAE(Objective):
     """loss = -E log (1/K) sum_k p(x, z_k) / q(z_k | x), z_k ~ q(z | x).
 
     A tighter bound than the ELBO, and the same for one particle. The guide's gradient loses its signal as 1/sqrt(K)
-    (Rainforth et al. 2018, https://arxiv.org/abs/1802.04537): ``dreg`` has the same expectation and does not.
-    Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519.
+    (Rainforth et al. 2018, https://arxiv.org/abs/1802.04537): ``dreg`` has the same expectation and does not, but for
+    mixtures of guides, whose particles are stratified here. Burda, Grosse & Salakhutdinov 2016,
+    https://arxiv.org/abs/1509.00519.
 
     Args:
         num_particles: K, draws of z per image.

@@ -48,8 +48,8 @@ class DoublyReparameterized(Objective):
     """loss = -E log (1/K) sum_k w_k; model gradient sum_k v_k d log p, guide gradient sum_k v_k^2 (d log w_k / dz) dz/dphi.
 
     v_k = w_k / sum w. The guide's gradient has the expectation of ``iwae``'s for every K, and a signal-to-noise
-    ratio that grows with K. Particles are independent of each other also where q is a mixture: of stratified ones this gradient
-    is biased. Tucker, Lawson, Gu & Maddison 2019, https://arxiv.org/abs/1810.04152.
+    ratio that grows with K. Particles are independent of each other also where q is a mixture, where those of ``iwae`` are
+    stratified, whose bound is tighter: of these this gradient would be biased. Tucker, Lawson, Gu & Maddison 2019, https://arxiv.org/abs/1810.04152.
 
     Args:
         num_particles: K, draws of z per image.

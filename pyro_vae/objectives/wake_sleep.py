@@ -23,7 +23,8 @@ class ReweightedWakeSleep(Objective):
     The guide minimises KL(p(z | x) || q(z | x)), which covers mass where the ELBO seeks modes. It works for discrete latents,
     without the variance of a score function. Bornschein & Bengio 2015, https://arxiv.org/abs/1406.2751; Le et al. 2019,
     https://arxiv.org/abs/1805.10469. With one particle and ``phase="sleep"`` it is the wake-sleep algorithm: the guide learns to
-    invert rows that the model dreams. Hinton, Dayan, Frey & Neal 1995, https://doi.org/10.1126/science.7761831.
+    invert rows that the model dreams. Parameters that model and guide have in common (a ladder's, a residual guide's, a
+    VampPrior's encoder) follow the sum of both. Hinton, Dayan, Frey & Neal 1995, https://doi.org/10.1126/science.7761831.
 
     Args:
         num_particles: K, draws of z per image; with one, a guide of the wake phase is not trained towards anything.

@@ -62,7 +62,7 @@ class Mixture(Posterior):
             if len(blocks) > 1:
                 raise UserError("a mixture whose components share their heads (sees='one-hot') is of one family")
             self.hidden = linear(math.prod(shape), hidden)
-            self.numbers = nn.Parameter(0.3 * torch.randn(components, hidden))
+            self.numbers = nn.Parameter(0.05 * torch.randn(components, hidden))
             shape, number = (hidden,), 1
         elif sees == "own":
             if shape[0] % components:

@@ -76,9 +76,10 @@ def free_guide(program: Program, x: Tensor, y: Tensor | None = None) -> FreedGui
     calls: dict[nn.Module, list[tuple[Tensor, ...]]] = {}
     with torch.no_grad(), isolated():
         guide = getattr(program, "guide")  # noqa: B009  # Program and nn.Module at once
-        run(guide, x, y, num_samples=2)  # a guide may keep what it worked out for this x, by calls of its posterior
+        draws = 3 if len(x) == 2 else 2  # or an axis of draws would pass for that of rows
+        run(guide, x, y, num_samples=draws)  # a guide may keep what it worked out for this x, by calls of its posterior
         with _recording(posteriors, calls):
-            drawn = run(guide, x, y, num_samples=2)
+            drawn = run(guide, x, y, num_samples=draws)
     sites = latent_sites(drawn)
     used = [posterior for posterior in posteriors if posterior in calls]
     once = all(len(calls[posterior]) == 1 for posterior in used)

@@ -243,6 +243,8 @@ def sample(
 
 def _shared(program: Program, num: int, y: Tensor | None, event_shape: tuple[int, ...], name: str, at: Any) -> Any:
     """A handler that gives one draw of a latent, and of those before it, to all rows; those after it are drawn by ``at``."""
+    if y is not None and bool((y != y[:1]).any()):
+        raise UserError("shared gives one draw of a latent to all rows, whose y must then be one: give rows of one y")
     values = latent_values(prior_trace(program, 1, None if y is None else y[:1], event_shape, at=at))
     if name not in values:
         raise UserError(f"shared = {name!r}: {nearest(name, values)}")

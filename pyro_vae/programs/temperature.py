@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.programs.folding import innermost
+from pyro_vae.programs.folding import ByRow, innermost
 from pyro_vae.programs.trace import is_random
 
 # of a location and a scale, where the location stands in the space of the draws
@@ -57,5 +57,7 @@ class Tempered(Messenger):
                 f"a latent's prior is a {type(inner).__name__}, which has no scale that a temperature could multiply: leave "
                 "temperature out, or train with a normal prior at the top"
             )
-        found: Tensor = inner.loc + self.temperature * (drawn - inner.loc)
-        return found
+        loc: Tensor = inner.loc
+        if isinstance(fn, ByRow):  # of the program's own axes, where the draw has those of samples and rows first
+            loc = fn.outer(loc.expand(fn.base_dist.batch_shape + fn.base_dist.event_shape))
+        return loc + self.temperature * (drawn - loc)

@@ -242,14 +242,16 @@ class CapturedStep:
         keep: Any = None  # whether the step is taken, where some are not
         if settings.clip_norm is not None or settings.skip_gradients is not None:
             norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
-        if settings.skip_gradients is not None:
-            keep = norm <= settings.skip_gradients
-            grads = [torch.where(keep, g, 0.0) for g in grads]
-            skipped.add_(~keep)
-            keep = keep.to(norm.dtype)
         if settings.clip_norm is not None:
             scale = (settings.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             grads = [g * scale for g in grads]
+        loss = loss.detach()
+        if settings.skip_gradients is not None:
+            keep = norm <= settings.skip_gradients
+            grads = [torch.where(keep, g, 0.0) for g in grads]
+            loss = torch.where(keep, loss, 0.0)
+            skipped.add_(~keep)
+            keep = keep.to(norm.dtype)
         count.add_(1)
         newer, fresh, shrink, *own = scalars
         left: Any = self.beta2
@@ -268,7 +270,7 @@ class CapturedStep:
         newest = {**dict(zip(self.names, params, strict=True)), **others}
         for name, a in average.items():
             a.add_((newest[name] - a) * newer)
-        total.add_(loss.detach())
+        total.add_(loss)
         finite.add_(torch.isfinite(total))
         return []
 

@@ -146,10 +146,11 @@ class Trainer:
                 self.average.settle(lambda: pass_over(self, order))
         if self.captured is not None:
             self.captured.finish()
+        taken = self.step - within.first_step - int(within.skipped)
         metrics: dict[str, Any] = {
             "epoch": epoch,
             "step": self.step,
-            "train_loss": within.read / (self.step - within.first_step),
+            "train_loss": within.read / taken if taken else math.nan,
             "lr": self.schedule.at(within.first_step).lr,
         }
         if self.settings.skip_gradients is not None:
@@ -257,9 +258,11 @@ class Trainer:
         elif self.captured is not None:
             self.captured.advance(self.minibatches, last_step)
         else:
-            within.total += self._gradients(self._batch(self._rows(order, within)))
+            loss, taken = self._gradients(self._batch(self._rows(order, within))), self._apply()
+            if taken:
+                within.total += loss
             self.finite += torch.isfinite(within.total)
-            within.skipped += not self._apply()
+            within.skipped += not taken
 
     def _begin(self, order: Tensor, within: Within) -> None:
         """Stand at the step under way, and count anew those after which the sum of losses is finite.

@@ -40,7 +40,7 @@ class Settings(BaseModel):
             they take less memory.
         clip_norm: the largest norm of the whole gradient, or None.
         skip_gradients: the norm of the whole gradient above which, or where it is not finite, a step is left out: weights and
-            moments stay as they are, and the epoch's metrics count it as ``skipped`` (Child 2021,
+            moments stay as they are, its loss is no part of the epoch's, and the metrics count it as ``skipped`` (Child 2021,
             https://arxiv.org/abs/2011.10650, section 4). None leaves out no step.
         average: decay per step of the exponential moving average of the weights that is evaluated and kept (with a faster
             decay over the first steps; updated at every step at first, at every 16th where its memory is long), or None.
