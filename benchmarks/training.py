@@ -158,7 +158,10 @@ def table(found: Figures) -> list[str]:
             "hours of compiled steps at this size."
         )
     before, after = found["load_average"]
-    lines.append(f"Load average {before:.1f} before the rounds and {after:.1f} after.")
+    lines.append(
+        f"Medians of {len(found['rounds'])} rounds of {found['steps']:,} steps, on {described(found['machine'])}. Load average "
+        f"{before:.1f} before the rounds and {after:.1f} after."
+    )
     return [*lines, ""]
 
 
@@ -170,13 +173,11 @@ def report(figures: Figures) -> str:
         lines += [
             f"## {where}",
             "",
-            f"Medians of {f['rounds']} rounds of one epoch each; ratios are paired within rounds, by the clock (and by CPU "
-            "time).",
+            "Ratios are paired within rounds, by the clock (and by CPU time).",
             "",
         ]
         for found in f["sizes"].values():
             lines += table(found)
-        lines += [f"{described(f['machine'])}.", ""]
     return "\n".join(lines).rstrip()
 
 
@@ -196,7 +197,8 @@ def short(figures: Figures) -> str:
                 lines.append(
                     f"| {name} | " + " | ".join(figure_of(c["ms_per_step"]) if c else "" for c in cells) + " |"
                 )
-        lines += ["", f"{described(f['machine'])}.", ""]
+        machines = dict.fromkeys(described(found["machine"]) for found in f["sizes"].values())
+        lines += ["", "; ".join(machines) + ".", ""]
     return "\n".join(lines).rstrip()
 
 
@@ -256,13 +258,11 @@ def main() -> None:
         sizes = dict(figures.get(device, {}).get("sizes", {}))
         for key in args.sizes or [k for k, s in SIZES.items() if s.only_on in (None, device)]:
             print(f"{device}: {SIZES[key].label}", flush=True)
-            sizes[key] = measure(key, device, args.only, args)
+            sizes[key] = {**measure(key, device, args.only, args), "machine": machine()}
         about = {
             "threads": args.threads,
-            "rounds": args.rounds,
             "spin": args.spin,
             "gpu": found_gpu,
-            "machine": machine(),
         }
         figures[device] = {**about, "sizes": sizes, "medians": {k: summarize(s) for k, s in sizes.items()}}
         text = report(figures)
