@@ -66,6 +66,9 @@ def main() -> None:
             continue
         data = next(iter(systems.values()))[1]
         train, test = data.observed("train"), data.observed("test")
+        test = test[
+            torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
+        ]  # a file may be in the order of classes
         labelled = data if table == "grey" else pv.load_data("mnist")
         features = classifier_features(labelled.observed("train"), labelled.labels["train"])
         half = min(args.num, len(test) // 2)
