@@ -110,7 +110,7 @@ class DBN(Baseline):
             rate = falling(self.lr, number, self.epochs, steps)
             return climb(self.lower, batches, rate, self.gibbs, self.weight_decay, generator)
         if number == self.epochs:
-            x = data.prepare(data.train[: min(LOOKED_AT, len(data.train))], generator).flatten(1)
+            x = data.prepare(data.train[chosen_rows(len(data.train), LOOKED_AT)], generator).flatten(1)
             self.begin_upper(x, generator)
         rate = falling(self.top_lr, number - self.epochs, self.top_epochs, steps)
         hidden = (bernoulli(self.lower.hidden_mean(x), generator) for x in batches)
