@@ -68,6 +68,10 @@ def test_annealing_from_both_sides_meets_at_log_z_within_its_error() -> None:
     machine = strong(RestrictedBoltzmann(8, 5), 0)
     found = annealed_log_z(machine, num_chains=100, num_distributions=300, seed=1, backwards=50)
     assert abs(found.value - machine.enumerated_log_z()) < 4 * found.se
+    many = [annealed_log_z(machine, num_chains=20, num_distributions=30, seed=s, backwards=50) for s in range(100)]
+    uppers = torch.tensor([z.upper for z in many], dtype=torch.float64)
+    errors = torch.tensor([z.upper_se for z in many], dtype=torch.float64)
+    assert float(errors.mean() / uppers.std()) == pytest.approx(1, abs=0.3)  # of 100 the spread is known to 7 %
     assert found.gap is not None
     assert abs(found.gap) < 0.2
 

@@ -42,8 +42,8 @@ def linear(fan_in: int, fan_out: int) -> nn.Linear:
 def begin_alike(modules: Sequence[nn.Module], apart: float = 0.05) -> None:
     """Draw modules of one architecture towards the first of them, to ``apart`` of the way that chance had put between them.
 
-    Guides of one mixture that begin apart have codes of their own, and the decoder learns each of them: on MNIST four cost a
-    nat of the ELBO, where guides that begin alike gain half a nat, and part where posteriors want it.
+    Guides of one mixture that begin apart have codes of their own, and the decoder learns each of them: on MNIST, after five
+    epochs, four lost a nat of the ELBO to one by it; begun alike they gained 0.2, and they part where posteriors want it.
     """
     first, *others = modules
     for other in others:

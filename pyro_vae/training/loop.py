@@ -134,8 +134,7 @@ class Trainer:
                     save_weights(self.path, self.best, self.noise)
 
     def _one_epoch(self, bar: Progress) -> dict[str, Any]:
-        began = time.perf_counter()
-        epoch = self.epoch + 1
+        began, epoch = time.perf_counter(), self.epoch + 1
         order = torch.randperm(self.source.num_rows, generator=generator("order of rows", self.settings.seed, epoch))
         with in_training(self.program):
             try:
@@ -259,8 +258,7 @@ class Trainer:
             self.captured.advance(self.minibatches, last_step)
         else:
             loss, taken = self._gradients(self._batch(self._rows(order, within))), self._apply()
-            if taken:
-                within.total += loss
+            within.total += loss if taken else 0.0
             self.finite += torch.isfinite(within.total)
             within.skipped += not taken
 
